@@ -1,0 +1,92 @@
+"""TEASRApplyLoRA: the dual-branch hooks and a TEASR LoRA on a Qwen-Image MODEL (or on the built-in one)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..teasr_core.errors import LoraFileError
+from ..teasr_core.lora_file import LoraFile, check_base, read_lora
+from .adapter import adapter_patcher
+from .bridge import DualBranch, attach
+from .builtin_model import base_traits
+from .conditioning import prompt_conditioning
+from .qwen_probe import fingerprint_tensors, is_cast_to_fp8, probe_architecture
+
+
+class TEASRApplyLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TEASRApplyLoRA",
+            display_name="TEASR Apply LoRA",
+            category="TEASR",
+            description="Turns a Qwen-Image model into an any-step restorer. Replaces a TEASR LoRA that is on it already.",
+            search_aliases=["lora loader", "qwen image upscale", "teasr"],
+            inputs=[
+                io.Model.Input("model", tooltip="Qwen-Image (bf16, fp8 or GGUF), or TEASR's built-in model."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list("loras"),
+                    tooltip="A TEASR LoRA in ComfyUI's `loras` folder. Ordinary LoRAs belong in LoraLoader.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="1 is what the LoRA was trained for; 0 skips it and keeps the two-branch model.",
+                ),
+                io.Boolean.Input(
+                    "allow_other_base",
+                    default=False,
+                    advanced=True,
+                    tooltip="Accept a model other than the one the LoRA was trained on, such as a fine-tune of it.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Conditioning.Output(
+                    display_name="conditioning", tooltip="The prompt embedding the LoRA was trained with."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, **_inputs: object) -> str:
+        """A file written again under the same name is read again."""
+        stat = Path(folder_paths.get_full_path_or_raise("loras", lora_name)).stat()
+        return f"{lora_name} {stat.st_size} {stat.st_mtime_ns}"
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, lora_name: str, lora_strength: float = 1.0, allow_other_base: bool = False
+    ) -> io.NodeOutput:
+        path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
+        lora = read_lora(path)
+        traits = base_traits(model)
+        tensors = fingerprint_tensors(model)
+        if is_cast_to_fp8(tensors) and not allow_other_base:
+            raise LoraFileError(
+                f"this MODEL was rounded to fp8 while loading, so that {lora.name} cannot tell its base: choose the "
+                "loader's weight_dtype default (with an fp8 file if need be), or set allow_other_base"
+            )
+        check_base(lora, probe_architecture(model), traits.prediction, tensors, allow_other_base)
+        adapter = adapter_patcher(lora, path) if lora_strength != 0 else None
+        branch = DualBranch(traits.prediction, traits.use_dtc, lora_strength, use_adapter=adapter is not None)
+        return io.NodeOutput(attach(model, branch, adapter), conditioning_output(lora))
+
+
+def conditioning_output(lora: LoraFile) -> object:
+    """The file's prompt embedding; without one, a blocker: the host raises its sentence only where the output is wired."""
+    if lora.prompt_embeds is None:
+        return ExecutionBlocker(
+            f"{lora.name} holds no prompt embedding: wire a CLIPTextEncode with an empty prompt in place of "
+            "TEASRApplyLoRA's conditioning"
+        )
+    return prompt_conditioning(lora.prompt_embeds)

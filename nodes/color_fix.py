@@ -1,0 +1,61 @@
+"""TEASRColorFix: the reference's colours on the restored picture, and the crop of the padding."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..teasr_core.color import COLOR_FIXES, fix_color
+from ..teasr_core.geometry import TargetSize, crop_to
+from ..teasr_core.restore import check_result
+from .host_images import from_host, to_host
+
+
+def color_fix_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "color_fix",
+        options=list(COLOR_FIXES),
+        default="wavelet",
+        tooltip="wavelet follows local colour, adain and lab match the whole picture's, off leaves the model's.",
+    )
+
+
+def color_strength_input(use_advanced: bool) -> io.Float.Input:
+    return io.Float.Input(
+        "color_strength",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        advanced=use_advanced,
+        tooltip="How much of the colour fix is applied; 0 is none.",
+    )
+
+
+class TEASRColorFix(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TEASRColorFix",
+            display_name="TEASR Color Fix",
+            category="TEASR",
+            description="Crops the picture to the reference's size (also with off) and gives it the reference's colours.",
+            search_aliases=["color match", "color transfer", "wavelet", "teasr"],
+            inputs=[
+                io.Image.Input("image", tooltip="The decoded picture, padding included."),
+                io.Image.Input("reference", tooltip="TEASRCondition's `resized`: the size and colours to keep."),
+                color_fix_input(),
+                color_strength_input(use_advanced=False),
+            ],
+            outputs=[io.Image.Output(display_name="image")],
+        )
+
+    @classmethod
+    def execute(
+        cls, image: torch.Tensor, reference: torch.Tensor, color_fix: str = "wavelet", color_strength: float = 1.0
+    ) -> io.NodeOutput:
+        resized = from_host(reference, "reference")  # (B or 1, 3, H, W)
+        size = TargetSize(width=resized.shape[-1], height=resized.shape[-2])
+        cropped = crop_to(from_host(image, "image"), size).contiguous()  # (B, 3, H, W)
+        check_result(cropped, resized.expand(len(cropped), -1, -1, -1) if len(resized) == 1 else resized)
+        return io.NodeOutput(to_host(fix_color(cropped.clamp(0, 1), resized, color_fix, color_strength)))

@@ -1,0 +1,59 @@
+"""TEASRLoadBuiltin: the model that comes with the pack."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..teasr_core import builtin
+from ..teasr_core.lora_file import LoraFile
+from ..teasr_core.precision import DTYPES
+from .adapter import adapter_patcher
+from .bridge import DualBranch, attach
+from .builtin_model import builtin_patcher
+from .conditioning import prompt_conditioning
+from .dct_vae import DctVAE
+
+
+class TEASRLoadBuiltin(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TEASRLoadBuiltin",
+            display_name="TEASR Load Built-in Model",
+            category="TEASR",
+            description="The small restoration model that comes with TEASR: nothing to download.",
+            search_aliases=["upscale model", "super resolution", "restore", "teasr"],
+            inputs=[
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How much of the shipped TEASR LoRA is applied; 1 is what it was trained for, 0 is the base.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=["auto", *DTYPES],
+                    default="auto",
+                    tooltip="Number format. auto: bf16, on a CPU only where a short timing says that it is faster.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Vae.Output(display_name="vae"),
+                io.Conditioning.Output(display_name="conditioning"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, lora_strength: float = 1.0, dtype: str = "auto") -> io.NodeOutput:
+        base = builtin.shipped_base()
+        lora: LoraFile | None = builtin.shipped_lora(base)
+        adapter = None
+        if lora is not None and lora_strength != 0:
+            adapter = adapter_patcher(lora, builtin.ASSETS / builtin.LORA_NAME)
+        branch = DualBranch(base.prediction, base.use_dtc, lora_strength, use_adapter=adapter is not None)
+        model = attach(builtin_patcher(base, dtype), branch, adapter)
+        prompt = base.prompt_embeds if lora is None or lora.prompt_embeds is None else lora.prompt_embeds
+        return io.NodeOutput(model, DctVAE(), prompt_conditioning(prompt))

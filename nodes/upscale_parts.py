@@ -1,0 +1,107 @@
+"""The two ends of TEASRUpscale's graph. They are nodes because the host caches nodes; menus do not list them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..teasr_core.alpha import resize_alpha
+from ..teasr_core.geometry import TargetSize, resize
+from ..teasr_core.restore import RestoreOptions, finish
+from .color_fix import color_fix_input, color_strength_input
+from .host_images import from_host, rgb_and_alpha, to_host
+from .run_notes import Phase, RunNotes, notes_of
+from .size_inputs import max_megapixels_input, size_input, target_size
+
+
+class TEASRUpscaleInput(io.ComfyNode):
+    """Everything before the model: transparency, the exact target size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TEASRUpscaleInput",
+            display_name="TEASR Upscale (input part)",
+            category="TEASR",
+            description="Made by TEASRUpscale while it runs; not meant to be placed by hand.",
+            is_dev_only=True,
+            inputs=[
+                io.Image.Input("image", tooltip="The picture; a fourth channel is its alpha."),
+                io.Mask.Input("mask", optional=True, tooltip="Its transparency, 1 = transparent."),
+                size_input(),
+                max_megapixels_input(),
+            ],
+            outputs=[io.Image.Output(display_name="resized"), io.Mask.Output(display_name="mask")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: torch.Tensor,
+        size: dict[str, Any],
+        max_megapixels: float = 0.0,
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        rgb, alpha = rgb_and_alpha(image, mask)
+        target = target_size(size, max_megapixels, image.shape[2], image.shape[1])
+        resized = resize(rgb, target)  # (B, 3, H', W')
+        if alpha is None:
+            out_mask = torch.zeros(len(resized), target.height, target.width)
+        else:
+            out_mask = 1 - resize_alpha(alpha.contiguous(), target)[:, 0]  # (B, H', W'), 1 = transparent
+        return io.NodeOutput(to_host(resized), out_mask)
+
+
+class TEASRUpscaleOutput(io.ComfyNode):
+    """Everything after the model: crop, colour, strength, the report line."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TEASRUpscaleOutput",
+            display_name="TEASR Upscale (output part)",
+            category="TEASR",
+            description="Made by TEASRUpscale while it runs; not meant to be placed by hand.",
+            is_dev_only=True,
+            inputs=[
+                io.Image.Input("resized", tooltip="The picture at the target size."),
+                io.Mask.Input("mask", tooltip="Its transparency at the target size."),
+                io.Image.Input("decoded", optional=True, tooltip="The restored picture; none at strength 0."),
+                io.Latent.Input("latent", optional=True, tooltip="TEASRSampler's, for the report."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, tooltip="0 is the resize, 1 the restoration."),
+                color_fix_input(),
+                color_strength_input(use_advanced=True),
+                io.Float.Input("started", default=0.0, min=0.0, max=1e15, tooltip="When the run began, for the report."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image"),
+                io.Mask.Output(display_name="mask"),
+                io.String.Output(display_name="report"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        resized: torch.Tensor,
+        mask: torch.Tensor,
+        decoded: torch.Tensor | None = None,
+        latent: dict[str, Any] | None = None,
+        strength: float = 1.0,
+        color_fix: str = "wavelet",
+        color_strength: float = 1.0,
+        started: float = 0.0,
+    ) -> io.NodeOutput:
+        size = TargetSize(width=resized.shape[2], height=resized.shape[1])
+        image, notes = resized, RunNotes(tiles=0)
+        if decoded is not None:
+            options = RestoreOptions(size, strength, color_fix, color_strength)
+            image = to_host(finish(from_host(decoded, "image"), from_host(resized, "resized"), options))
+            notes = notes_of(latent or {})
+            # The decode ran in the host's VAEDecode: it is what lies between the sampler's end and now.
+            sampled = max([started, *(phase.end for phase in notes.phases.values())])
+            notes = notes.with_phases({**notes.phases, "decode": Phase(sampled, time.perf_counter())})
+        return io.NodeOutput(image, mask, notes.report(size, started).line())

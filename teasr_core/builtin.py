@@ -1,0 +1,120 @@
+"""Files of the built-in model: a base transformer, its codec and, once distilled, its LoRA (SPEC 1).
+
+Reading a file needs neither diffusers nor ComfyUI: both hosts build their own transformer from `BuiltinFile`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .architecture import PREDICTIONS, QwenArchitecture
+from .codec import DctCodec
+from .errors import ModelFileError
+from .lora_file import PROMPT_KEY, LoraFile, check_base, read_lora
+from .safetensors_file import read_tensors
+
+if TYPE_CHECKING:
+    from .qwen import QwenVelocity
+
+ASSETS = Path(__file__).parent / "assets"
+BASE_NAME = "teasr_builtin_v1_base.safetensors"
+LORA_NAME = "teasr_builtin_v1_lora.safetensors"
+BASE_ID = "teasr_builtin_v1"
+
+
+@dataclass(frozen=True)
+class BuiltinFile:
+    """A base file as it lies on disk: `tensors` are the transformer's (diffusers and ComfyUI share the keys)."""
+
+    path: Path
+    architecture: QwenArchitecture
+    prediction: str
+    use_dtc: bool
+    codec: DctCodec
+    tensors: Mapping[str, torch.Tensor]
+    prompt_embeds: torch.Tensor  # (T, text_width)
+    training: Mapping[str, Any]
+
+
+def base_metadata(
+    architecture: QwenArchitecture, prediction: str, use_dtc: bool, codec: DctCodec, training: Mapping[str, Any]
+) -> dict[str, str]:
+    """The string metadata of a base file; `read_base` is its inverse."""
+    return {
+        "teasr.format": "1",
+        "teasr.kind": "base",
+        "teasr.config": json.dumps(architecture.to_json(), sort_keys=True),
+        "teasr.codec": json.dumps(
+            {"kind": "dct4", "mean": codec.mean.flatten().tolist(), "std": codec.std.flatten().tolist()}
+        ),
+        "teasr.prediction": prediction,
+        "teasr.use_dtc": json.dumps(use_dtc),
+        "teasr.training": json.dumps(dict(training), sort_keys=True),
+    }
+
+
+def read_base(path: Path) -> BuiltinFile:
+    """Read and check a base file. ModelFileError when it is damaged or of another kind."""
+    tensors, metadata = read_tensors(path)
+    if metadata.get("teasr.kind") != "base" or metadata.get("teasr.format") != "1":
+        raise ModelFileError(f"{path.name} is no TEASR base file (format 1): expected one written by `training export`")
+    codec = json.loads(metadata["teasr.codec"])
+    if codec.get("kind") != "dct4" or metadata["teasr.prediction"] not in PREDICTIONS or PROMPT_KEY not in tensors:
+        raise ModelFileError(f"{path.name} has an unknown codec or prediction: it was made by another version of TEASR")
+    prompt_embeds = tensors.pop(PROMPT_KEY)
+    return BuiltinFile(
+        path=path,
+        architecture=QwenArchitecture.from_json(json.loads(metadata["teasr.config"])),
+        prediction=metadata["teasr.prediction"],
+        use_dtc=json.loads(metadata["teasr.use_dtc"]),
+        codec=DctCodec(codec["mean"], codec["std"]),
+        tensors=tensors,
+        prompt_embeds=prompt_embeds,
+        training=json.loads(metadata["teasr.training"]),
+    )
+
+
+def shipped_base() -> BuiltinFile:
+    """The base that comes with the pack."""
+    path = ASSETS / BASE_NAME
+    if not path.exists():
+        raise ModelFileError(f"the built-in model {BASE_NAME} is missing from {ASSETS.name}/: install the pack again")
+    return read_base(path)
+
+
+def shipped_lora(base: BuiltinFile) -> LoraFile | None:
+    """The LoRA that comes with the pack, or None while the built-in model is a base alone."""
+    path = ASSETS / LORA_NAME
+    if not path.exists():
+        return None
+    lora = read_lora(path)
+    check_base(lora, base.architecture, base.prediction, base.tensors)
+    return lora
+
+
+def build_velocity(
+    base: BuiltinFile, lora: LoraFile | None = None, lora_strength: float = 1.0, dtype: torch.dtype = torch.float32
+) -> QwenVelocity:
+    """The standalone (diffusers) velocity of a base file with an optional adapter, on the CPU."""
+    from .branch_lora import BranchLora
+    from .qwen import QwenVelocity, build_transformer
+
+    transformer = build_transformer(base.architecture)
+    missing, unexpected = transformer.load_state_dict(dict(base.tensors), strict=False)
+    if missing or unexpected:
+        raise ModelFileError(
+            f"{base.path.name}: {len(missing)} tensors missing, {len(unexpected)} unknown, "
+            f"first {(missing + unexpected)[:3]}: the file does not hold the model its config describes"
+        )
+    transformer.to(dtype).eval().requires_grad_(False)
+    prompt, adapter = base.prompt_embeds, None
+    if lora is not None:
+        adapter = BranchLora.from_tensors(lora.tensors, dtype=dtype).requires_grad_(False)
+        prompt = lora.prompt_embeds if lora.prompt_embeds is not None else prompt
+    return QwenVelocity(transformer, prompt, base.prediction, adapter, lora_strength, base.use_dtc)

@@ -1,0 +1,79 @@
+"""Image <-> latent. The built-in codec has no weights: an orthonormal 4x4 block DCT, exact and invertible.
+
+Raw DCT coefficients are what ComfyUI's VAE interface carries; latents are those coefficients normalised per channel
+(mean, std), which in ComfyUI is the LatentFormat's work. `DctCodec` offers both, so that each is normalised once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+BLOCK = 4
+DCT_CHANNELS = 3 * BLOCK * BLOCK
+
+
+class Codec(Protocol):
+    """What `restore` needs of an image codec. Images (B, 3, H, W) in [0, 1], latents (B, C, H/f, W/f) normalised."""
+
+    channels: int
+    downscale: int
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor: ...
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor: ...
+
+
+def dct_matrix() -> torch.Tensor:
+    """Orthonormal DCT-II of length 4 (4, 4), float64: row k is cos(pi (2n+1) k / 8), scaled to unit length."""
+    n = torch.arange(BLOCK, dtype=torch.float64)
+    rows = torch.cos(math.pi * (2 * n[None, :] + 1) * n[:, None] / (2 * BLOCK))  # (frequency, position)
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def image_to_coefficients(image: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, 48, H/4, W/4). Channel = colour*16 + row frequency*4 + column frequency.
+
+    The image is taken in [-1, 1]; H and W must be multiples of 4.
+    """
+    batch, colours, height, width = image.shape
+    matrix = dct_matrix().to(image)  # (4, 4)
+    blocks = (2 * image - 1).reshape(batch, colours, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    spectrum = torch.einsum("ki,bchiwj,lj->bcklhw", matrix, blocks, matrix)  # (B, 3, 4, 4, h, w)
+    return spectrum.reshape(batch, colours * BLOCK * BLOCK, height // BLOCK, width // BLOCK)
+
+
+def coefficients_to_image(coefficients: torch.Tensor) -> torch.Tensor:
+    """(B, 48, h, w) -> (B, 3, 4h, 4w) around [0, 1], not clamped. The exact inverse (transpose)."""
+    batch, channels, h, w = coefficients.shape
+    matrix = dct_matrix().to(coefficients)  # (4, 4)
+    spectrum = coefficients.reshape(batch, channels // (BLOCK * BLOCK), BLOCK, BLOCK, h, w)
+    blocks = torch.einsum("ki,bcklhw,lj->bchiwj", matrix, spectrum, matrix)  # (B, 3, h, 4, w, 4)
+    return (blocks.reshape(batch, -1, h * BLOCK, w * BLOCK) + 1) / 2
+
+
+class DctCodec:
+    """4x4 block DCT with per-channel mean and std (48,), so that latents have about zero mean and unit variance."""
+
+    channels = DCT_CHANNELS
+    downscale = BLOCK
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1)
+        assert self.mean.shape == self.std.shape == (1, DCT_CHANNELS, 1, 1)
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        coefficients = image_to_coefficients(image)  # (B, 48, h, w)
+        return (coefficients - self.mean.to(image)) / self.std.to(image)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return coefficients_to_image(latent * self.std.to(latent) + self.mean.to(latent))
+
+    @property
+    def pixel_weights(self) -> torch.Tensor:
+        """(1, 48, 1, 1): std_c**2 / mean(std**2). Latent squared errors times this are pixel errors (SPEC 9)."""
+        return self.std**2 / (self.std**2).mean()

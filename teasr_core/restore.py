@@ -1,0 +1,149 @@
+"""Image in, restored image out: the one path of the command line, the tests and TEASRUpscale.
+
+resize to the exact target -> pad -> encode -> sample -> decode -> crop -> colour fix -> strength (SPEC 5, 6).
+What encodes, samples and decodes is handed in, so that ComfyUI can give its own VAE and sampler.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .codec import Codec
+from .color import COLOR_FIXES, apply_strength, fix_color
+from .errors import InputError, OutputError
+from .geometry import TargetSize, crop_to, pad_to_multiple, resize
+from .report import Report
+from .sampler import StepCallback, initial_noise, sample
+from .tiling import TileCallback, TiledVelocity, plan_tiles
+from .velocity import Velocity
+
+# What one image's conditioning latent (1, C, h, w) becomes: the clean latent of the same shape.
+LatentSampler = Callable[[torch.Tensor], torch.Tensor]
+
+# Automatic tiles of the built-in model. Attention is quadratic: on a CPU small tiles are the fast ones (docs/log.md).
+AUTO_TILE_PX = 256
+AUTO_OVERLAP_PX = 32
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """What the user chose; defaults as in SPEC 4."""
+
+    size: TargetSize
+    strength: float = 1.0
+    color_fix: str = "wavelet"
+    color_strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.color_fix not in COLOR_FIXES:
+            raise InputError(f"color_fix is '{self.color_fix}': expected one of {', '.join(COLOR_FIXES)}")
+        for name in ("strength", "color_strength"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 <= value <= 1):
+                raise InputError(f"{name} is {value}: expected a number from 0 to 1")
+
+
+def conditioning_image(image: torch.Tensor, size: TargetSize, multiple: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(resized, padded): the image (B, 3, H, W) at the exact target size, and padded to `multiple` for the encoder."""
+    resized = resize(image, size)  # (B, 3, H', W')
+    return resized, pad_to_multiple(resized, multiple)[0]
+
+
+def finish(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
+    """Crop the decoded image to `resized`, fix its colour, apply strength, clamp to [0, 1]. (B, 3, H, W)"""
+    cropped = crop_to(decoded.float(), options.size)
+    check_result(cropped, resized)
+    fixed = fix_color(cropped.clamp(0, 1), resized, options.color_fix, options.color_strength)
+    return apply_strength(resized, fixed, options.strength).clamp(0, 1)
+
+
+def check_result(restored: torch.Tensor, resized: torch.Tensor) -> None:
+    """OutputError for NaN or infinity, or a constant result of an image that is not constant (R3)."""
+    if not bool(torch.isfinite(restored).all()):
+        raise OutputError(
+            "the restored image holds NaN or infinity: expected numbers; usual causes are fp16, sage attention or a "
+            "broken quantised base, so use bf16 or fp32, or another attention"
+        )
+    for k in range(len(restored)):
+        if restored[k].numel() > 3 and float(restored[k].std()) == 0 and float(resized[k].std()) > 1e-3:
+            raise OutputError(
+                f"image {k} came out as one flat colour: expected a picture; usual causes are fp16, sage attention "
+                "or a LoRA for another base, so use bf16 or fp32 and check the LoRA"
+            )
+
+
+def restore(
+    image: torch.Tensor,
+    codec: Codec,
+    sampler: LatentSampler,
+    options: RestoreOptions,
+    multiple: int,
+    report: Report | None = None,
+) -> torch.Tensor:
+    """Restore (B, 3, H, W) in [0, 1] to (B, 3, H', W') of options.size, float32 in [0, 1].
+
+    Images are taken one at a time: image k of a batch is the same as that image alone, and memory does not grow.
+    `multiple` is the padding in pixels: 16 for the built-in model, 32 for Qwen-Image. strength 0 runs no model.
+    """
+    report = report or Report()
+    results = []
+    for k in range(len(image)):
+        with report.phase("encode"):
+            resized, padded = conditioning_image(image[k : k + 1], options.size, multiple)
+            z_lq = codec.encode(padded) if options.strength > 0 else None
+        if z_lq is None:
+            results.append(resized)
+            continue
+        with report.phase("sample"):
+            z_0 = sampler(z_lq)
+        with report.phase("decode"):
+            results.append(finish(codec.decode(z_0), resized, options))
+    report.size = options.size
+    return torch.cat(results)
+
+
+def latent_sampler(
+    velocity: Velocity,
+    taus: torch.Tensor,
+    seed: int,
+    patch_multiple: int,
+    tile: int,
+    overlap: int,
+    report: Report,
+    on_step: StepCallback | None = None,
+    on_tile: TileCallback | None = None,
+) -> LatentSampler:
+    """The standalone `LatentSampler`: Algorithm 1 on a velocity, in tiles of `tile` latent pixels where that is smaller.
+
+    patch_multiple: `QwenArchitecture.block_multiple`. Every image gets the one noise field of `seed` (SPEC 10).
+    """
+
+    def sample_latent(z_lq: torch.Tensor) -> torch.Tensor:
+        _, channels, height, width = z_lq.shape
+        plan = plan_tiles(height, width, tile, overlap, patch_multiple)
+        report.tiles = plan.count
+        noise = initial_noise(seed, channels, height, width).to(z_lq)
+        tiled = TiledVelocity(velocity, plan, on_tile) if plan.count > 1 else velocity
+        return sample(tiled, noise, z_lq, taus, on_step)
+
+    return sample_latent
+
+
+def tile_in_latent(tile_px: int, overlap_px: int, downscale: int, patch_multiple: int) -> tuple[int, int]:
+    """(tile, overlap) in latent pixels from the user's pixels; 0 is automatic.
+
+    InputError unless both are whole tokens (8 px built-in) and the overlap is at most half a tile.
+    """
+    tile_px, overlap_px = tile_px or AUTO_TILE_PX, overlap_px or AUTO_OVERLAP_PX
+    tile_unit, overlap_unit = patch_multiple * downscale, patch_multiple * downscale // 2
+    if tile_px < tile_unit or tile_px % tile_unit:
+        raise InputError(f"tile_px is {tile_px}: expected a multiple of {tile_unit}, or 0 for automatic")
+    if overlap_px < 0 or overlap_px % overlap_unit or 2 * overlap_px > tile_px:
+        raise InputError(
+            f"overlap_px is {overlap_px}: expected a multiple of {overlap_unit} up to half of tile_px {tile_px}, or 0"
+        )
+    return tile_px // downscale, overlap_px // downscale

@@ -1,0 +1,43 @@
+"""Algorithm 1: any-step sampling. Knows a velocity and a schedule, nothing of networks, images or hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .velocity import Velocity
+
+StepCallback = Callable[[int, torch.Tensor], None]
+
+
+def initial_noise(seed: int, channels: int, height: int, width: int) -> torch.Tensor:
+    """One noise field (1, C, H, W) float32 from a 64-bit seed, on the CPU whatever the device (SPEC 10, R23)."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(1, channels, height, width, generator=generator, dtype=torch.float32)
+
+
+@torch.inference_mode()
+def sample(
+    velocity: Velocity,
+    noise: torch.Tensor,
+    z_lq: torch.Tensor,
+    taus: torch.Tensor,
+    on_step: StepCallback | None = None,
+) -> torch.Tensor:
+    """Integrate from noise to a clean latent: z <- z - (tau_i - tau_{i+1}) v(z, tau_i, z_lq, tau_{i+1}).
+
+    Args:
+        noise, z_lq: (B, C, H, W) float32. taus: (N+1,) float32, falling from 1 to 0.
+        on_step: called after step i with (i, clean estimate (B, C, H, W)); exceptions stop the sampling.
+    Returns the clean latent (B, C, H, W). Algorithm 1.
+    """
+    z = noise.expand_as(z_lq)
+    for i in range(len(taus) - 1):
+        t_cur = taus[i].to(z.device).expand(len(z))  # (B,)
+        t_tar = taus[i + 1].to(z.device).expand(len(z))  # (B,)
+        v = velocity(z, t_cur, z_lq, t_tar)  # (B, C, H, W)
+        if on_step is not None:
+            on_step(i, z - taus[i].to(z.device) * v)
+        z = z - (taus[i] - taus[i + 1]).to(z.device) * v
+    return z

@@ -1,0 +1,217 @@
+"""TEASRUpscale through ComfyUI's own executor: the graph it expands into, what is cached, what comes out."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+CACHES = ("RAM_PRESSURE", "CLASSIC", "LRU")  # the host's default, --cache-classic, --cache-lru
+
+
+@pytest.fixture
+def executor(host, assets, photo):
+    """executor(cache): a PromptExecutor and what it did. `run(prompt)` returns the outputs of the node "out"."""
+    results = []
+
+    class Keep:
+        """An output node that keeps what it gets."""
+
+        RETURN_TYPES = ()
+        OUTPUT_NODE = True
+        FUNCTION = "keep"
+        CATEGORY = "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802, the host's name
+            return {"required": {"image": ("IMAGE",), "mask": ("MASK",), "report": ("STRING", {"forceInput": True})}}
+
+        def keep(self, image, mask, report):
+            results.append(SimpleNamespace(image=image, mask=mask, report=report))
+            return {"ui": {}}
+
+    class Source:
+        """The photo, as RGB; `alpha` as a fourth channel, `mask` beside it."""
+
+        RETURN_TYPES = ("IMAGE", "MASK")
+        FUNCTION = "load"
+        CATEGORY = "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802
+            return {"required": {"count": ("INT", {"default": 1}), "hole": ("BOOLEAN", {"default": False})}}
+
+        def load(self, count, hole):
+            mask = torch.zeros(1, *photo.shape[1:3])
+            mask[:, 4:9, 4:9] = float(hole)
+            return torch.cat([photo, photo.flip(2), 1 - photo])[:count], mask
+
+    mappings = host.nodes.NODE_CLASS_MAPPINGS
+    added = {"TestKeep": Keep, "TestSource": Source, **host.classes}
+    mappings.update(added)
+    stock = host.nodes_custom_sampler
+    mappings.update({cls.__name__: cls for cls in (stock.RandomNoise, stock.BasicGuider, stock.KSamplerSelect, stock.SamplerCustomAdvanced)})
+
+    def make(cache="RAM_PRESSURE"):
+        executed, errors = [], []
+        server = SimpleNamespace(
+            client_id="test",
+            last_node_id=None,
+            send_sync=lambda event, data, _client: (
+                executed.append(data["node"]) if event == "executing"
+                else errors.append(data["exception_message"]) if event == "execution_error" else None
+            ),
+        )  # fmt: skip
+        machine = host.execution.PromptExecutor(
+            server,
+            cache_type=host.execution.CacheType[cache],
+            cache_args={"lru": 50, "ram": 0.1, "ram_inactive": 1e6},  # inactive results go at once, as by default
+        )
+
+        def run(prompt):
+            executed.clear(), errors.clear(), results.clear()
+            asyncio.run(machine.execute_async(prompt, "id", {"client_id": "test"}, ["out"]))
+            run.ran = sorted(class_of(prompt, machine, node) for node in executed)
+            run.errors = list(errors)
+            return results[0] if results else None
+
+        return run
+
+    yield make
+    for name in added:
+        mappings.pop(name)
+
+
+def class_of(prompt, machine, node):
+    graph = prompt | machine.caches.outputs.dynprompt.ephemeral_prompt
+    return graph[node]["class_type"]
+
+
+def upscale_prompt(builtin=True, source=(), **inputs):
+    """Source -> TEASRUpscale -> Keep; in fp32 through a wired TEASRLoadBuiltin unless `builtin` is False."""
+    values = {"image": ["in", 0], "size": "factor", "size.scale": 2.0, "steps": 2, "step_mode": "manual", "seed": 7,
+              "strength": 1.0, "color_fix": "wavelet"}  # fmt: skip
+    prompt = {
+        "in": {"class_type": "TestSource", "inputs": {"count": 1, "hole": False} | dict(source)},
+        "up": {"class_type": "TEASRUpscale", "inputs": values | inputs},
+        "out": {"class_type": "TestKeep", "inputs": {"image": ["up", 0], "mask": ["up", 1], "report": ["up", 2]}},
+    }
+    if builtin:
+        prompt["load"] = {"class_type": "TEASRLoadBuiltin", "inputs": {"lora_strength": 1.0, "dtype": "fp32"}}
+        prompt["up"]["inputs"] |= {"model": ["load", 0], "vae": ["load", 1], "conditioning": ["load", 2]}
+    return prompt
+
+
+def by_hand(host, builtin, image, steps=2, seed=7, strength=1.0, color_fix="wavelet", factor=2.0):
+    """The core's own path (`restore.finish` and friends), fed by the nodes' sampler."""
+    restore, geometry = host.pack("teasr_core.restore"), host.pack("teasr_core.geometry")
+    size = geometry.size_by_factor(image.shape[2], image.shape[1], factor)
+    resized = geometry.resize(image.movedim(-1, 1).contiguous(), size)
+    made = host.run(
+        "TEASRCondition", image=image, vae=builtin.vae, conditioning=builtin.conditioning, size={"size": "factor", "scale": factor}
+    )  # fmt: skip
+    sigmas = host.run("TEASRStepSelector", steps=steps)[0]
+    latent = host.run("TEASRSampler", model=builtin.model, conditioning=made[0], latent=made[2], sigmas=sigmas, seed=seed)
+    decoded = builtin.vae.decode(latent[0]["samples"]).movedim(-1, 1)
+    options = restore.RestoreOptions(size, strength, color_fix)
+    return restore.finish(decoded, resized, options).movedim(1, -1), resized.movedim(1, -1)
+
+
+def test_one_node_equals_the_core_by_hand(host, builtin, executor, photo):
+    run = executor()
+    for inputs in ({}, {"steps": 4, "seed": 3}, {"color_fix": "lab"}, {"strength": 0.4}):
+        expected = by_hand(host, builtin, photo, **inputs)[0]
+        got = run(upscale_prompt(**inputs))
+        assert got.image.shape == (1, 34, 46, 3)
+        assert got.image.dtype == torch.float32
+        assert (got.image - expected).abs().max() <= 1e-6, inputs
+        assert not got.mask.any()
+        assert got.mask.shape == (1, 34, 46)
+
+
+def test_nothing_wired_is_the_built_in_model(executor):
+    run = executor()
+    got = run(upscale_prompt(builtin=False))
+    assert got.image.shape == (1, 34, 46, 3)
+    assert "TEASRLoadBuiltin" in run.ran
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_moving_steps_reruns_the_sampler_only(executor, cache):
+    """R12, DESIGN: no loading, no resize, no encode; the schedule, the sampler and what follows it."""
+    run = executor(cache)
+    first = run(upscale_prompt(builtin=False, steps=1))
+    assert run.ran.count("TEASRLoadBuiltin") == run.ran.count("TEASRCondition") == 1
+    after = {"TEASRUpscale", "TEASRStepSelector", "TEASRSampler", "VAEDecode", "TEASRUpscaleOutput", "TestKeep"}
+    for steps in (2, 3):
+        moved = run(upscale_prompt(builtin=False, steps=steps))
+        assert run.ran == sorted(after)
+        assert "encode 0.0 s" in moved.report
+        assert f"{steps} steps" in moved.report
+        assert not torch.equal(moved.image, first.image)
+    run(upscale_prompt(builtin=False, steps=3, strength=0.5))
+    assert run.ran == sorted({"TEASRUpscale", "TEASRUpscaleOutput", "TestKeep"})  # strength re-runs no model at all
+    run(upscale_prompt(builtin=False, steps=3, strength=0.5))
+    assert run.ran in (["TestKeep"], [])
+
+
+def test_strength_0_runs_no_model_and_is_the_plain_resize(host, builtin, executor, photo):
+    """SPEC 5."""
+    run = executor()
+    got = run(upscale_prompt(builtin=False, strength=0.0))
+    assert not {"TEASRLoadBuiltin", "TEASRCondition", "TEASRSampler", "VAEDecode"} & set(run.ran)
+    assert torch.equal(got.image, by_hand(host, builtin, photo)[1])
+    assert "0 steps" in got.report
+
+
+def test_strength_is_monotone(host, builtin, executor, photo):
+    run = executor()
+    resized = by_hand(host, builtin, photo)[1]
+    changes = [float((run(upscale_prompt(strength=s)).image - resized).abs().mean()) for s in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert changes[0] == 0
+    assert all(a < b for a, b in zip(changes, changes[1:], strict=False))
+
+
+def test_a_batch_equals_each_alone(executor):
+    run = executor()
+    together = run(upscale_prompt(source={"count": 3}.items())).image
+    assert together.shape[0] == 3
+    assert torch.equal(together[:1], run(upscale_prompt()).image)
+
+
+def test_mask_comes_out_at_the_new_size(executor):
+    run = executor()
+    got = run(upscale_prompt(source={"hole": True}.items(), mask=["in", 1]))
+    assert got.mask.shape == (1, 34, 46)
+    assert got.mask[0, 10:16, 10:16].min() > 0.9  # Lanczos rings inside so small a hole
+    assert got.mask[0, -6:].max() == 0
+    assert not torch.equal(got.image, run(upscale_prompt()).image)  # the hole's colour was filled before the model
+
+
+def test_tiles_of_the_one_node(executor):
+    run = executor()
+    got = run(upscale_prompt(tile_px=32, overlap_px=16))
+    assert "4 tiles" in got.report
+    assert not torch.equal(got.image, run(upscale_prompt()).image)
+
+
+def test_the_report_names_size_tiles_steps_dtype_and_phases(executor):
+    report = executor()(upscale_prompt(steps=1)).report
+    for part in ("46x34, 1 tile, 1 step, fp32", "encode ", "sample ", "decode ", "peak "):
+        assert part in report
+
+
+def test_partial_wiring_reaches_the_user_as_one_sentence(executor):
+    run = executor()
+    prompt = upscale_prompt()
+    del prompt["up"]["inputs"]["vae"]
+    assert run(prompt) is None
+    assert run.errors[0].startswith("model and conditioning wired, vae not")
+
+
+def test_an_impossible_size_reaches_the_user(executor):
+    run = executor()
+    prompt = upscale_prompt()
+    prompt["up"]["inputs"] |= {"size": "exact", "size.width": 4000, "size.height": 10}
+    assert run(prompt) is None
+    assert "expected 0.25 to 8" in run.errors[0]

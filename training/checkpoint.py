@@ -1,0 +1,64 @@
+"""Checkpoints: one safetensors file each, written whole or not at all.
+
+All randomness of a run derives from (seed, step), so tensors and the step number are the entire state; there is no
+pickle. A file is written under a temporary name, flushed to disk and renamed, so a name that matches is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from teasr_core.errors import ModelFileError
+
+_NAME = re.compile(r"step_(\d{8})\.safetensors")
+
+
+def write_atomically(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Save tensors and string metadata; on any failure the old file stays and the temporary one goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata=dict(metadata))
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], keep: int
+) -> Path:
+    """Write `step_XXXXXXXX.safetensors` with JSON `state`, then delete all but the newest `keep`."""
+    path = folder / f"step_{step:08d}.safetensors"
+    write_atomically(path, tensors, {"teasr.checkpoint": json.dumps({"step": step, **state})})
+    for old in list_checkpoints(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints by rising step; temporary files never match."""
+    return sorted(p for p in folder.glob("step_*.safetensors") if _NAME.fullmatch(p.name))
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(tensors, state). ModelFileError when the file is damaged or not a checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path} cannot be read as a checkpoint ({error}): delete it to resume from an older one") from None
+    if "teasr.checkpoint" not in metadata:
+        raise ModelFileError(f"{path} is no training checkpoint: expected a file written by `python -m training pretrain`")
+    return tensors, json.loads(metadata["teasr.checkpoint"])

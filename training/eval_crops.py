@@ -1,0 +1,74 @@
+"""The committed list of evaluation crops: how it was made, and how it is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from teasr_core.errors import InputError
+
+from .metrics import mean_gradient
+
+CROP_PX = 512
+CANDIDATES = 8
+LIST_PATH = Path(__file__).with_name("eval_list.tsv")
+
+_HEADER = f"""\
+# One {CROP_PX}x{CROP_PX} evaluation crop per held-out photograph; x and y are the left and top edge in pixels.
+# Rule: {CANDIDATES} candidates from numpy.random.default_rng([0, row]), x then y uniform over the offsets that fit and
+# are not multiples of 8 (0 where the side is exactly {CROP_PX}); kept is the one of the highest mean gradient of luma.
+# Not multiples of 8: the photographs are JPEG files, and a crop on their block grid would favour an 8x8 DCT model.
+file\tx\ty
+"""
+
+
+@dataclass(frozen=True)
+class EvalCrop:
+    """File name of the photograph, left and top edge of the crop in pixels."""
+
+    file: str
+    x: int
+    y: int
+
+
+def read_eval_list(path: str | Path = LIST_PATH) -> list[EvalCrop]:
+    """Read a list of crops. Raises InputError for a missing file or a line that is not file, x, y."""
+    if not Path(path).is_file():
+        raise InputError(f"evaluation list: found no file at {path}, expected a .tsv of file, x, y; give its path")
+    lines = [line for line in Path(path).read_text("utf-8").splitlines() if line and not line.startswith("#")]
+    crops = []
+    for line in lines[1:]:
+        cells = line.split("\t")
+        if len(cells) != 3 or not (cells[1].isdigit() and cells[2].isdigit()):
+            raise InputError(f"evaluation list {path}: found '{line}', expected file, x, y by tabs; correct the line")
+        crops.append(EvalCrop(cells[0], int(cells[1]), int(cells[2])))
+    return crops
+
+
+def write_eval_list(photo_dir: str | Path, path: str | Path = LIST_PATH) -> None:
+    """Choose one crop for each photograph in `photo_dir` (by name) and write the list. Errors as `choose_crop`."""
+    rows = []
+    for index, photo in enumerate(sorted(Path(photo_dir).glob("*.jpg"))):
+        with Image.open(photo) as image:
+            x, y = choose_crop(np.asarray(image.convert("RGB")), index)
+        rows.append(f"{photo.name}\t{x}\t{y}\n")
+    Path(path).write_text(_HEADER + "".join(rows), "utf-8")
+
+
+def choose_crop(photo: np.ndarray, index: int) -> tuple[int, int]:
+    """Left and top edge of the crop for the `index`-th photograph, (H, W, 3) uint8. The rule is in the list's header.
+
+    Raises InputError for a photograph smaller than the crop.
+    """
+    height, width = photo.shape[:2]
+    if min(height, width) < CROP_PX:
+        raise InputError(f"evaluation crop: found {width}x{height} pixels, expected {CROP_PX} a side; leave it out")
+    rng = np.random.default_rng([0, index])
+    candidates = [(_offset(width, rng), _offset(height, rng)) for _ in range(CANDIDATES)]
+    return max(candidates, key=lambda at: mean_gradient(photo[at[1] : at[1] + CROP_PX, at[0] : at[0] + CROP_PX]))
+
+
+def _offset(side: int, rng: np.random.Generator) -> int:
+    offsets = [offset for offset in range(side - CROP_PX + 1) if offset % 8] or [0]
+    return offsets[int(rng.integers(len(offsets)))]

@@ -1,0 +1,53 @@
+"""`export`: the averaged weights of a pretraining run as a base file of the built-in model (SPEC 1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teasr_core.builtin import base_metadata
+from teasr_core.errors import InputError
+from teasr_core.lora_file import PROMPT_KEY
+
+from .checkpoint import list_checkpoints, load_checkpoint, write_atomically
+from .config import ModelConfig, from_mapping
+from .pretrain_model import architecture_of, codec_from_json
+
+# The repository carries base and LoRA together in at most this much (SPEC 1).
+MAX_BYTES = 48 * 2**20
+
+
+def export_base(run: Path, output: Path) -> dict[str, Any]:
+    """Write the EMA weights of the newest checkpoint in `run`, bf16, to `output`. Returns the training summary."""
+    checkpoints = list_checkpoints(run)
+    if not checkpoints:
+        raise InputError(f"{run} holds no checkpoint: give the run.output_dir of a pretraining run")
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output} must end in .safetensors")
+    tensors, state = load_checkpoint(checkpoints[-1])
+    model = from_mapping(ModelConfig, state["config"]["model"], "model.")
+    weights = {}
+    for key, value in tensors.items():
+        if key.startswith("ema."):
+            name = key.removeprefix("ema.")
+            name = PROMPT_KEY if name == "prompt_embeds" else name.removeprefix("transformer.")
+            weights[name] = value.to(torch.bfloat16)
+    size = sum(2 * w.numel() for w in weights.values())
+    if size > MAX_BYTES:
+        raise InputError(f"the model is {size / 2**20:.1f} MiB in bf16: expected at most {MAX_BYTES // 2**20}, train a smaller one")
+    summary = {
+        "steps": state["step"],
+        "samples": state["samples"],
+        "hours": round(state["seconds"] / 3600, 2),
+        "stages": state["config"]["stages"],
+        "presets": state["config"]["data"]["presets"],
+        "scales": state["config"]["data"]["scales"],
+        "perceptual": state["config"]["loss"]["perceptual"],
+    }
+    metadata = base_metadata(
+        architecture_of(model), model.prediction, model.use_dtc, codec_from_json(state["codec"]), summary
+    )
+    write_atomically(output, weights, metadata)
+    return summary

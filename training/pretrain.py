@@ -1,0 +1,280 @@
+"""`pretrain`: train every weight of a small any-step restorer from scratch (SPEC 8, 9).
+
+One batch, one forward: the role of a row decides its times and its target.
+    data rows  (t, t_tar) = (1, 0), pure noise; the one-step result is compared with the photograph (Eq. 6, 12, 13)
+    flow rows  t_tar = t; the velocity of the straight path (Eq. 5)
+    cons rows  random (t, s); the average of the model's own two half steps (Eq. 1-4)
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teasr_core.codec import DctCodec
+from teasr_core.errors import ConfigError
+from teasr_core.flow import clean_from_output, interpolate
+
+from . import losses, time_sampling
+from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from .config import LossConfig, PretrainConfig, StageConfig, to_mapping
+from .dataset import batches
+from .ema import Ema
+from .preview import write_preview
+from .pretrain_model import PretrainModel, codec_from_json, codec_to_json, measure_codec
+from .runlog import RunLog
+
+Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Fields that may change when a run is resumed: they do not alter what a step computes.
+FREE_RUN_FIELDS = ("output_dir", "threads", "workers", "log_every", "checkpoint_every", "keep_checkpoints",
+                   "preview_every", "preview_images")  # fmt: skip
+
+
+def load_perceptual(config: LossConfig) -> Perceptual | None:
+    if config.perceptual == "none":
+        return None
+    from .lpips_metric import LpipsSqueeze
+
+    return LpipsSqueeze(config.perceptual_backbone)
+
+
+def split_roles(stage: StageConfig) -> tuple[int, int, int]:
+    """Rows of (data, flow, cons) in a batch; rounding goes to data."""
+    flow = round(stage.batch_size * stage.flow_share)
+    cons = round(stage.batch_size * stage.cons_share)
+    return stage.batch_size - flow - cons, flow, cons
+
+
+def pretrain_losses(
+    model: PretrainModel,
+    codec: DctCodec,
+    lq: torch.Tensor,
+    hq: torch.Tensor,
+    stage: StageConfig,
+    loss_space: str,
+    perceptual: Perceptual | None,
+    generator: torch.Generator,
+) -> dict[str, torch.Tensor]:
+    """The losses of one batch, each already multiplied by its share of rows; their sum is to be differentiated.
+
+    lq, hq: (B, 3, H, W) in [0, 1]. Returns scalars `data`, `lpips`, `flow`, `cons`, those with rows only.
+    """
+    velocity = model.velocity()
+    num_data, num_flow, num_cons = split_roles(stage)
+    z_0, z_lq = codec.encode(hq), codec.encode(lq)  # (B, C, h, w)
+    noise = torch.randn(z_0.shape, generator=generator)  # (B, C, h, w)
+    t_flow = time_sampling.flow_times(num_flow, generator)  # (F,)
+    t_cons, s_cons = time_sampling.consistency_times(num_cons, generator)  # (K,)
+    t = torch.cat([torch.ones(num_data), t_flow, t_cons])  # (B,)
+    t_tar = torch.cat([torch.zeros(num_data), t_flow, s_cons])  # (B,)
+    z_t = interpolate(z_0, noise, t)  # (B, C, h, w)
+    output = velocity.network_output(z_t, t, z_lq, t_tar).float()  # (B, C, h, w)
+
+    batch = stage.batch_size
+    data, flow, cons = (slice(0, num_data), slice(num_data, num_data + num_flow), slice(batch - num_cons, batch))
+    weight = codec.pixel_weights if loss_space == "pixel" else torch.ones_like(codec.pixel_weights)  # (1, C, 1, 1)
+    kind = model.config.prediction
+    result: dict[str, torch.Tensor] = {}
+    if num_data:
+        clean = clean_from_output(kind, output[data], z_t[data], z_lq[data], t[data])
+        x_fake, x_0 = 2 * codec.decode(clean) - 1, 2 * hq[data] - 1  # (D, 3, H, W)
+        result["data"] = losses.data_loss(x_fake, x_0) * (num_data / batch)
+        if perceptual is not None and stage.perceptual_weight > 0:
+            result["lpips"] = perceptual(x_fake, x_0).mean() * (stage.perceptual_weight * num_data / batch)
+    if num_flow:
+        target = losses.flow_target(z_0[flow], noise[flow])
+        result["flow"] = losses.velocity_loss(
+            kind, output[flow], target, z_t[flow], z_lq[flow], t[flow], weight
+        ) * (num_flow / batch)
+    if num_cons:
+        target = losses.consistency_target(velocity, z_t[cons], t[cons], z_lq[cons], t_tar[cons])
+        result["cons"] = losses.velocity_loss(
+            kind, output[cons], target, z_t[cons], z_lq[cons], t[cons], weight
+        ) * (num_cons / batch)
+    return result
+
+
+def learning_rate(config: PretrainConfig, step: int) -> float:
+    """Linear within a stage from lr_start to lr_end, times a linear warm-up over the run's first steps."""
+    _, stage, done = config.stage_at(step)
+    rate = stage.lr_start + (stage.lr_end - stage.lr_start) * done / stage.steps
+    return rate * min(1.0, (step + 1) / max(1, config.optim.warmup_steps))
+
+
+class Pretrainer:
+    """A run with its state; `train` goes from the newest checkpoint to the end or to a SIGTERM/SIGINT."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        if not config.stages:
+            raise ConfigError("the config has no [[stages]]: add at least one")
+        self.config = config
+        self.folder = Path(config.run.output_dir)
+        self.log = RunLog(self.folder)
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        torch.set_flush_denormal(True)
+        self.perceptual = load_perceptual(config.loss)
+        self.model = PretrainModel(config.model, config.run.seed)
+        self.parameters = dict(self.model.named_parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=0.0, betas=config.optim.betas, weight_decay=config.optim.weight_decay,
+            eps=config.optim.eps, foreach=True,
+        )  # fmt: skip
+        self.ema = Ema(self.parameters.items(), config.optim.ema_decay)
+        self.step = 0
+        self.samples = 0  # training samples drawn so far = number of the next one
+        self.seconds = 0.0
+        checkpoints = list_checkpoints(self.folder)
+        if checkpoints:
+            self._load(checkpoints[-1])
+        else:
+            self.codec = measure_codec(config.data, config.run.seed)
+        if config.run.compile:
+            for block in self.model.transformer.transformer_blocks:
+                block.compile(dynamic=False)
+        self._stop = False
+
+    def train(self, last_step: int | None = None) -> None:
+        """Train to `last_step` (default: the end of the last stage), then save."""
+        last_step = self.config.total_steps if last_step is None else last_step
+        previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            while self.step < last_step and not self._stop:
+                _, stage, done = self.config.stage_at(self.step)
+                self._train_stage(stage, min(stage.steps - done, last_step - self.step))
+            self.save()
+        finally:
+            for s, handler in previous.items():
+                signal.signal(s, handler)
+
+    def _request_stop(self, *_: Any) -> None:
+        self._stop = True
+
+    def _train_stage(self, stage: StageConfig, count: int) -> None:
+        run = self.config.run
+        loader = batches(
+            self.config.data, stage.crop_px, stage.batch_size, run.seed, self.samples, count, run.workers
+        )
+        sums: dict[str, float] = {}
+        window_start, waited, window_steps = time.perf_counter(), 0.0, 0
+        for _ in range(count):
+            before = time.perf_counter()
+            lq, hq = next(loader)
+            waited += time.perf_counter() - before
+            for name, value in self._update(lq, hq, stage).items():
+                sums[name] = sums.get(name, 0.0) + value
+            window_steps += 1
+            if self.step % run.log_every == 0:
+                elapsed = time.perf_counter() - window_start
+                self.log.write(
+                    step=self.step, lr=learning_rate(self.config, self.step - 1),
+                    **{k: v / window_steps for k, v in sums.items()},
+                    seconds_per_step=elapsed / window_steps, data_wait=waited / elapsed,
+                )  # fmt: skip
+                self.seconds += elapsed
+                sums, window_start, waited, window_steps = {}, time.perf_counter(), 0.0, 0
+            if self.step % run.checkpoint_every == 0:
+                self.save()
+            if run.preview_images and self.step % run.preview_every == 0:
+                write_preview(self.folder / f"preview_{self.step:08d}.jpg", self.ema_model(), self.codec,
+                              [Path(p) for p in run.preview_images])  # fmt: skip
+            if self._stop:
+                self.log.note(f"stopping after step {self.step}")
+                return
+
+    def _update(self, lq: torch.Tensor, hq: torch.Tensor, stage: StageConfig) -> dict[str, float]:
+        run = self.config.run
+        generator = torch.Generator().manual_seed(run.seed * 1_000_003 + self.step)
+        autocast = torch.autocast("cpu", torch.bfloat16) if run.autocast else nullcontext()
+        with autocast:
+            parts = pretrain_losses(
+                self.model, self.codec, lq, hq, stage, self.config.loss.loss_space, self.perceptual, generator
+            )
+        torch.stack(list(parts.values())).sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optim.clip_norm)
+        values = {name: float(value.detach()) for name, value in parts.items()} | {"grad_norm": float(norm)}
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.step}: losses {values}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.samples += len(lq)
+        self.ema.update(self.parameters.items(), self.step)
+        return values
+
+    def ema_model(self) -> PretrainModel:
+        """A copy of the model with the averaged weights."""
+        model = PretrainModel(self.config.model, self.config.run.seed)
+        model.load_state_dict(self.ema.shadow, strict=True)
+        return model.eval().requires_grad_(False)
+
+    def save(self) -> Path:
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"model.{name}"] = parameter
+            tensors[f"ema.{name}"] = self.ema.shadow[name]
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        state = {
+            "config": to_mapping(self.config),
+            "codec": codec_to_json(self.codec),
+            "samples": self.samples,
+            "seconds": self.seconds,
+        }
+        return save_checkpoint(self.folder, self.step, tensors, state, self.config.run.keep_checkpoints)
+
+    def _load(self, path: Path) -> None:
+        tensors, state = load_checkpoint(path)
+        check_resumable(state["config"], to_mapping(self.config), state["step"])
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"model.{name}"])
+                self.ema.shadow[name].copy_(tensors[f"ema.{name}"])
+                keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{k}.{name}" in tensors]
+                if keys:
+                    self.optimizer.state[parameter] = {k: tensors[f"optimizer.{k}.{name}"] for k in keys}
+        self.codec = codec_from_json(state["codec"])
+        self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
+        self.log.note(f"resuming {path.name}")
+
+
+def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) -> None:
+    """ConfigError naming the first field that would make the resumed run another run.
+
+    Bookkeeping may change, and stages that have not begun; a stage under way may only change its length.
+    """
+    saved, wanted = _plain(saved), _plain(wanted)
+    for section in ("data", "model", "optim", "loss", "run"):
+        for key, value in wanted[section].items():
+            if section == "run" and key in FREE_RUN_FIELDS:
+                continue
+            if saved[section].get(key) != value:
+                raise ConfigError(
+                    f"{section}.{key} is {value!r}, the checkpoint has {saved[section].get(key)!r}: "
+                    "restore the old value or give the run a new run.output_dir"
+                )
+    begin = 0
+    for index, old in enumerate(saved["stages"]):
+        if begin >= step:
+            break
+        new = wanted["stages"][index] if index < len(wanted["stages"]) else None
+        finished = begin + old["steps"] <= step
+        same = new is not None and all(new[k] == v for k, v in old.items() if finished or k not in ("steps", "lr_end"))
+        if not same:
+            raise ConfigError(f"stages[{index}] has begun and was changed: restore it or use a new run.output_dir")
+        begin += old["steps"]
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists, so that a config read back from JSON compares equal."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

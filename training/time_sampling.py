@@ -1,0 +1,38 @@
+"""Random times of the losses (METHOD 1, SPEC 8). All float32 (B,), from an explicit generator."""
+
+from __future__ import annotations
+
+import torch
+
+from teasr_core.schedule import MAX_STEPS
+
+FLOW_MIN_TIME = 0.02
+CONS_MIN_TIME = 1 / MAX_STEPS
+CONS_MIN_GAP = 0.02
+
+
+def uniform(low: float, high: float, count: int, generator: torch.Generator) -> torch.Tensor:
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def flow_times(count: int, generator: torch.Generator) -> torch.Tensor:
+    """t ~ U(0.02, 1) of L_flow (Eq. 5)."""
+    return uniform(FLOW_MIN_TIME, 1, count, generator)
+
+
+def consistency_times(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """(t, s) with t > s >= 0 of L_cons (Eq. 1-4).
+
+    Half of the rows: t ~ U(1/30, 1), s = t U(0, 1), at least 0.02 apart. A quarter: the same t, s = 0. A quarter:
+    neighbours on the linear grid of a random N in 2..30, because that is what Algorithm 1 asks at inference.
+    """
+    t = uniform(CONS_MIN_TIME, 1, count, generator)
+    s = torch.minimum(t * torch.rand(count, generator=generator), t - CONS_MIN_GAP)
+    kind = torch.rand(count, generator=generator)
+    s = torch.where(kind < 0.25, torch.zeros_like(s), s)
+    steps = torch.randint(2, MAX_STEPS + 1, (count,), generator=generator)
+    k = (torch.rand(count, generator=generator) * steps).floor()  # 0 .. N-1
+    on_grid = kind >= 0.75
+    t = torch.where(on_grid, (1 - k / steps), t)
+    s = torch.where(on_grid, (1 - (k + 1) / steps).clamp_min(0), s)
+    return t, s
