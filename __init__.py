@@ -1,7 +1,5 @@
 """TEASR for ComfyUI: any-step diffusion super-resolution. Imports wait for ComfyUI: pytest imports this file too."""
 
-WEB_DIRECTORY = "./web"
-
 
 async def comfy_entrypoint():
     """ComfyUI's V3 entry point; called once, after ComfyUI itself is imported."""

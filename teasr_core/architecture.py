@@ -60,6 +60,8 @@ class QwenArchitecture:
     def from_json(cls, values: Mapping[str, Any]) -> QwenArchitecture:
         """Raises ModelFileError when a key is missing or unknown."""
         names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, Mapping):
+            raise ModelFileError(f"architecture config is {values!r}, expected a JSON object: get the file again")
         if set(values) != names:
             raise ModelFileError(
                 f"architecture config has keys {sorted(values)}, expected {sorted(names)}: "

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from .architecture import PREDICTIONS, QwenArchitecture
-from .codec import DctCodec
+from .codec import DCT_CHANNELS, DctCodec
 from .errors import ModelFileError
 from .lora_file import PROMPT_KEY, LoraFile, check_base, read_lora
 from .safetensors_file import read_tensors
@@ -64,20 +65,41 @@ def read_base(path: Path) -> BuiltinFile:
     tensors, metadata = read_tensors(path)
     if metadata.get("teasr.kind") != "base" or metadata.get("teasr.format") != "1":
         raise ModelFileError(f"{path.name} is no TEASR base file (format 1): expected one written by `training export`")
-    codec = json.loads(metadata["teasr.codec"])
-    if codec.get("kind") != "dct4" or metadata["teasr.prediction"] not in PREDICTIONS or PROMPT_KEY not in tensors:
-        raise ModelFileError(f"{path.name} has an unknown codec or prediction: it was made by another version of TEASR")
-    prompt_embeds = tensors.pop(PROMPT_KEY)
+    try:
+        values = {key: json.loads(metadata[f"teasr.{key}"]) for key in ("codec", "config", "use_dtc", "training")}
+        architecture = QwenArchitecture.from_json(values["config"])
+        codec = _codec_from_json(values["codec"])
+        prediction = metadata["teasr.prediction"]
+    except ModelFileError as error:
+        raise ModelFileError(f"{path.name}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path.name} has damaged metadata ({error}): get the file again") from None
+    if prediction not in PREDICTIONS or not isinstance(values["use_dtc"], bool):
+        raise ModelFileError(f"{path.name} has an unknown prediction or use_dtc: it was made by another version of TEASR")
+    prompt_embeds = tensors.pop(PROMPT_KEY, torch.zeros(0))
+    if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != architecture.text_width:
+        raise ModelFileError(
+            f"{path.name}: '{PROMPT_KEY}' has shape {tuple(prompt_embeds.shape)}, expected (T, {architecture.text_width}): "
+            "get the file again"
+        )
     return BuiltinFile(
         path=path,
-        architecture=QwenArchitecture.from_json(json.loads(metadata["teasr.config"])),
-        prediction=metadata["teasr.prediction"],
-        use_dtc=json.loads(metadata["teasr.use_dtc"]),
-        codec=DctCodec(codec["mean"], codec["std"]),
+        architecture=architecture,
+        prediction=prediction,
+        use_dtc=values["use_dtc"],
+        codec=codec,
         tensors=tensors,
         prompt_embeds=prompt_embeds,
-        training=json.loads(metadata["teasr.training"]),
+        training=values["training"],
     )
+
+
+def _codec_from_json(values: Mapping[str, Any]) -> DctCodec:
+    if not isinstance(values, dict) or values.get("kind") != "dct4":
+        raise ModelFileError(f"codec {values!r} is unknown: it was made by another version of TEASR")
+    if {len(values["mean"]), len(values["std"])} != {DCT_CHANNELS}:
+        raise ModelFileError(f"the codec has {len(values['mean'])} means, expected {DCT_CHANNELS}: get the file again")
+    return DctCodec(values["mean"], values["std"])
 
 
 def shipped_base() -> BuiltinFile:
@@ -106,13 +128,16 @@ def build_velocity(
     from .qwen import QwenVelocity, build_transformer
 
     transformer = build_transformer(base.architecture)
-    missing, unexpected = transformer.load_state_dict(dict(base.tensors), strict=False)
-    if missing or unexpected:
+    wanted = {key: value.shape for key, value in transformer.state_dict().items()}
+    found = {key: value.shape for key, value in base.tensors.items()}
+    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if wrong:
         raise ModelFileError(
-            f"{base.path.name}: {len(missing)} tensors missing, {len(unexpected)} unknown, "
-            f"first {(missing + unexpected)[:3]}: the file does not hold the model its config describes"
+            f"{base.path.name}: {len(wrong)} tensors are missing, unknown or of another shape, first {wrong[:3]}: "
+            "the file does not hold the model its config describes"
         )
-    transformer.to(dtype).eval().requires_grad_(False)
+    transformer.load_state_dict(dict(base.tensors))
+    nn.Module.to(transformer, dtype).eval().requires_grad_(False)  # diffusers' own `to` prints a warning
     prompt, adapter = base.prompt_embeds, None
     if lora is not None:
         adapter = BranchLora.from_tensors(lora.tensors, dtype=dtype).requires_grad_(False)

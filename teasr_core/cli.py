@@ -25,8 +25,13 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse's own complaints in the form of ours: one line, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (see '{self.prog} --help')", file=sys.stderr)
+        print(f"error: {one_line(message)} (see '{self.prog} --help')", file=sys.stderr)
         raise SystemExit(2)
+
+
+def one_line(error: object) -> str:
+    """A file name may hold a line break; what stands on the terminal must not."""
+    return " ".join(str(error).splitlines())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except TeasrError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)

@@ -12,28 +12,25 @@ from PIL import Image, ImageDraw, ImageFont
 from .errors import InputError
 from .geometry import TargetSize, resize
 from .images import Picture, check_output, save_picture
-from .report import Report
 from .restore import RestoreOptions
 from .schedule import manual_plan
 from .standalone import load_restorer
 
 STEPS = (1, 4, 8)
-CROP_PX, SCALE = 320, 4  # of the original, and how much smaller the low-quality input is
+CROP_PX, SCALE = 288, 4  # of the original, and how much smaller the low-quality input is
 LABEL_PX = 22
 
 
 def demo(output: Path, dtype: str) -> int:
     check_output(output, has_alpha=False, overwrite=True)
-    lq = low_quality(sample_photograph())  # (1, 3, 80, 80)
+    lq = low_quality(sample_photograph())  # (1, 3, 72, 72)
     restorer = load_restorer(dtype)
     size = TargetSize(CROP_PX, CROP_PX)
     panels = [("LQ (Lanczos)", resize(lq, size))]
-    total = Report()
     for steps in STEPS:
         image = restorer.restore(lq, RestoreOptions(size), manual_plan(steps))
         panels.append((f"{steps} step{'s' if steps > 1 else ''}", image))
-        total = restorer.report
-        print(total.line())
+        print(restorer.report.line())
     save_picture(Picture(labelled_row(panels)), output, overwrite=True)
     print(f"wrote {output}: LQ | {' | '.join(str(s) for s in STEPS)} steps")
     return 0
@@ -45,13 +42,12 @@ def sample_photograph() -> np.ndarray:
         from skimage import data
     except ImportError:
         raise InputError("the demo picture comes with scikit-image, which is missing: pip install scikit-image") from None
-    return data.chelsea()[0 : 0 + 300, 60 : 60 + CROP_PX]
+    return data.chelsea()[:CROP_PX, 72 : 72 + CROP_PX]
 
 
 def low_quality(photo: np.ndarray) -> torch.Tensor:
     """The picture made SCALE times smaller with a little blur, noise and JPEG; (1, 3, h, w) float32 in [0, 1]."""
-    image = Image.fromarray(photo).resize((CROP_PX, CROP_PX), Image.Resampling.LANCZOS)
-    small = image.resize((CROP_PX // SCALE, CROP_PX // SCALE), Image.Resampling.BILINEAR)
+    small = Image.fromarray(photo).resize((CROP_PX // SCALE, CROP_PX // SCALE), Image.Resampling.BILINEAR)
     noise = np.random.default_rng(0).normal(0, 4, (*small.size[::-1], 3))
     noisy = Image.fromarray(np.clip(np.asarray(small) + noise, 0, 255).astype(np.uint8))
     buffer = io.BytesIO()

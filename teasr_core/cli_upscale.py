@@ -14,7 +14,7 @@ from .alpha import bleed_rgb, resize_alpha
 from .cli import DEFAULT_SCALE, check_lora_strength
 from .errors import InputError, TeasrError
 from .geometry import TargetSize
-from .images import Picture, check_output, find_images, load_picture, save_picture
+from .images import WRITABLE_EXTENSIONS, Picture, check_output, find_images, load_picture, save_picture
 from .restore import RestoreOptions, tile_in_latent
 from .schedule import StepPlan, manual_plan
 from .standalone import Restorer, load_restorer
@@ -25,29 +25,49 @@ WARN_SCALE = 4.0
 
 def upscale(args: argparse.Namespace) -> int:
     """Check everything that can be checked before the model is loaded, then restore image by image."""
-    jobs = plan_jobs(args.input, args.output, args.overwrite)
     check_options(args)
+    jobs = plan_jobs(args.input, args.output, args.overwrite)
     plan = manual_plan(args.steps)
-    restorer = load_restorer(args.dtype, args.lora, check_lora_strength(args.lora_strength), args.allow_other_base)
-    tile_in_latent(
-        args.tile_px, args.overlap_px, restorer.base.codec.downscale, restorer.base.architecture.block_multiple
-    )
-    failed = 0
+    restorer: Restorer | None = None
+    refused: list[Path] = []
+
+    def refuse(source: Path, error: TeasrError) -> None:
+        """A bad image does not stop the others; alone it is the command's own error."""
+        if len(jobs) == 1:
+            raise error
+        refused.append(source)
+        print(f"error: {source.name}: {error}", file=sys.stderr)
+
+    has_warned = False
     for source, target in jobs:
         try:
-            _upscale_one(restorer, source, target, args, plan)
+            picture, options = prepare(source, target, args)
         except TeasrError as error:
-            if len(jobs) == 1:
-                raise
-            failed += 1
-            print(f"error: {source.name}: {error}", file=sys.stderr)
-    if failed:
-        raise InputError(f"{failed} of {len(jobs)} images were refused (named above): the others are written")
+            refuse(source, error)
+            continue
+        restorer = restorer or _load(args)
+        if not has_warned and _is_large(picture, options.size):
+            print(f"note: {source.name} is enlarged more than {WARN_SCALE:g} times: expect less detail", file=sys.stderr)
+            has_warned = True
+        try:
+            restored = restore_picture(restorer, picture, options, plan, args.seed, args.tile_px, args.overlap_px)
+            if args.input.is_dir():
+                _make_folder(target.parent)
+            save_picture(restored, target, quality=args.quality, overwrite=args.overwrite)
+        except TeasrError as error:
+            refuse(source, error)
+            continue
+        print(f"{target}: {restorer.report.line()}")
+    if refused:
+        raise InputError(f"{len(refused)} of {len(jobs)} images were refused (named above): the others are written")
     return 0
 
 
 def plan_jobs(source: Path, target: Path, overwrite: bool) -> list[tuple[Path, Path]]:
-    """(input, output) pairs; a folder goes to a folder, each image under its own name."""
+    """(input, output) pairs; a folder goes to a folder, each image under its own name. Nothing is written.
+
+    What cannot be written in its own format (.bmp) becomes a .png.
+    """
     if not source.exists():
         raise InputError(f"{source} does not exist: give an image or a folder of images")
     if source.is_file():
@@ -56,26 +76,34 @@ def plan_jobs(source: Path, target: Path, overwrite: bool) -> list[tuple[Path, P
     images = find_images(source)
     if not images:
         raise InputError(f"{source} holds no image: expected PNG, JPEG, WebP, TIFF or BMP files")
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file, the input is a folder: give a folder as output")
-    if target.exists() and target.resolve() == source.resolve():
+    existing = next(path for path in (target, *target.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing} is a file, the input is a folder: give a folder as output")
+    if target.resolve() == source.resolve():
         raise InputError(f"{target} is the input folder: give another folder, so that no original is replaced")
-    jobs = [(path, target / path.name) for path in images]
-    target.mkdir(parents=True, exist_ok=True)
-    for _, path in jobs:
-        check_output(path, has_alpha=False, overwrite=overwrite)
-    return jobs
+    jobs: dict[Path, Path] = {}
+    for path in images:
+        output = target / (path.name if path.suffix.lower() in WRITABLE_EXTENSIONS else f"{path.stem}.png")
+        if output in jobs:
+            raise InputError(f"{jobs[output].name} and {path.name} would both become {output.name}: rename one")
+        if target.is_dir():
+            check_output(output, has_alpha=False, overwrite=overwrite)
+        jobs[output] = path
+    return [(path, output) for output, path in jobs.items()]
 
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuse impossible options before any work."""
-    modes = [name for name in ("scale", "shortest", "longest", "megapixels") if getattr(args, name) is not None]
+    modes = [name for name in ("scale", "shortest", "longest", "width", "megapixels") if getattr(args, name) is not None]
     if (args.width is None) != (args.height is None):
         raise InputError("--width and --height belong together: give both, or one of --shortest, --longest")
-    if len(modes) + (args.width is not None) > 1:
-        raise InputError(f"several sizes asked for ({', '.join(modes)}): give one")
-    target_size(args, 100, 100)
+    if len(modes) > 1:
+        raise InputError(f"several sizes asked for (--{', --'.join(modes)}): give one")
+    if args.scale is not None:
+        geometry.size_by_factor(1, 1, args.scale)
+    geometry.cap_megapixels(TargetSize(1, 1), args.max_megapixels)
     RestoreOptions(TargetSize(1, 1), args.strength, args.color_fix, args.color_strength)
+    check_lora_strength(args.lora_strength)
 
 
 def target_size(args: argparse.Namespace, width: int, height: int) -> TargetSize:
@@ -93,19 +121,33 @@ def target_size(args: argparse.Namespace, width: int, height: int) -> TargetSize
     return geometry.cap_megapixels(size, args.max_megapixels)
 
 
-def _upscale_one(
-    restorer: Restorer, source: Path, target: Path, args: argparse.Namespace, plan: StepPlan
-) -> None:
+def prepare(source: Path, target: Path, args: argparse.Namespace) -> tuple[Picture, RestoreOptions]:
+    """The picture and what to make of it. InputError when it cannot be read, enlarged so, or saved at `target`."""
     picture = load_picture(source)
-    check_output(target, has_alpha=picture.alpha is not None, overwrite=args.overwrite)
     height, width = picture.rgb.shape[-2:]
     size = target_size(args, width, height)
-    if size.width > WARN_SCALE * width or size.height > WARN_SCALE * height:
-        print(f"note: {source.name} is enlarged more than {WARN_SCALE:g} times: expect less detail", file=sys.stderr)
-    options = RestoreOptions(size, args.strength, args.color_fix, args.color_strength)
-    restored = restore_picture(restorer, picture, options, plan, args.seed, args.tile_px, args.overlap_px)
-    save_picture(restored, target, quality=args.quality, overwrite=args.overwrite)
-    print(f"{target}: {restorer.report.line()}")
+    if target.parent.is_dir():  # a folder of results that does not exist yet is made with the first of them
+        check_output(target, picture.alpha is not None, args.overwrite, (size.width, size.height))
+    return picture, RestoreOptions(size, args.strength, args.color_fix, args.color_strength)
+
+
+def _load(args: argparse.Namespace) -> Restorer:
+    restorer = load_restorer(args.dtype, args.lora, args.lora_strength, args.allow_other_base)
+    base = restorer.base
+    tile_in_latent(args.tile_px, args.overlap_px, base.codec.downscale, base.architecture.block_multiple)
+    return restorer
+
+
+def _is_large(picture: Picture, size: TargetSize) -> bool:
+    height, width = picture.rgb.shape[-2:]
+    return size.width > WARN_SCALE * width or size.height > WARN_SCALE * height
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}): give a folder that can be written") from None
 
 
 def restore_picture(

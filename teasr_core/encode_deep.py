@@ -36,7 +36,7 @@ def encode_png16(pixels: np.ndarray, icc: bytes | None, exif: bytes | None, dpi:
         parts.append(_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
     if exif is not None:
         parts.append(_chunk(b"eXIf", exif.removeprefix(_EXIF_PREFIX)))
-    parts.append(_chunk(b"IDAT", zlib.compress(filtered, _ZLIB_LEVEL)))
+    parts.append(_chunk(b"IDAT", zlib.compress(filtered.tobytes(), _ZLIB_LEVEL)))
     parts.append(_chunk(b"IEND", b""))
     return b"".join(parts)
 

@@ -72,6 +72,8 @@ def read_lora(path: Path) -> LoraFile:
     for key, value in [*tensors.items(), (PROMPT_KEY, prompt_embeds)]:
         if value is not None and not bool(torch.isfinite(value.float()).all()):
             raise LoraFileError(f"{name}: '{key}' holds NaN or infinity: the training run diverged, use an older one")
+    if prompt_embeds is not None and prompt_embeds.ndim != 2:
+        raise LoraFileError(f"{name}: '{PROMPT_KEY}' has shape {tuple(prompt_embeds.shape)}, expected (T, text_width)")
     return LoraFile(
         name=name,
         tensors=tensors,
@@ -81,8 +83,8 @@ def read_lora(path: Path) -> LoraFile:
         targets=tuple(values["targets"]),
         base=values["base"],
         base_fingerprint=values["base_fingerprint"],
-        step=int(metadata.get("teasr.step", 0)),
-        config=json.loads(metadata.get("teasr.config", "{}")),
+        step=values["step"],
+        config=values["config"],
     )
 
 
@@ -166,13 +168,16 @@ def _metadata(name: str, metadata: Mapping[str, str]) -> dict[str, Any]:
         if metadata[f"teasr.{key}"] != expected:
             raise LoraFileError(f"{name}: teasr.{key} is '{metadata[f'teasr.{key}']}', this version reads '{expected}'")
     try:
-        targets = json.loads(metadata["teasr.targets"])
-        rank = int(metadata["teasr.rank"])
+        targets, config = json.loads(metadata["teasr.targets"]), json.loads(metadata.get("teasr.config", "{}"))
+        rank, step = int(metadata["teasr.rank"]), int(metadata.get("teasr.step", "0"))
     except ValueError:
-        raise LoraFileError(f"{name}: teasr.rank or teasr.targets is not readable: the metadata is damaged") from None
-    if not isinstance(targets, list) or not targets or set(targets) - set(BLOCK_TARGETS):
+        raise LoraFileError(f"{name}: teasr.rank, .targets, .step or .config is not readable: get the file again") from None
+    if not isinstance(config, dict) or rank < 1:
+        raise LoraFileError(f"{name}: rank {rank} or config {config!r} is impossible: get the file again")
+    if not isinstance(targets, list) or not targets or any(target not in BLOCK_TARGETS for target in targets):
         raise LoraFileError(f"{name}: targets {targets!r} are not among {BLOCK_TARGETS}")
-    return {key: metadata[f"teasr.{key}"] for key in METADATA_KEYS} | {"targets": targets, "rank": rank}
+    known = {key: metadata[f"teasr.{key}"] for key in METADATA_KEYS}
+    return known | {"targets": targets, "rank": rank, "step": step, "config": config}
 
 
 def _check_pairs(name: str, tensors: Mapping[str, torch.Tensor], rank: int) -> None:

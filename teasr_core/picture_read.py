@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from .errors import InputError
 from .picture import Picture
@@ -92,7 +92,7 @@ def _check_supported(image: Image.Image, path: Path) -> None:
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         raise InputError(f"{path} has {frames} frames or pages; expected a single picture; split it into files first")
-    if image.format == "TIFF":
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = set(image.tag_v2.get(258, (1,)))
         if len(bits) != 1 or not bits <= set(_FULL_BITS):
             raise InputError(f"{path} has {sorted(bits)} bits per sample; expected 8 or 16; convert it first")
@@ -127,9 +127,11 @@ def _cmyk_to_srgb(image: Image.Image, icc: bytes | None, path: Path) -> Image.Im
         return image.convert("RGB")
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (OSError, ImageCms.PyCMSError):
         raise InputError(f"{path} has a broken CMYK profile; expected a usable one; convert it to RGB first") from None
+    assert converted is not None  # only in-place conversion returns nothing
+    return converted
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -154,7 +156,7 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
     dpi = image.info.get("dpi")
     if dpi is None:  # Pillow does not look into a WebP's EXIF for it
         exif = image.getexif()
-        per_inch = {2: 1.0, 3: 2.54}.get(exif.get(ExifTags.Base.ResolutionUnit))
+        per_inch = {2: 1.0, 3: 2.54}.get(exif.get(ExifTags.Base.ResolutionUnit, 0))
         x, y = exif.get(ExifTags.Base.XResolution), exif.get(ExifTags.Base.YResolution)
         if per_inch is None or x is None or y is None:
             return None

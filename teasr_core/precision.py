@@ -8,6 +8,9 @@ import torch
 
 from .errors import InputError
 
+# bf16 must beat fp32 clearly, so that the choice does not flip between two runs: with AMX it takes a fraction of the
+# time, without any support a multiple.
+WORTH_IT = 0.7
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -19,19 +22,21 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         raise InputError(f"dtype is '{name}': expected auto, {', '.join(DTYPES)}")
     if device.type != "cpu":
         return torch.bfloat16
-    return min(DTYPES.values(), key=_matmul_seconds)
+    times = _matmul_seconds()
+    return torch.bfloat16 if times[torch.bfloat16] < WORTH_IT * times[torch.float32] else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     return next(name for name, value in DTYPES.items() if value == dtype)
 
 
-def _matmul_seconds(dtype: torch.dtype, size: int = 512, repeats: int = 5) -> float:
-    """Best time of a size x size product; the first call, which may set up kernels, does not count."""
-    a = torch.ones(size, size, dtype=dtype)
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def _matmul_seconds(size: int = 1024, rounds: int = 4) -> dict[torch.dtype, float]:
+    """Best time of a size x size product in each dtype, taken in turns so that a busy machine slows both alike."""
+    operands = {dtype: torch.ones(size, size, dtype=dtype) for dtype in DTYPES.values()}
+    best = dict.fromkeys(operands, float("inf"))
+    for _ in range(rounds):
+        for dtype, a in operands.items():
+            start = time.perf_counter()
+            torch.mm(a, a)
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+    return best

@@ -103,7 +103,8 @@ class QwenVelocity:
 
     def _overrides(self, times: torch.Tensor, num_noise: int) -> list[tuple[torch.nn.Module, Any]]:
         model = self.transformer
-        embed_times, embed_positions = model.time_text_embed.forward, model.pos_embed.forward
+        embed_times: Any = model.time_text_embed.forward
+        embed_positions: Any = model.pos_embed.forward  # diffusers annotates less than it accepts
 
         def time_forward(_timestep: torch.Tensor, hidden_states: torch.Tensor, *args: Any) -> torch.Tensor:
             return embed_times(times, hidden_states, *args)  # (2B, D)

@@ -21,7 +21,7 @@ def peak_memory_mb() -> float:
     except ImportError:  # Windows
         import psutil
 
-        return psutil.Process().memory_info().peak_wset / 2**20
+        return getattr(psutil.Process().memory_info(), "peak_wset", 0) / 2**20
     import sys
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -15,7 +15,7 @@ import torch
 from .codec import Codec
 from .color import COLOR_FIXES, apply_strength, fix_color
 from .errors import InputError, OutputError
-from .geometry import TargetSize, crop_to, pad_to_multiple, resize
+from .geometry import TargetSize, check_image, crop_to, pad_to_multiple, resize
 from .report import Report
 from .sampler import StepCallback, initial_noise, sample
 from .tiling import TileCallback, TiledVelocity, plan_tiles
@@ -27,6 +27,9 @@ LatentSampler = Callable[[torch.Tensor], torch.Tensor]
 # Automatic tiles of the built-in model. Attention is quadratic: on a CPU small tiles are the fast ones (docs/log.md).
 AUTO_TILE_PX = 256
 AUTO_OVERLAP_PX = 32
+
+# A result that varies less than this is one flat colour but for the codec's rounding.
+FLAT_SPREAD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,23 @@ def finish(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions
 
 
 def check_result(restored: torch.Tensor, resized: torch.Tensor) -> None:
-    """OutputError for NaN or infinity, or a constant result of an image that is not constant (R3)."""
+    """OutputError for NaN or infinity, or a constant result (B, 3, H, W) of an image that is not constant (R3)."""
     if not bool(torch.isfinite(restored).all()):
         raise OutputError(
             "the restored image holds NaN or infinity: expected numbers; usual causes are fp16, sage attention or a "
             "broken quantised base, so use bf16 or fp32, or another attention"
         )
     for k in range(len(restored)):
-        if restored[k].numel() > 3 and float(restored[k].std()) == 0 and float(resized[k].std()) > 1e-3:
+        if _spread(restored[k]) < FLAT_SPREAD and _spread(resized[k]) > 1e-3:
             raise OutputError(
                 f"image {k} came out as one flat colour: expected a picture; usual causes are fp16, sage attention "
                 "or a LoRA for another base, so use bf16 or fp32 and check the LoRA"
             )
+
+
+def _spread(image: torch.Tensor) -> float:
+    """Largest standard deviation over the pixels of one channel; a flat red (3, H, W) has 0."""
+    return float(image.flatten(1).std(dim=1, correction=0).max())
 
 
 def restore(
@@ -88,7 +96,9 @@ def restore(
 
     Images are taken one at a time: image k of a batch is the same as that image alone, and memory does not grow.
     `multiple` is the padding in pixels: 16 for the built-in model, 32 for Qwen-Image. strength 0 runs no model.
+    Raises InputError for another kind of tensor, OutputError for a result that must not be shown.
     """
+    check_image(image, "image", channels=3)
     report = report or Report()
     results = []
     for k in range(len(image)):
@@ -133,12 +143,19 @@ def latent_sampler(
     return sample_latent
 
 
-def tile_in_latent(tile_px: int, overlap_px: int, downscale: int, patch_multiple: int) -> tuple[int, int]:
-    """(tile, overlap) in latent pixels from the user's pixels; 0 is automatic.
+def tile_in_latent(
+    tile_px: int,
+    overlap_px: int,
+    downscale: int,
+    patch_multiple: int,
+    auto_px: tuple[int, int] = (AUTO_TILE_PX, AUTO_OVERLAP_PX),
+) -> tuple[int, int]:
+    """(tile, overlap) in latent pixels from the user's pixels; 0 is automatic: `auto_px`, less overlap in small tiles.
 
     InputError unless both are whole tokens (8 px built-in) and the overlap is at most half a tile.
     """
-    tile_px, overlap_px = tile_px or AUTO_TILE_PX, overlap_px or AUTO_OVERLAP_PX
+    tile_px = tile_px or auto_px[0]
+    overlap_px = overlap_px or min(auto_px[1], tile_px // 2)
     tile_unit, overlap_unit = patch_multiple * downscale, patch_multiple * downscale // 2
     if tile_px < tile_unit or tile_px % tile_unit:
         raise InputError(f"tile_px is {tile_px}: expected a multiple of {tile_unit}, or 0 for automatic")

@@ -19,15 +19,23 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
     if not path.is_file():
         raise ModelFileError(f"no weight file at {path}: check the path")
-    head = path.open("rb").read(4)
-    if not head:
-        raise ModelFileError(f"{path.name} is empty (0 bytes): download or export it again")
-    if head.startswith(_PICKLE_MAGIC):
-        raise ModelFileError(f"{path.name} is a pickle (.pt/.ckpt), which can run code: expected a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFileError(
-            f"{path.name} cannot be read as safetensors ({error}): it is truncated or of another format, get it again"
-        ) from None
+        raise ModelFileError(_what_it_is(path, error)) from None
+
+
+def _what_it_is(path: Path, error: Exception) -> str:
+    # Only after safetensors has refused it: a whole file may begin like a pickle, with its header's length.
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as cause:
+        return f"{path.name} cannot be opened ({cause.strerror}): check its permissions"
+    if not head:
+        return f"{path.name} is empty (0 bytes): download or export it again"
+    if head.startswith(_PICKLE_MAGIC):
+        return f"{path.name} is a pickle (.pt/.ckpt), which can run code: expected a .safetensors file"
+    cause = " ".join(str(error).split())
+    return f"{path.name} cannot be read as safetensors ({cause}): it is truncated or of another format, get it again"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 _SWAPPED = {"B": "L", "L": "B"}
 _PHOTOMETRIC, _PLANAR, _BITS = 262, 284, 258  # TIFF tags
@@ -18,10 +19,10 @@ _WHITE_IS_ZERO, _SEPARATE = 0, 2  # their values
 
 def is_16bit(image: Image.Image) -> bool:
     """Whether the samples of a just opened (not yet loaded) PNG or TIFF have 16 bits."""
-    return any(";16" in _raw_mode(tile) for tile in image.tile)
+    return any(";16" in _raw_mode(tile) for tile in getattr(image, "tile", []))
 
 
-def planar_16bit(image: Image.Image) -> bool:
+def planar_16bit(image: TiffImageFile) -> bool:
     """Whether a just opened TIFF stores 16-bit planes one after another, which Pillow reads wrongly as 8-bit."""
     tags = image.tag_v2
     several = len(tags.get(_BITS, (1,))) > 1
@@ -36,7 +37,7 @@ def decode_16bit(open_image: Callable[[], Image.Image]) -> tuple[np.ndarray, boo
     with open_image() as image:
         raw = _raw_mode(image.tile[0])
         transparent = image.info.get("transparency")  # one colour, in full 16-bit samples
-        inverted = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        inverted = isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     if raw.startswith("I;16"):
         with open_image() as image:
             pixels = np.asarray(image).astype(np.uint16)[..., None]  # (H, W, 1)
@@ -76,7 +77,8 @@ def _raw_mode(tile: tuple) -> str:
 
 def _with_raw_mode(tile: tuple, raw_mode: str) -> tuple:
     args = (raw_mode, *tile[3][1:]) if isinstance(tile[3], tuple) else raw_mode
-    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
+    replace = getattr(tile, "_replace", None)  # newer Pillow has a named tuple here
+    return replace(args=args) if replace else (*tile[:3], args)
 
 
 def _straight(pixels: np.ndarray) -> np.ndarray:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import nn
 from safetensors.torch import save_file
 
 from teasr_core import builtin
@@ -82,7 +85,7 @@ def velocity(
 ) -> QwenVelocity:
     transformer = build_transformer(ARCHITECTURE)
     transformer.load_state_dict(base_weights())
-    transformer.to(dtype).eval().requires_grad_(False)
+    nn.Module.to(transformer, dtype).eval().requires_grad_(False)  # diffusers would warn of the cast
     lora = None
     if use_lora:
         lora = BranchLora.from_tensors(lora_weights()).to(dtype).requires_grad_(False)
@@ -135,3 +138,22 @@ def write_lora(path: Path, architecture: QwenArchitecture = ARCHITECTURE, **chan
 
 def read_tiny_base(folder: Path) -> builtin.BuiltinFile:
     return builtin.read_base(write_base(folder / BASE_NAME))
+
+
+def as_float(image: Image.Image) -> np.ndarray:
+    """(1, 3, H, W) float32 in [0, 1] of an RGB picture."""
+    return np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None] / 255
+
+
+def pixels(height: int, width: int, channels: int, dtype: type = np.uint8) -> np.ndarray:
+    """A soft ramp with grain, (H, W, C), or (H, W) for one channel."""
+    top = np.iinfo(dtype).max
+    ramp = np.linspace(0.2, 0.7, width)[None, :, None].repeat(height, 0).repeat(channels, 2)
+    grain = np.random.default_rng(channels).random((height, width, channels)) * 0.2
+    values = ((ramp + grain) * top).astype(dtype)
+    return values[..., 0] if channels == 1 else values
+
+
+def write_picture(path: Path, channels: int = 3, height: int = 7, width: int = 10) -> Path:
+    Image.fromarray(pixels(height, width, channels)).save(path)
+    return path

@@ -28,8 +28,9 @@ def write_atomically(path: Path, tensors: Mapping[str, torch.Tensor], metadata: 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata=dict(metadata))
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # safetensors makes files that nobody else may read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

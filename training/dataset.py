@@ -7,6 +7,7 @@ content and the LQ pixel grid falls at every phase of the token grid (SPEC 13).
 
 from __future__ import annotations
 
+import signal
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -127,6 +128,9 @@ def batches(
 
 
 def _quiet_worker(_worker: int) -> None:
+    # A terminal signals the whole process group: the trainer saves and stops, its workers must live until then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 

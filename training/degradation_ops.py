@@ -59,7 +59,9 @@ def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     """Compress and decompress with libjpeg (4:2:0) at `quality` 1..100. Out: 8-bit levels as float32 in [0, 1]."""
     bgr = cv2.cvtColor(to_uint8(image), cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))
-    pixels = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None  # it was encoded a line ago
+    pixels = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     return pixels.astype(np.float32) * np.float32(1.0 / 255.0)
 
 

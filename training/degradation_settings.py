@@ -79,7 +79,8 @@ def _check(name: str, value) -> None:
         bad = any(not 0.0 <= item <= 1.0 for item in value) or abs(sum(value) - 1.0) > 1e-6
         wanted = "probabilities that sum to 1"
     elif "prob" in name:
-        bad, wanted = not 0.0 <= value <= 1.0, "a probability in [0, 1]"
+        bad = not (isinstance(value, int | float) and 0.0 <= value <= 1.0)
+        wanted = "a probability in [0, 1]"
     elif name == "kernel_list":
         bad, wanted = any(kind not in BLUR_KINDS for kind in value), f"kinds among {', '.join(BLUR_KINDS)}"
     else:

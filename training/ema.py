@@ -18,6 +18,5 @@ class Ema:
     def update(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]], step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         weights = dict(named_parameters)
-        torch._foreach_lerp_(
-            list(self.shadow.values()), [weights[name].detach() for name in self.shadow], 1 - decay
-        )
+        for name, shadow in self.shadow.items():
+            shadow.lerp_(weights[name].detach(), 1 - decay)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -33,7 +33,8 @@ def initialise(transformer: QwenImageTransformer2DModel, config: ModelConfig) ->
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    for block in transformer.transformer_blocks:
+    blocks: Any = transformer.transformer_blocks  # torch types a ModuleList's items too loosely to be of use
+    for block in blocks:
         for linear in (block.img_mod[1], block.txt_mod[1]):
             nn.init.zeros_(linear.weight)
             _, _, gate1, _, _, gate2 = linear.bias.chunk(6)  # shift, scale, gate of attention, then of the MLP
@@ -59,13 +60,14 @@ def _scale_attention_by_time(transformer: QwenImageTransformer2DModel, slope: fl
     features = nn.functional.silu(transformer.time_text_embed(times, hidden)).double()  # (T, D)
     gram = features.T @ features + 1e-3 * len(times) * features.var() * torch.eye(features.shape[1]).double()
     solution = torch.linalg.solve(gram, features.T @ (-slope * times.double()))  # (D,)
-    for block in transformer.transformer_blocks:
+    blocks: Any = transformer.transformer_blocks
+    for block in blocks:
         linear = block.img_mod[1]
         _, scale, *_ = linear.weight.chunk(6)  # rows: shift, scale, gate of attention, then of the MLP
         scale.copy_(solution.float().expand_as(scale))
 
 
-def _make_attention_local(block: nn.Module, config: ModelConfig) -> None:
+def _make_attention_local(block: Any, config: ModelConfig) -> None:
     """Constant query and key biases on the fastest rotary pairs of rows and columns, in the first half of the heads."""
     frame, rows, _ = config.rope_axes
     for linear in (block.attn.to_q, block.attn.to_k):

@@ -63,5 +63,5 @@ def velocity_loss(
 
 
 def data_loss(x_fake: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
-    """Pixel MSE of images in [-1, 1], (B, 3, H, W), unclamped. Eq. 12 (LPIPS of Eq. 13 is added by the caller)"""
+    """Pixel MSE of images in [-1, 1], (B, 3, H, W), unclamped; LPIPS is added by the caller. Eq. 12"""
     return ((x_fake.float() - x_0.float()) ** 2).mean()

@@ -71,17 +71,19 @@ def _draw(rows: list[list[Image.Image]], labels: Sequence[str]) -> Image.Image:
 
 
 def _encode(sheet: Image.Image, suffix: str, max_bytes: int) -> bytes:
+    size = 0
     for quality in _QUALITIES:
         buffer = io.BytesIO()
         if suffix == ".png":
             sheet.save(buffer, "PNG", optimize=True)
         else:
             sheet.save(buffer, "JPEG", quality=quality, subsampling=0)
-        if buffer.tell() <= max_bytes:
+        size = buffer.tell()
+        if size <= max_bytes:
             return buffer.getvalue()
         if suffix == ".png":
             break
     raise InputError(
-        f"grid: found {buffer.tell()} bytes for {sheet.width}x{sheet.height} pixels, expected at most {max_bytes}; "
+        f"grid: found {size} bytes for {sheet.width}x{sheet.height} pixels, expected at most {max_bytes}; "
         "use .jpg, fewer rows or a smaller cell_px"
     )

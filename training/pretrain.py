@@ -8,6 +8,7 @@ One batch, one forward: the role of a row decides its times and its target.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -64,6 +65,7 @@ def pretrain_losses(
     """The losses of one batch, each already multiplied by its share of rows; their sum is to be differentiated.
 
     lq, hq: (B, 3, H, W) in [0, 1]. Returns scalars `data`, `lpips`, `flow`, `cons`, those with rows only.
+    The one-step result (Eq. 6) and its perceptual loss (Eq. 13) are formed here.
     """
     velocity = model.velocity()
     num_data, num_flow, num_cons = split_roles(stage)
@@ -199,6 +201,10 @@ class Pretrainer:
         torch.stack(list(parts.values())).sum().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optim.clip_norm)
         values = {name: float(value.detach()) for name, value in parts.items()} | {"grad_norm": float(norm)}
+        num_data = split_roles(stage)[0]
+        if num_data:  # what the one-step result gains over the LQ image, by which runs can be compared
+            before = float(losses.data_loss(2 * lq[:num_data] - 1, 2 * hq[:num_data] - 1)) * num_data / len(lq)
+            values["gain_db"] = 10 * math.log10(before / values["data"])
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.step}: losses {values}")
         for group in self.optimizer.param_groups:

@@ -1,7 +1,7 @@
 """Shared modules in reach (tests/tiny.py, tests/reference_qwen.py); one thread, since the models are tiny."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +17,35 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny base under the shipped one's name."""
+    import tiny
+
+    return tiny.write_assets(tmp_path_factory.mktemp("assets"))
+
+
+@pytest.fixture
+def tiny_model(tiny_assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny base in place of the shipped one."""
+    from teasr_core import builtin
+
+    monkeypatch.setattr(builtin, "ASSETS", tiny_assets)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """run(*arguments): (exit code, stdout, stderr) of `python -m teasr_core`."""
+    from teasr_core.cli import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call

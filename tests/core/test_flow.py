@@ -64,9 +64,9 @@ def test_the_residual_divisor_is_floored_at_one_64th():
     output, z_t, z_lq = fields(3)
     t = torch.tensor([MIN_TIME, 0.005, 0.0]).double()
     v = velocity_from_output("lq_residual", output, z_t, z_lq, t)
-    assert torch.allclose(v, (z_t - output - z_lq) * 64, rtol=1e-14, atol=0)
-    just_above = velocity_from_output("lq_residual", output, z_t, z_lq, torch.full((3,), 1 / 30).double())
-    assert torch.allclose(just_above, (z_t - output - z_lq) * 30, rtol=1e-13, atol=0)
+    assert torch.allclose(v, (z_t - output - z_lq) * 64, rtol=0, atol=1e-11)
+    just_above = velocity_from_output("lq_residual", output, z_t, z_lq, torch.full((3,), 1 / 30, dtype=torch.float64))
+    assert torch.allclose(just_above, (z_t - output - z_lq) * 30, rtol=0, atol=1e-11)
 
 
 def test_broadcast_time():
