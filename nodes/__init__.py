@@ -1,1 +1,1 @@
-"""The ComfyUI side of TEASR. Only this package imports comfy; it is imported by ComfyUI alone (R2: relative imports)."""
+"""The ComfyUI side of TEASR. Only this package imports comfy, and only ComfyUI imports it (relative imports, R2)."""

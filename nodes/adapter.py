@@ -22,9 +22,7 @@ def adapter_patcher(lora: LoraFile, path: Path, disable_dynamic: bool = False) -
         dtype=next(iter(lora.tensors.values())).dtype,
     )
     patcher_class = ModelPatcher if disable_dynamic else CoreModelPatcher
-    patcher = patcher_class(
-        module, load_device=comfy.model_management.get_torch_device(), offload_device=offload
-    )
+    patcher = patcher_class(module, load_device=comfy.model_management.get_torch_device(), offload_device=offload)
     module.load_state_dict(dict(lora.tensors), strict=True, assign=patcher.is_dynamic())
     module.requires_grad_(False)
     patcher.cached_patcher_init = (load_adapter, (path,))

@@ -25,7 +25,7 @@ class TEASRApplyLoRA(io.ComfyNode):
             node_id="TEASRApplyLoRA",
             display_name="TEASR Apply LoRA",
             category="TEASR",
-            description="Turns a Qwen-Image model into an any-step restorer. Replaces a TEASR LoRA that is on it already.",
+            description="Turns a Qwen-Image model into an any-step restorer; replaces a TEASR LoRA on it.",
             search_aliases=["lora loader", "qwen image upscale", "teasr"],
             inputs=[
                 io.Model.Input("model", tooltip="Qwen-Image (bf16, fp8 or GGUF), or TEASR's built-in model."),
@@ -83,7 +83,7 @@ class TEASRApplyLoRA(io.ComfyNode):
 
 
 def conditioning_output(lora: LoraFile) -> object:
-    """The file's prompt embedding; without one, a blocker: the host raises its sentence only where the output is wired."""
+    """The file's prompt embedding, or a blocker: the host raises its sentence only where the output is wired."""
     if lora.prompt_embeds is None:
         return ExecutionBlocker(
             f"{lora.name} holds no prompt embedding: wire a CLIPTextEncode with an empty prompt in place of "

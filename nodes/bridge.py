@@ -56,7 +56,7 @@ class HostTiles:
 
 @dataclass(frozen=True)
 class DualBranch:
-    """The APPLY_MODEL wrapper. Its settings are all it holds; the adapter's weights are a model of the patcher's own."""
+    """The APPLY_MODEL wrapper. It holds settings alone; the adapter's weights are a model in the patcher's care."""
 
     prediction: str
     use_dtc: bool
@@ -95,7 +95,9 @@ class DualBranch:
         if tiles is None:
             return denoise(x, t, z_lq, target_sigma(t, options))
         if control is not None or c_concat is not None:
-            raise InputError("a ControlNet or concatenated latent cannot be cut into tiles: set tile_px to the image size")
+            raise InputError(
+                "a ControlNet or concatenated latent cannot be cut into tiles: set tile_px to the image size"
+            )
         # Denoised images blend like velocities: one is an affine function of the other at fixed z_t and t.
         return TiledVelocity(denoise, tiles.plan, tiles.on_tile)(x, t, z_lq, target_sigma(t, options))
 
@@ -108,7 +110,9 @@ class DualBranch:
         if self.use_adapter:
             adapters = base.current_patcher.get_additional_models_with_key(KEY)
             if not adapters:
-                raise InputError("the TEASR adapter is gone from this MODEL: put TEASRApplyLoRA last, before the sampler")
+                raise InputError(
+                    "the TEASR adapter is gone from this MODEL: put TEASRApplyLoRA last, before the sampler"
+                )
             lora: BranchLora = adapters[0].model
             overrides += branch_overrides(
                 transformer, lora, self.lora_strength, num_tokens(z_t, transformer.patch_size)
@@ -184,8 +188,8 @@ def lq_latent(x: torch.Tensor, conds: dict[str, Any]) -> torch.Tensor:
         )
     if latents[0].shape[1:] != x.shape[1:] or x.shape[2] != 1:
         raise InputError(
-            f"the LQ latent is {tuple(latents[0].shape[1:])}, the sampled latent {tuple(x.shape[1:])}: expected the same "
-            "channels, one frame and the same size, so wire TEASRCondition's `latent` into the sampler"
+            f"the LQ latent is {tuple(latents[0].shape[1:])}, the sampled latent {tuple(x.shape[1:])}: expected the "
+            "same channels, one frame and the same size, so wire TEASRCondition's `latent` into the sampler"
         )
     return latents[0]
 

@@ -42,9 +42,7 @@ def builtin_patcher(base: BuiltinFile, dtype_name: str, disable_dynamic: bool = 
     load_device = comfy.model_management.get_torch_device()
     model = build_base(base, choose_dtype(dtype_name, load_device), load_device)
     patcher_class = ModelPatcher if disable_dynamic else CoreModelPatcher
-    patcher = patcher_class(
-        model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device()
-    )
+    patcher = patcher_class(model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device())
     load_weights(model, base, use_assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (reload_builtin, (dtype_name,))
     if load_device.type == "cpu":

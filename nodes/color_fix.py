@@ -39,7 +39,7 @@ class TEASRColorFix(io.ComfyNode):
             node_id="TEASRColorFix",
             display_name="TEASR Color Fix",
             category="TEASR",
-            description="Crops the picture to the reference's size (also with off) and gives it the reference's colours.",
+            description="Crops the picture to the reference's size, also with off, and gives it its colours.",
             search_aliases=["color match", "color transfer", "wavelet", "teasr"],
             inputs=[
                 io.Image.Input("image", tooltip="The decoded picture, padding included."),

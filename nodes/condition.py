@@ -85,7 +85,7 @@ def encode(vae: Any, image: torch.Tensor) -> torch.Tensor:
     expected = tuple(side // vae.spacial_compression_encode() for side in image.shape[-2:])
     if encoded.shape[2:] != (1, *expected):
         raise InputError(
-            f"the VAE made a latent of {tuple(encoded.shape[2:])}, expected {(1, *expected)}: wire TEASRLoadBuiltin's VAE "
-            "or Qwen-Image's"
+            f"the VAE made a latent of {tuple(encoded.shape[2:])}, expected {(1, *expected)}: wire TEASRLoadBuiltin's "
+            "VAE or Qwen-Image's"
         )
     return encoded

@@ -34,8 +34,8 @@ class DctVAE:
         """(B, 48, T, h, w) or (B, 48, h, w) -> (B * T, 4h, 4w, 3) clamped to [0, 1]."""
         if samples_in.ndim not in (4, 5) or samples_in.shape[1] != DCT_CHANNELS:
             raise InputError(
-                f"the latent is {tuple(samples_in.shape)}, TEASR's built-in VAE decodes {DCT_CHANNELS} channels: wire the "
-                "VAE that belongs to the model which made this latent"
+                f"the latent is {tuple(samples_in.shape)}, TEASR's built-in VAE decodes {DCT_CHANNELS} channels: wire "
+                "the VAE that belongs to the model which made this latent"
             )
         frames = samples_in.movedim(1, -3).reshape(-1, DCT_CHANNELS, *samples_in.shape[-2:])  # (B * T, 48, h, w)
         image = coefficients_to_image(frames.to(self.output_device, torch.float32)).clamp(0, 1)

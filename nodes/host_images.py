@@ -8,9 +8,7 @@ from ..teasr_core.alpha import bleed_rgb, split_alpha
 from ..teasr_core.errors import InputError
 
 
-def rgb_and_alpha(
-    image: torch.Tensor, mask: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def rgb_and_alpha(image: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """IMAGE (B, H, W, 1, 3 or 4) and an optional MASK -> rgb (B, 3, H, W), alpha (B, 1, H, W) or None, float32.
 
     Colour is bled under transparent pixels. MASK is ComfyUI's: 1 = transparent, (B or 1, H, W); an empty one of any
@@ -24,7 +22,9 @@ def rgb_and_alpha(
         planes, alpha = split_alpha(planes)
     if mask is not None and bool(mask.any()):
         if alpha is not None:
-            raise InputError("the image has an alpha channel and a mask is wired too: unplug the mask, or drop the alpha")
+            raise InputError(
+                "the image has an alpha channel and a mask is wired too: unplug the mask, or drop the alpha"
+            )
         alpha = mask_to_alpha(mask, planes)
     rgb = planes.expand(-1, 3, -1, -1)  # (B, 3, H, W); grey is three equal channels
     return (rgb if alpha is None else bleed_rgb(rgb.contiguous(), alpha.contiguous())), alpha
@@ -36,8 +36,8 @@ def mask_to_alpha(mask: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
     batch, _, height, width = planes.shape
     if mask.ndim != 3 or mask.shape[1:] != (height, width) or mask.shape[0] not in (1, batch):
         raise InputError(
-            f"mask has shape {tuple(mask.shape)}, the image {(batch, height, width)}: wire the mask that came with this "
-            "image, or resize it first"
+            f"mask has shape {tuple(mask.shape)}, the image {(batch, height, width)}: wire the mask that came with "
+            "this image, or resize it first"
         )
     return (1 - mask[:, None].float()).clamp(0, 1).expand(batch, -1, -1, -1)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers

@@ -30,7 +30,7 @@ class TEASRLoadBuiltin(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="How much of the shipped TEASR LoRA is applied; 1 is what it was trained for, 0 is the base.",
+                    tooltip="How much of the shipped LoRA is applied; 1 is what it was trained for, 0 the base.",
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -22,14 +22,14 @@ def probe_architecture(model: ModelPatcher) -> QwenArchitecture:
     parts = ("time_text_embed", "img_in", "txt_in", "proj_out", "pe_embedder", "patch_size")
     if not blocks or not all(hasattr(transformer, part) for part in parts):
         raise ModelFileError(
-            f"this MODEL is a {kind}: expected Qwen-Image (bf16, fp8 or GGUF) or TEASRLoadBuiltin's, so load one of them"
+            f"this MODEL is a {kind}: expected Qwen-Image (bf16, fp8 or GGUF) or TEASRLoadBuiltin's; load one of them"
         )
     fused = [path for path in BLOCK_TARGETS if not has_module(blocks[0], path)]
     if fused or "timestep_zero_index" not in inspect.signature(blocks[0].forward).parameters:
         found = f"no {fused[0]}" if fused else "no second timestep"
         raise ModelFileError(
-            f"this MODEL's {kind} has blocks with {found} (fused layers, as in Nunchaku, or a host before 0.17): expected "
-            "a Qwen-Image loaded by ComfyUI's own loader or as GGUF"
+            f"this MODEL's {kind} has blocks with {found} (fused layers, as in Nunchaku, or a host before 0.17): "
+            "expected a Qwen-Image loaded by ComfyUI's own loader or as GGUF"
         )
     attention = blocks[0].attn
     patch_size = int(transformer.patch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .conditioning import Conditioning, lq_batch, of_image
 from .host_sampling import Progress, sample_image
 from .host_tiles import host_plan
 from .run_notes import KEY, Phase, RunNotes, notes_of
+from .visited import VISITED, digest
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 MAX_TILE_PX = 16384
@@ -104,18 +106,20 @@ class TEASRSampler(io.ComfyNode):
         with notes_of(latent).phase("sample", phases):
             for k in range(batch):
                 progress.start_image(k)
-                result = sample_image(
-                    model,
+                job = (
                     of_image(conditioning, k),
                     None if negative is None else of_image(negative, k),
                     samples[k : k + 1] if len(samples) > 1 else samples,
                     mask[k : k + 1] if mask is not None and len(mask) > 1 else mask,
                     sigmas,
                     seed,
-                    plan,
-                    progress,
                 )
-                results.append(check_samples(result))
+                key = digest(*job, dataclasses.astuple(plan))
+                result = VISITED.get(model, key)
+                if result is None:
+                    result = check_samples(sample_image(model, *job, plan, progress))
+                    VISITED.put(model, key, result)
+                results.append(result)
         notes = RunNotes(phases=phases, tiles=plan.count, steps=steps, dtype=model_dtype(model))
         return io.NodeOutput(latent | {"samples": torch.cat(results), "batch_index": [0] * batch, KEY: notes})
 
@@ -125,8 +129,8 @@ def check_latent(model: ModelPatcher, samples: torch.Tensor) -> torch.Tensor:
     channels = model.get_model_object("latent_format").latent_channels
     if samples.ndim not in (4, 5) or samples.shape[1] != channels:
         raise InputError(
-            f"the latent is {tuple(samples.shape)}, the MODEL works on {channels} channels: wire the VAE that belongs to "
-            "this MODEL into TEASRCondition"
+            f"the latent is {tuple(samples.shape)}, the MODEL works on {channels} channels: wire the VAE that belongs "
+            "to this MODEL into TEASRCondition"
         )
     attached_branch(model)
     return samples if samples.ndim == 5 else samples[:, :, None]
@@ -135,8 +139,8 @@ def check_latent(model: ModelPatcher, samples: torch.Tensor) -> torch.Tensor:
 def check_samples(samples: torch.Tensor) -> torch.Tensor:
     if not bool(torch.isfinite(samples).all()):
         raise OutputError(
-            "the sampled latent holds NaN or infinity: usual causes are fp16, sage attention or a broken quantised base, "
-            "so use bf16 or fp32, or another attention"
+            "the sampled latent holds NaN or infinity: usual causes are fp16, sage attention or a broken quantised "
+            "base, so use bf16 or fp32, or another attention"
         )
     return samples
 

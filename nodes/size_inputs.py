@@ -77,7 +77,7 @@ def max_megapixels_input() -> io.Float.Input:
 
 
 def target_size(size: Mapping[str, Any], max_megapixels: float, width: int, height: int) -> TargetSize:
-    """Exact target of an image of width x height. `size` is the DynamicCombo's value, {"size": "factor", "scale": 4}."""
+    """Exact target of an image of width x height. `size` is the combo's value: {"size": "factor", "scale": 4}."""
     mode = size["size"]
     if mode == "factor":
         target = geometry.size_by_factor(width, height, size["scale"])

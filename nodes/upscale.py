@@ -28,7 +28,7 @@ class TEASRUpscale(io.ComfyNode):
             node_id="TEASRUpscale",
             display_name="TEASR Upscale",
             category="TEASR",
-            description="Restores and enlarges a photograph. Works as it is; wire model, vae and conditioning for another.",
+            description="Restores and enlarges a photograph. Wire model, vae and conditioning for another model.",
             search_aliases=["upscale", "super resolution", "restore", "enhance", "enlarge", "denoise", "teasr"],
             enable_expand=True,
             inputs=[
@@ -62,10 +62,16 @@ class TEASRUpscale(io.ComfyNode):
                 *tile_inputs(),
                 color_strength_input(use_advanced=True),
             ],
+            # Lists, since pictures of several sizes may come in as one. The host hands what an expanded graph returns
+            # on as it is: only an output that is declared a list keeps the pictures of a list apart.
             outputs=[
-                io.Image.Output(display_name="image"),
-                io.Mask.Output(display_name="mask", tooltip="The transparency at the new size."),
-                io.String.Output(display_name="report", tooltip="Size, tiles, steps, seconds, peak memory: one line."),
+                io.Image.Output(display_name="image", is_output_list=True),
+                io.Mask.Output(display_name="mask", tooltip="The transparency at the new size.", is_output_list=True),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Size, tiles, steps, seconds, peak memory: one line.",
+                    is_output_list=True,
+                ),
             ],
         )
 

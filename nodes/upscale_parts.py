@@ -66,15 +66,20 @@ class TEASRUpscaleOutput(io.ComfyNode):
             category="TEASR",
             description="Made by TEASRUpscale while it runs; not meant to be placed by hand.",
             is_dev_only=True,
+            is_input_list=True,
             inputs=[
                 io.Image.Input("resized", tooltip="The picture at the target size."),
                 io.Mask.Input("mask", tooltip="Its transparency at the target size."),
                 io.Image.Input("decoded", optional=True, tooltip="The restored picture; none at strength 0."),
                 io.Latent.Input("latent", optional=True, tooltip="TEASRSampler's, for the report."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, tooltip="0 is the resize, 1 the restoration."),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=1.0, tooltip="0 is the resize, 1 the restoration."
+                ),
                 color_fix_input(),
                 color_strength_input(use_advanced=True),
-                io.Float.Input("started", default=0.0, min=0.0, max=1e15, tooltip="When the run began, for the report."),
+                io.Float.Input(
+                    "started", default=0.0, min=0.0, max=1e15, tooltip="When the run began, for the report."
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
@@ -86,22 +91,39 @@ class TEASRUpscaleOutput(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        resized: torch.Tensor,
-        mask: torch.Tensor,
-        decoded: torch.Tensor | None = None,
-        latent: dict[str, Any] | None = None,
-        strength: float = 1.0,
-        color_fix: str = "wavelet",
-        color_strength: float = 1.0,
-        started: float = 0.0,
+        resized: list[torch.Tensor],
+        mask: list[torch.Tensor],
+        decoded: list[torch.Tensor] | None = None,
+        latent: list[dict[str, Any]] | None = None,
+        **options: list[Any],
     ) -> io.NodeOutput:
-        size = TargetSize(width=resized.shape[2], height=resized.shape[1])
-        image, notes = resized, RunNotes(tiles=0)
-        if decoded is not None:
-            options = RestoreOptions(size, strength, color_fix, color_strength)
-            image = to_host(finish(from_host(decoded, "image"), from_host(resized, "resized"), options))
-            notes = notes_of(latent or {})
-            # The decode ran in the host's VAEDecode: it is what lies between the sampler's end and now.
-            sampled = max([started, *(phase.end for phase in notes.phases.values())])
-            notes = notes.with_phases({**notes.phases, "decode": Phase(sampled, time.perf_counter())})
-        return io.NodeOutput(image, mask, notes.report(size, started).line())
+        """Lists in, and one list as the value of each output: see TEASRUpscale's outputs."""
+        inputs = {"resized": resized, "mask": mask, "decoded": decoded or [None], "latent": latent or [{}], **options}
+        count = max(len(values) for values in inputs.values())
+        # The host's own rule for lists of unequal length: the last item stands for the missing ones.
+        runs = [{name: values[min(k, len(values) - 1)] for name, values in inputs.items()} for k in range(count)]
+        images, masks, reports = zip(*(finish_run(**run) for run in runs), strict=True)
+        return io.NodeOutput(list(images), list(masks), list(reports))
+
+
+def finish_run(
+    resized: torch.Tensor,
+    mask: torch.Tensor,
+    decoded: torch.Tensor | None,
+    latent: dict[str, Any],
+    strength: float = 1.0,
+    color_fix: str = "wavelet",
+    color_strength: float = 1.0,
+    started: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """(image, mask, report line) of one picture or batch. `decoded` None: no model ran, the image is `resized`."""
+    size = TargetSize(width=resized.shape[2], height=resized.shape[1])
+    image, notes = resized, RunNotes(tiles=0)
+    if decoded is not None:
+        options = RestoreOptions(size, strength, color_fix, color_strength)
+        image = to_host(finish(from_host(decoded, "image"), from_host(resized, "resized"), options))
+        notes = notes_of(latent)
+        # The decode ran in the host's VAEDecode: it is what lies between the sampler's end and now.
+        sampled = max([started, *(phase.end for phase in notes.phases.values())])
+        notes = notes.with_phases({**notes.phases, "decode": Phase(sampled, time.perf_counter())})
+    return image, mask, notes.report(size, started).line()

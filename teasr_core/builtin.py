@@ -75,12 +75,14 @@ def read_base(path: Path) -> BuiltinFile:
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path.name} has damaged metadata ({error}): get the file again") from None
     if prediction not in PREDICTIONS or not isinstance(values["use_dtc"], bool):
-        raise ModelFileError(f"{path.name} has an unknown prediction or use_dtc: it was made by another version of TEASR")
+        raise ModelFileError(
+            f"{path.name} has an unknown prediction or use_dtc: it was made by another version of TEASR"
+        )
     prompt_embeds = tensors.pop(PROMPT_KEY, torch.zeros(0))
     if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != architecture.text_width:
         raise ModelFileError(
-            f"{path.name}: '{PROMPT_KEY}' has shape {tuple(prompt_embeds.shape)}, expected (T, {architecture.text_width}): "
-            "get the file again"
+            f"{path.name}: '{PROMPT_KEY}' has shape {tuple(prompt_embeds.shape)}, expected "
+            f"(T, {architecture.text_width}): get the file again"
         )
     return BuiltinFile(
         path=path,

@@ -47,7 +47,9 @@ def upscale(args: argparse.Namespace) -> int:
             continue
         restorer = restorer or _load(args)
         if not has_warned and _is_large(picture, options.size):
-            print(f"note: {source.name} is enlarged more than {WARN_SCALE:g} times: expect less detail", file=sys.stderr)
+            print(
+                f"note: {source.name} is enlarged more than {WARN_SCALE:g} times: expect less detail", file=sys.stderr
+            )
             has_warned = True
         try:
             restored = restore_picture(restorer, picture, options, plan, args.seed, args.tile_px, args.overlap_px)
@@ -94,7 +96,9 @@ def plan_jobs(source: Path, target: Path, overwrite: bool) -> list[tuple[Path, P
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuse impossible options before any work."""
-    modes = [name for name in ("scale", "shortest", "longest", "width", "megapixels") if getattr(args, name) is not None]
+    modes = [
+        name for name in ("scale", "shortest", "longest", "width", "megapixels") if getattr(args, name) is not None
+    ]
     if (args.width is None) != (args.height is None):
         raise InputError("--width and --height belong together: give both, or one of --shortest, --longest")
     if len(modes) > 1:

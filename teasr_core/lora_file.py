@@ -163,7 +163,9 @@ def lora_tensors(
 def _metadata(name: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     missing = [f"teasr.{key}" for key in METADATA_KEYS if f"teasr.{key}" not in metadata]
     if missing:
-        raise LoraFileError(f"{name} has no metadata {missing[:3]}: expected a TEASR LoRA (an ordinary LoRA belongs in LoraLoader)")
+        raise LoraFileError(
+            f"{name} has no metadata {missing[:3]}: expected a TEASR LoRA (an ordinary LoRA belongs in LoraLoader)"
+        )
     for key, expected in (("format", "1"), ("scope", "condition"), ("positions", "shared")):
         if metadata[f"teasr.{key}"] != expected:
             raise LoraFileError(f"{name}: teasr.{key} is '{metadata[f'teasr.{key}']}', this version reads '{expected}'")
@@ -171,7 +173,9 @@ def _metadata(name: str, metadata: Mapping[str, str]) -> dict[str, Any]:
         targets, config = json.loads(metadata["teasr.targets"]), json.loads(metadata.get("teasr.config", "{}"))
         rank, step = int(metadata["teasr.rank"]), int(metadata.get("teasr.step", "0"))
     except ValueError:
-        raise LoraFileError(f"{name}: teasr.rank, .targets, .step or .config is not readable: get the file again") from None
+        raise LoraFileError(
+            f"{name}: teasr.rank, .targets, .step or .config is not readable: get the file again"
+        ) from None
     if not isinstance(config, dict) or rank < 1:
         raise LoraFileError(f"{name}: rank {rank} or config {config!r} is impossible: get the file again")
     if not isinstance(targets, list) or not targets or any(target not in BLOCK_TARGETS for target in targets):

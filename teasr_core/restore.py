@@ -25,7 +25,7 @@ from .velocity import Velocity
 LatentSampler = Callable[[torch.Tensor], torch.Tensor]
 
 # Automatic tiles of the built-in model. Attention is quadratic: on a CPU small tiles are the fast ones (docs/log.md).
-AUTO_TILE_PX = 256
+AUTO_TILE_PX = 128
 AUTO_OVERLAP_PX = 32
 
 # A result that varies less than this is one flat colour but for the codec's rounding.

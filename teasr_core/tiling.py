@@ -32,7 +32,10 @@ class TilePlan:
 
 
 def tile_offsets(size: int, tile: int, overlap: int, grid: int) -> tuple[int, ...]:
-    """Starts of equal tiles that cover `size` with at least `overlap` between neighbours, on multiples of `grid`."""
+    """Starts of equal tiles that cover `size` with at least `overlap` between neighbours, on multiples of `grid`.
+
+    As few tiles as that takes, spread evenly.
+    """
     if tile >= size:
         return (0,)
     count = -(-(size - overlap) // (tile - overlap))
@@ -43,8 +46,9 @@ def tile_offsets(size: int, tile: int, overlap: int, grid: int) -> tuple[int, ..
 def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int) -> TilePlan:
     """Cover a latent of height x width with square tiles of side `tile`, smaller only where the latent is.
 
-    All of height, width and tile must be multiples of `multiple` (an even token grid, `QwenArchitecture.
-    block_multiple`), overlap of half of it (whole tokens), and 0 <= overlap <= tile/2. InputError otherwise.
+    tile must be a multiple of `multiple` (an even token grid, `QwenArchitecture.block_multiple`), overlap of half of
+    it (whole tokens), and 0 <= overlap <= tile/2: InputError otherwise. height and width are multiples of `multiple`
+    too where there is more than one tile; the caller has padded them.
     """
     if tile < multiple or tile % multiple:
         raise InputError(f"tile of {tile} latent pixels: expected a multiple of {multiple}")

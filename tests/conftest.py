@@ -10,6 +10,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,6 +18,19 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path[:0] = [path for path in [str(ROOT / "tests")] if path not in sys.path]  # shared modules: comfy_server
+HOST_MODULES = (
+    "comfy.model_management",
+    "comfy.samplers",
+    "comfy.supported_models",
+    "comfy.ops",
+    "comfy.model_patcher",
+    "comfy.model_sampling",
+    "nodes",
+    "execution",
+    "folder_paths",
+    "comfy_extras.nodes_custom_sampler",
+)
 PACK = "teasr_pack"  # the pack's package name here; in ComfyUI it is the folder's
 
 
@@ -61,9 +75,7 @@ def host(comfyui: Path) -> SimpleNamespace:
     sys.path.insert(0, str(comfyui))  # before the repository: `nodes` must be the host's
     try:
         importlib.import_module("comfy.cli_args").args.cpu = True
-        names = ("comfy.model_management", "comfy.samplers", "comfy.supported_models", "comfy.ops", "comfy.model_patcher",
-                 "comfy.model_sampling", "nodes", "execution", "folder_paths", "comfy_extras.nodes_custom_sampler")  # fmt: skip
-        modules = {name: importlib.import_module(name) for name in names}
+        modules = {name: importlib.import_module(name) for name in HOST_MODULES}
     except ImportError as error:
         sys.path.remove(str(comfyui))
         pytest.skip(f"{sys.executable} lacks ComfyUI's requirements ({error}): run pytest with ComfyUI's python")
@@ -90,3 +102,16 @@ def load_pack() -> ModuleType:
 def pack(name: str) -> Any:
     """A module of the pack as the nodes see it: its `teasr_core` is another copy than the tests' own."""
     return importlib.import_module(f"{PACK}.{name}")
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, server_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running ComfyUI with this repository as custom node `teasr` (`comfy_server.Server`)."""
+    pytest.importorskip("websocket", reason="websocket-client is not installed: pip install websocket-client")
+    if not list((ROOT / "teasr_core" / "assets").glob("*_base.safetensors")):
+        pytest.skip("the built-in model is missing from teasr_core/assets")
+    import comfy_server
+
+    running = comfy_server.start(comfyui, server_python, tmp_path_factory.mktemp("comfyui"))
+    yield running
+    running.stop()

@@ -49,9 +49,7 @@ class ReferenceQwen:
                 delta = lora[f"{path}.lora_B.weight"].double() @ lora[key].double()  # (out, in)
                 self.cond_weights[f"{path}.weight"] = self.weights[f"{path}.weight"] + lora_strength * delta
 
-    def output(
-        self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor
-    ) -> torch.Tensor:
+    def output(self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
         patch = self.architecture.patch_size
         batch, channels, height, width = z_t.shape
         h, w = height // patch, width // patch
@@ -84,11 +82,13 @@ class ReferenceQwen:
             Branch(text, f"{path}.txt_mod.1", f"{path}.txt_mlp", "added_", cur, angles[2], self.weights),
         )
         heads = self.architecture.num_heads
-        q, k, v = (torch.cat(parts, dim=1) for parts in zip(*(b.qkv(f"{path}.attn", heads) for b in branches)))
+        q, k, v = (
+            torch.cat(parts, dim=1) for parts in zip(*(b.qkv(f"{path}.attn", heads) for b in branches), strict=True)
+        )
         logits = torch.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(self.architecture.head_dim)
         mixed = torch.einsum("bhnm,bmhd->bnhd", logits.softmax(dim=-1), v).flatten(2)  # (B, 2N + T, D)
         parts = mixed.split([b.tokens.shape[1] for b in branches], dim=1)
-        noise, cond, text = (b.finish(f"{path}.attn", part) for b, part in zip(branches, parts))
+        noise, cond, text = (b.finish(f"{path}.attn", part) for b, part in zip(branches, parts, strict=True))
         return noise, cond, text
 
     def _linear(self, path: str, x: torch.Tensor) -> torch.Tensor:
@@ -165,7 +165,7 @@ class Branch:
         norms = ("norm_added_q", "norm_added_k") if self.is_text else ("norm_q", "norm_k")
         x = modulate(self.tokens, self.shift1, self.scale1)
         q, k, v = (linear(self.weights, f"{path}.{name}", x).unflatten(2, (heads, -1)) for name in names)
-        q, k = (rms_norm(y, self.weights[f"{path}.{norm}.weight"]) for y, norm in zip((q, k), norms))
+        q, k = (rms_norm(y, self.weights[f"{path}.{norm}.weight"]) for y, norm in zip((q, k), norms, strict=True))
         return rotate(q, self.angles), rotate(k, self.angles), v
 
     def finish(self, path: str, mixed: torch.Tensor) -> torch.Tensor:

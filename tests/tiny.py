@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 from safetensors.torch import save_file
+from torch import nn
 
 from teasr_core import builtin
 from teasr_core.architecture import QwenArchitecture
@@ -138,11 +138,6 @@ def write_lora(path: Path, architecture: QwenArchitecture = ARCHITECTURE, **chan
 
 def read_tiny_base(folder: Path) -> builtin.BuiltinFile:
     return builtin.read_base(write_base(folder / BASE_NAME))
-
-
-def as_float(image: Image.Image) -> np.ndarray:
-    """(1, 3, H, W) float32 in [0, 1] of an RGB picture."""
-    return np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None] / 255
 
 
 def pixels(height: int, width: int, channels: int, dtype: type = np.uint8) -> np.ndarray:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from teasr_core.architecture import PREDICTIONS
 from teasr_core.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -125,6 +126,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no config at {path}: give a TOML file, e.g. training/configs/smoke.toml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): give a TOML file in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     for override in overrides:
@@ -205,6 +208,19 @@ def _check(config: PretrainConfig) -> None:
     for preset in config.data.presets:
         if preset not in PRESETS:
             raise ConfigError(f"data.presets names '{preset}': known presets are {', '.join(PRESETS)}")
+    for scale in config.data.scales:
+        if not scale.replace(".", "", 1).isdigit() or float(scale) < 1:
+            raise ConfigError(f"data.scales names '{scale}': expected factors of at least 1, such as 4")
+    for name, weights in (("presets", config.data.presets), ("scales", config.data.scales)):
+        if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
+            raise ConfigError(f"data.{name} is {dict(weights)}: expected weights of at least 0, not all of them 0")
+    if not 0 < config.data.min_zoom <= 1:
+        raise ConfigError(f"data.min_zoom is {config.data.min_zoom:g}: expected more than 0 and at most 1")
+    for name in ("log_every", "checkpoint_every", "keep_checkpoints", "preview_every"):
+        if getattr(config.run, name) < 1:
+            raise ConfigError(f"run.{name} is {getattr(config.run, name)}: expected at least 1")
+    if config.model.prediction not in PREDICTIONS:
+        raise ConfigError(f"model.prediction is '{config.model.prediction}': expected {' or '.join(PREDICTIONS)}")
     for index, stage in enumerate(config.stages):
         shares = stage.data_share + stage.flow_share + stage.cons_share
         if abs(shares - 1) > 1e-6:

@@ -30,7 +30,8 @@ def write_preview(path: Path, model: PretrainModel, codec: DctCodec, photographs
         z_lq = codec.encode(image)  # (1, C, 32, 32)
         noise = initial_noise(0, *z_lq.shape[1:])
         with torch.autocast("cpu", torch.bfloat16):
-            results = [codec.decode(sample(model.velocity(), noise, z_lq, linear_taus(n))) for n in STEPS]
+            latents = [sample(model.velocity(), noise, z_lq, linear_taus(n)) for n in STEPS]
+        results = [codec.decode(z) for z in latents]  # outside autocast, whose bf16 is coarser than 8 bits
         rows.append(torch.cat([image, *results, _tensor(hq)], dim=3))
     grid = torch.cat(rows, dim=2)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), Image.Resampling.NEAREST).save(path, quality=92)

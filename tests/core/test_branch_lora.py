@@ -184,9 +184,9 @@ def test_nested_overrides_come_off_in_reverse_order():
 
     module.forward = host_forward
     with forward_overrides([(module, lambda x: module.__class__.forward(module, x) * 2)]):
-        with pytest.raises(ValueError), forward_overrides([(module, lambda x: x)]):
+        with contextlib.suppress(KeyError), forward_overrides([(module, lambda x: x)]):
             assert torch.equal(module(x), x)
-            raise ValueError
+            raise KeyError
         assert torch.equal(module(x), plain * 2)
     assert torch.equal(module(x), plain + 1)
     assert module.__dict__["forward"] is host_forward

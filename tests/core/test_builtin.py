@@ -8,7 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from teasr_core import builtin
-from teasr_core.builtin import BASE_NAME, LORA_NAME, base_metadata, build_velocity, read_base, shipped_base, shipped_lora
+from teasr_core.builtin import (
+    BASE_NAME,
+    LORA_NAME,
+    base_metadata,
+    build_velocity,
+    read_base,
+    shipped_base,
+    shipped_lora,
+)
 from teasr_core.errors import LoraFileError, ModelFileError
 from teasr_core.geometry import TargetSize, resize
 from teasr_core.lora_file import PROMPT_KEY, read_lora
@@ -176,8 +184,6 @@ def test_shipped_base_is_whole_and_small(shipped):
 def test_shipped_quality(shipped):
     """It is trained: one step on a degraded photograph is nearer to the original than Lanczos, and not by blurring."""
     pytest.importorskip("skimage")
-    from PIL import Image
-
     from teasr_core.cli_demo import low_quality, sample_photograph
     from teasr_core.standalone import load_restorer
 
@@ -185,9 +191,8 @@ def test_shipped_quality(shipped):
         pytest.skip(f"the shipped base is a stand-in of {shipped.training['steps']} training steps")
     photo = sample_photograph()
     lq = low_quality(photo)
-    side = 4 * lq.shape[-1]
-    original = torch.from_numpy(tiny.as_float(Image.fromarray(photo).resize((side, side), Image.Resampling.LANCZOS)))
-    size = TargetSize(side, side)
+    original = torch.from_numpy(photo.astype("float32") / 255).permute(2, 0, 1)[None]  # (1, 3, H, W)
+    size = TargetSize(photo.shape[1], photo.shape[0])
     lanczos = resize(lq, size)
     restored = load_restorer("fp32").restore(lq, RestoreOptions(size), manual_plan(1))
 

@@ -92,7 +92,9 @@ def test_bad_options(tmp_path, refused, options):
     refused("upscale", tiny.write_picture(tmp_path / "in.png"), "-o", tmp_path / "out.png", *options)
 
 
-@pytest.mark.parametrize("options", [["--tile-px", "20"], ["--tile-px", "-16"], ["--overlap-px", "12"], ["--tile-px", "x"]])
+@pytest.mark.parametrize(
+    "options", [["--tile-px", "20"], ["--tile-px", "-16"], ["--overlap-px", "12"], ["--tile-px", "x"]]
+)
 def test_bad_tiles(tmp_path, refused, options):
     assert "px" in refused("upscale", tiny.write_picture(tmp_path / "in.png"), "-o", tmp_path / "out.png", *options)
 
@@ -193,7 +195,9 @@ def test_bad_loras(tmp_path, refused, kind, folder):
         tiny.write_picture(tmp_path / "in" / name)
     lora = tmp_path / "mine.safetensors"
     LORAS[kind](lora)
-    source, target = (tmp_path / "in", tmp_path / "out") if folder else (tmp_path / "in" / "a.png", tmp_path / "out.png")
+    source, target = (
+        (tmp_path / "in", tmp_path / "out") if folder else (tmp_path / "in" / "a.png", tmp_path / "out.png")
+    )
     assert "mine.safetensors" in refused("upscale", source, "-o", target, "--lora", lora, "--scale", "8")
 
 

@@ -100,7 +100,7 @@ def test_dual_times_wants_two_equal_vectors():
 
 @pytest.mark.parametrize("bad", [-0.0, -0.01, -0.0199, -1e-30])
 def test_the_guard_refuses_negative_times_near_zero(bad):
-    with pytest.raises(AssertionError, match="at most -0.02"):
+    with pytest.raises(AssertionError, match=r"at most -0\.02"):
         check_target_times(torch.tensor([0.5, bad]))
 
 

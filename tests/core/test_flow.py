@@ -47,9 +47,7 @@ def test_the_right_output_gives_the_right_velocity(prediction):
     t = torch.tensor([0.3, 0.6, 1.0]).double()
     z_t = interpolate(z_0, noise, t)
     output = noise - z_0 if prediction == "velocity" else z_0 - z_lq
-    assert torch.allclose(
-        velocity_from_output(prediction, output, z_t, z_lq, t), noise - z_0, rtol=0, atol=1e-13
-    )
+    assert torch.allclose(velocity_from_output(prediction, output, z_t, z_lq, t), noise - z_0, rtol=0, atol=1e-13)
     assert torch.allclose(clean_from_output(prediction, output, z_t, z_lq, t), z_0, rtol=0, atol=1e-13)
 
 

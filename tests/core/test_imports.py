@@ -17,7 +17,16 @@ ROOT = Path(__file__).parents[2]
 OURS = ("teasr_core", "nodes", "training")
 MAX_LINES = 400
 
-HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "node_helpers", "nodes")
+HOST = (
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "folder_paths",
+    "latent_preview",
+    "node_helpers",
+    "nodes",
+)
 SHIPPED_WITH_HOST = ("torch", "numpy", "PIL", "safetensors", "einops")
 LIGHT = ("torch", "numpy", "PIL", "safetensors")
 INSIDE_FUNCTIONS = ("diffusers", "skimage", "psutil")  # of teasr_core
@@ -130,7 +139,9 @@ def clean(tmp_path):
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import diffusers\n"
         "def f():\n    from skimage import data\n"
     )
-    (tmp_path / "nodes" / "a.py").write_text("import comfy.utils\nimport nodes\nfrom ..teasr_core.a import b\nfrom . import c\n")
+    (tmp_path / "nodes" / "a.py").write_text(
+        "import comfy.utils\nimport nodes\nfrom ..teasr_core.a import b\nfrom . import c\n"
+    )
     (tmp_path / "training" / "a.py").write_text("import cv2\nfrom teasr_core.a import b\nfrom .c import d\n")
     return tmp_path
 

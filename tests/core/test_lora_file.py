@@ -74,7 +74,15 @@ def test_ordinary_prefixes_are_readable(tmp_path, path, prefix):
 def test_written_keys_are_none_that_a_stock_loader_applies():
     """ComfyUI and diffusers know a Linear by these names; ours must look unknown to them."""
     keys = lora_tensors(tiny.lora_weights(), tiny.prompt_embeds())
-    stock = ("transformer.", "diffusion_model.", "lora_unet_", "lycoris_", "unet.", "transformer_blocks.", "base_model.")
+    stock = (
+        "transformer.",
+        "diffusion_model.",
+        "lora_unet_",
+        "lycoris_",
+        "unet.",
+        "transformer_blocks.",
+        "base_model.",
+    )
     assert PREFIX == "teasr."
     assert all(key.startswith(PREFIX) for key in keys)
     assert not any(key.startswith(stock) for key in keys)
@@ -93,7 +101,7 @@ def test_the_fingerprint_ignores_the_storage_dtype_and_sees_another_base():
 
 
 def test_the_fingerprint_names_a_model_of_another_kind():
-    with pytest.raises(LoraFileError, match="no 'img_in.bias'"):
+    with pytest.raises(LoraFileError, match=r"no 'img_in\.bias'"):
         fingerprint({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)})
 
 
@@ -175,7 +183,9 @@ def test_a_missing_half_is_refused(path, half):
     assert "missing" in refused(read_lora, path)
 
 
-@pytest.mark.parametrize("key", ["teasr.extra", "teasr.transformer_blocks.0.attn.to_q.alpha", "transformer.x.lora_A.weight"])
+@pytest.mark.parametrize(
+    "key", ["teasr.extra", "teasr.transformer_blocks.0.attn.to_q.alpha", "transformer.x.lora_A.weight"]
+)
 def test_an_extra_key_is_refused(path, key):
     rewrite(path, lambda tensors: tensors.update({key: torch.ones(1)}))
     refused(read_lora, path)
@@ -220,7 +230,9 @@ def test_changed_metadata_is_refused(path, key, value):
     refused(read_lora, path)
 
 
-@pytest.mark.parametrize("key", ["format", "scope", "positions", "prediction", "rank", "targets", "base", "base_fingerprint"])
+@pytest.mark.parametrize(
+    "key", ["format", "scope", "positions", "prediction", "rank", "targets", "base", "base_fingerprint"]
+)
 def test_missing_metadata_is_refused(path, key):
     metadata = tiny.lora_file_metadata()
     del metadata[f"teasr.{key}"]

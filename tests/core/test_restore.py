@@ -1,6 +1,7 @@
 """Image in, restored image out: exact geometry, no model at strength 0, no silent bad image (R3, R5, R6, SPEC 5, 6)."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_strength_rises_from_resized_to_restored(restorer):
         for strength in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
     assert distances[0] == 0
-    assert all(a < b for a, b in zip(distances, distances[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(distances))
 
 
 # Batches and determinism

@@ -1,5 +1,7 @@
 """Tiles as a velocity: exact where the velocity is local, noise and condition cropped alike (R7)."""
 
+import itertools
+
 import pytest
 import tiny
 import torch
@@ -41,7 +43,7 @@ def test_plans_cover_every_pixel_with_equal_tiles_on_the_token_grid(layout):
         assert offsets[0] == 0
         assert offsets[-1] + side == size
         assert all(offset % (MULTIPLE // 2) == 0 for offset in offsets)
-        steps = [b - a for a, b in zip(offsets, offsets[1:], strict=False)]
+        steps = [b - a for a, b in itertools.pairwise(offsets)]
         assert all(0 < step <= side - overlap for step in steps)  # rising, at least `overlap` shared
         fewest = 1 if tile >= size else -(-(size - overlap) // (tile - overlap))
         assert len(offsets) == fewest
@@ -61,7 +63,7 @@ def test_weights_are_positive_and_windows_add_up(layout):
         assert float(window.max()) <= 1
         total[offset : offset + side] += window
     assert float(total.min()) > 0
-    if all(b - a >= side / 2 for a, b in zip(offsets, offsets[1:], strict=False)):
+    if all(b - a >= side / 2 for a, b in itertools.pairwise(offsets)):
         assert torch.allclose(total, torch.ones(height), atol=1e-6)  # linear ramps of two neighbours add up to 1
 
 

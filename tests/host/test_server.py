@@ -70,9 +70,11 @@ def test_equal_to_the_command_line(server, quick, picture, tmp_path):
     if subprocess.run([python, "-c", "import diffusers"], capture_output=True, check=False).returncode:
         pytest.skip(f"diffusers is not installed for {python}: set TEASR_STANDALONE_PYTHON to one that has it")
     out = tmp_path / "cli.png"
-    command = [python, "-m", "teasr_core", "upscale", str(server.folder / "input" / picture), "-o", str(out), "--scale", "4",
-               "--steps", "2", "--seed", "7", "--dtype", "fp32"]  # fmt: skip
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    options = ["--scale", "4", "--steps", "2", "--seed", "7", "--dtype", "fp32"]
+    source = server.folder / "input" / picture
+    command = [python, "-m", "teasr_core", "upscale", str(source), "-o", str(out), *options]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, check=False)
     assert result.returncode == 0, result.stderr
     from PIL import Image
 
@@ -116,7 +118,11 @@ def test_moving_steps_reruns_only_the_sampler_on_the_building_blocks(server, blo
     moved = server.run(prompt)
     executed = {prompt[node]["class_type"] for node in moved.executed}
     assert executed == {"TEASRStepSelector", "SamplerCustomAdvanced", "VAEDecode", "TEASRColorFix", "SaveImage"}
-    assert {prompt[node]["class_type"] for node in moved.cached} >= {"TEASRLoadBuiltin", "TEASRCondition", "BasicGuider"}
+    assert {prompt[node]["class_type"] for node in moved.cached} >= {
+        "TEASRLoadBuiltin",
+        "TEASRCondition",
+        "BasicGuider",
+    }
     assert (server.image(first) != server.image(moved)).any()
 
 
@@ -127,6 +133,14 @@ def test_moving_steps_neither_loads_nor_encodes_again_in_the_one_node(server, qu
     assert sorted(parts(moved, "2")) == ["2", "5", "6", "7"]
     strength = server.run(quick(steps=2, seed=11, strength=0.5))
     assert parts(strength, "2") == ["2"]
+
+
+def test_a_step_count_visited_before_comes_back_without_sampling(server, quick):
+    first = server.image(server.run(quick(steps=1, seed=12)))
+    server.run(quick(steps=2, seed=12))
+    back = server.run(quick(steps=1, seed=12))
+    assert back.progress == []
+    assert (server.image(back) == first).all()
 
 
 def test_one_node_equals_the_building_blocks(server, quick, blocks):

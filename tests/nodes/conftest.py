@@ -25,6 +25,13 @@ def _quiet_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_remembered(host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run samples; tests/nodes/test_visited.py is about the cache."""
+    cache = host.pack("nodes.visited").VisitedLatents(max_bytes=0)
+    monkeypatch.setattr(host.pack("nodes.sampler"), "VISITED", cache)
+
+
 def random_tensors(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.Tensor]:
     """Weights of about unit gain, norms around 1, so that every part of the network matters."""
     generator = torch.Generator().manual_seed(seed)

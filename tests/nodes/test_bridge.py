@@ -15,7 +15,10 @@ def call(host, condition, builtin, photo):
     def run(model, t=0.7, x=x, lq=lq, prompt=made.conditioning[0][0], **options):
         host.model_management.load_models_gpu([model, *model.get_nested_additional_models()])
         model.pre_run()
-        transformer_options = {"sample_sigmas": torch.tensor([1.0, 0.7, 0.3, 0.0]), "wrappers": model.wrappers} | options
+        transformer_options = {
+            "sample_sigmas": torch.tensor([1.0, 0.7, 0.3, 0.0]),
+            "wrappers": model.wrappers,
+        } | options
         try:
             return model.model.apply_model(
                 x,
@@ -176,7 +179,9 @@ def test_nothing_stays_on_the_shared_model(call, builtin, lora_model):
     call(lora_model())
     transformer = builtin.model.model.diffusion_model
     assert not [name for name, module in transformer.named_modules() if "forward" in module.__dict__]
-    assert not [name for name, module in transformer.named_modules() if module._forward_hooks or module._forward_pre_hooks]
+    assert not [
+        name for name, module in transformer.named_modules() if module._forward_hooks or module._forward_pre_hooks
+    ]
 
 
 def test_batch_of_three_equals_each_alone(call, builtin, lora_model):
@@ -205,7 +210,9 @@ def test_a_bypassed_layer_is_noticed(call, host, lora_model, builtin):
     model = lora_model()
     attention = model.model.diffusion_model.transformer_blocks[0].attn
     original = attention.to_k
-    original.__class__ = type("Fused", (type(original),), {"__call__": Bypass.__call__, "linear": property(lambda s: s)})
+    original.__class__ = type(
+        "Fused", (type(original),), {"__call__": Bypass.__call__, "linear": property(lambda s: s)}
+    )
     try:
         with pytest.raises(host.pack("teasr_core.errors").InputError, match=r"\d+ of \d+ TEASR hooks ran"):
             call(model)
@@ -227,7 +234,7 @@ def test_a_missing_or_unfit_lq_latent_is_one_clear_error(call, host, builtin, ph
     error = host.pack("teasr_core.errors").InputError
     x = torch.randn(1, 48, 1, 8, 12)
     if case == "none":
-        with pytest.raises(error, match="no LQ latent.*TEASRCondition"):
+        with pytest.raises(error, match=r"no LQ latent.*TEASRCondition"):
             call(builtin.model, lq=None)
     elif case == "several":
         bridge = host.pack("nodes.bridge")
@@ -243,9 +250,9 @@ def test_a_stacked_model_sampling_node_is_refused_on_the_built_in_model(call, ho
     config = builtin.model.model.model_config
     sampling = type("Stacked", (host.model_sampling.ModelSamplingFlux, host.model_sampling.CONST), {})(config)
     model.add_object_patch("model_sampling", sampling)
-    with pytest.raises(host.pack("teasr_core.errors").InputError, match="remove the ModelSampling node"):
-        model.patch_model()
-        try:
+    model.patch_model()
+    try:
+        with pytest.raises(host.pack("teasr_core.errors").InputError, match="remove the ModelSampling node"):
             call(model)
-        finally:
-            model.unpatch_model()
+    finally:
+        model.unpatch_model()

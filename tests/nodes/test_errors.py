@@ -23,7 +23,7 @@ def test_vae_and_model_channels_are_compared_first(errors, builtin, qwen, condit
 
 
 def test_missing_lq_through_the_sampler(errors, builtin, condition, photo, sample):
-    with pytest.raises(errors.InputError, match="no LQ latent in the conditioning.*TEASRCondition"):
+    with pytest.raises(errors.InputError, match=r"no LQ latent in the conditioning.*TEASRCondition"):
         sample(builtin.model, builtin.conditioning, condition(photo).latent)
 
 
@@ -143,7 +143,7 @@ def test_a_damaged_built_in_file(host, errors, assets, monkeypatch, tmp_path):
     del tensors["proj_out.weight"]
     save_file(tensors, path, metadata=metadata)
     monkeypatch.setattr(builtin, "ASSETS", tmp_path)
-    with pytest.raises(errors.ModelFileError, match="proj_out.weight"):
+    with pytest.raises(errors.ModelFileError, match=r"proj_out\.weight"):
         host.run("TEASRLoadBuiltin")
     path.unlink()
     with pytest.raises(errors.ModelFileError, match="install the pack again"):

@@ -17,7 +17,9 @@ def test_codec_round_trip_through_the_stock_vae_nodes(host, builtin):
     assert torch.equal(tiled["samples"], latent["samples"])
     decoded = host.nodes.VAEDecodeTiled().decode(builtin.vae, tiled, 512)[0]
     assert torch.allclose(decoded, image, atol=1e-6)
-    assert host.nodes.VAEEncodeForInpaint().encode(builtin.vae, image, torch.ones(2, 16, 24))[0]["samples"].shape[1] == 48
+    assert (
+        host.nodes.VAEEncodeForInpaint().encode(builtin.vae, image, torch.ones(2, 16, 24))[0]["samples"].shape[1] == 48
+    )
 
 
 def test_vae_crops_odd_sides_around_the_centre_and_drops_alpha(builtin):
@@ -65,7 +67,9 @@ def test_every_size_mode_is_exact_from_end_to_end(host, builtin, condition, samp
     width, height = expected
     assert made.resized.shape == (1, height, width, 3)
     assert all(side % 4 == 0 for side in made.latent["samples"].shape[-2:])
-    decoded = host.nodes.VAEDecode().decode(builtin.vae, {"samples": sample(builtin.model, made.conditioning, made.latent)})
+    decoded = host.nodes.VAEDecode().decode(
+        builtin.vae, {"samples": sample(builtin.model, made.conditioning, made.latent)}
+    )
     out = host.run("TEASRColorFix", image=decoded[0], reference=made.resized)[0]
     assert out.shape == (1, height, width, 3)
     assert out.dtype == torch.float32
@@ -90,21 +94,21 @@ def test_condition_is_the_cores_conditioning_image(host, builtin, condition, pho
 def test_a_video_vae_gets_one_image_at_a_time(host):
     """Qwen's VAE takes a batch for frames and would merge four of them into one."""
 
-    class VideoVae:
-        seen = []
+    seen = []
 
+    class VideoVae:
         def spacial_compression_encode(self):
             return 8
 
         def encode(self, pixels):
-            self.seen.append(tuple(pixels.shape))
+            seen.append(tuple(pixels.shape))
             return torch.zeros(1, 16, 1, pixels.shape[1] // 8, pixels.shape[2] // 8)
 
     conditioning = [[torch.zeros(1, 2, 8), {}]]
     made = host.run(
         "TEASRCondition", image=torch.rand(3, 20, 30, 3), vae=VideoVae(), conditioning=conditioning, size=factor(2.0)
     )
-    assert VideoVae.seen == [(1, 64, 64, 3)] * 3  # 60 x 40 padded to multiples of 32
+    assert seen == [(1, 64, 64, 3)] * 3  # 60 x 40 padded to multiples of 32
     assert made[0][0][1]["reference_latents"][0].shape == (3, 16, 1, 8, 8)
     assert made[2]["batch_index"] == [0, 0, 0]
 

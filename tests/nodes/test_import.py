@@ -15,7 +15,8 @@ sys.path[:0] = [{comfy!r}]
 sys.argv = ["main.py", "--cpu"]
 import comfy.options
 comfy.options.enable_args_parsing()
-import nodes, execution, server, latent_preview, comfy.samplers, comfy_extras.nodes_custom_sampler  # ComfyUI's own first
+import utils.extra_config  # as main.py does, before comfy/ comes first on the path
+import nodes, execution, server, latent_preview, comfy.samplers, comfy_extras.nodes_custom_sampler  # its own first
 from comfy_api.latest import ComfyExtension
 import torch
 

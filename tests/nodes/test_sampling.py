@@ -11,7 +11,7 @@ def relative(a, b):
 
 
 def core_sample(host, model, made, steps, seed, plan=None):
-    """`teasr_core.sampler.sample` on a velocity that calls the MODEL directly, tiled by the core when `plan` is given."""
+    """`teasr_core.sampler.sample` on a velocity that calls the MODEL itself, tiled by the core if `plan` is given."""
     sampler, tiling = host.pack("teasr_core.sampler"), host.pack("teasr_core.tiling")
     bridge, taus = host.pack("nodes.bridge"), host.pack("teasr_core.schedule").linear_taus(steps)
     embeds, values = made.conditioning[0]
@@ -111,8 +111,11 @@ def test_a_model_that_sees_no_neighbours_is_the_same_tiled(builtin, condition, s
 
 def test_automatic_tiles_are_the_cores_for_the_built_in_model_and_1024_px_for_qwen(host, builtin, qwen):
     plan = host.pack("nodes.host_tiles").host_plan
-    assert plan(builtin.model, 64, 64, 0, 0).count == 1  # 256 px
-    assert (plan(builtin.model, 128, 64, 0, 0).height, plan(builtin.model, 128, 64, 0, 0).width) == (64, 64)
+    side = host.pack("teasr_core.restore").AUTO_TILE_PX // 4
+    assert plan(builtin.model, side, side, 0, 0).count == 1
+    tiles = plan(builtin.model, 2 * side, side, 0, 0)
+    assert tiles.count > 1
+    assert (tiles.height, tiles.width) == (side, side)
     assert plan(qwen, 128, 128, 0, 0).count == 1  # 1024 px
     assert plan(qwen, 256, 128, 0, 0).height == 128
 

@@ -101,7 +101,7 @@ def test_ids_types_defaults_and_outputs_are_the_specs(host, node_id):
     assert list(zip(info["output_name"], info["output"], strict=True)) == outputs
 
 
-@pytest.mark.parametrize("node_id", [*NODES, *sorted(HIDDEN)])
+@pytest.mark.parametrize("node_id", [*NODES, "TEASRUpscaleInput"])
 def test_schema_defaults_equal_function_defaults(host, node_id):
     node = host.node(node_id)
     parameters = inspect.signature(node.execute).parameters
@@ -117,7 +117,12 @@ def test_schema_defaults_equal_function_defaults(host, node_id):
 def test_every_input_has_a_tooltip_and_names_have_no_emoji(host, node_id):
     info = host.node(node_id).GET_NODE_INFO_V1()
     dynamic = [option for spec in all_inputs(info).values() for option in spec[1].get("options", [])]
-    nested = {k: v for option in dynamic if isinstance(option, dict) for k, v in all_inputs({"input": option["inputs"]}).items()}
+    nested = {
+        k: v
+        for option in dynamic
+        if isinstance(option, dict)
+        for k, v in all_inputs({"input": option["inputs"]}).items()
+    }
     for name, spec in (all_inputs(info) | nested).items():
         assert spec[1].get("tooltip"), name
     assert info["category"] == "TEASR"

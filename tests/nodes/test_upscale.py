@@ -1,6 +1,7 @@
 """TEASRUpscale through ComfyUI's own executor: the graph it expands into, what is cached, what comes out."""
 
 import asyncio
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -46,11 +47,31 @@ def executor(host, assets, photo):
             mask[:, 4:9, 4:9] = float(hole)
             return torch.cat([photo, photo.flip(2), 1 - photo])[:count], mask
 
+    class SourceList:
+        """Two pictures of different sizes, as a list."""
+
+        RETURN_TYPES = ("IMAGE",)
+        OUTPUT_IS_LIST = (True,)
+        FUNCTION = "load"
+        CATEGORY = "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802
+            return {"required": {}}
+
+        def load(self):
+            return ([photo, photo[:, :9, :14]],)
+
     mappings = host.nodes.NODE_CLASS_MAPPINGS
-    added = {"TestKeep": Keep, "TestSource": Source, **host.classes}
+    added = {"TestKeep": Keep, "TestSource": Source, "TestSourceList": SourceList, **host.classes}
     mappings.update(added)
     stock = host.nodes_custom_sampler
-    mappings.update({cls.__name__: cls for cls in (stock.RandomNoise, stock.BasicGuider, stock.KSamplerSelect, stock.SamplerCustomAdvanced)})
+    mappings.update(
+        {
+            cls.__name__: cls
+            for cls in (stock.RandomNoise, stock.BasicGuider, stock.KSamplerSelect, stock.SamplerCustomAdvanced)
+        }
+    )
 
     def make(cache="RAM_PRESSURE"):
         executed, errors = [], []
@@ -73,6 +94,7 @@ def executor(host, assets, photo):
             asyncio.run(machine.execute_async(prompt, "id", {"client_id": "test"}, ["out"]))
             run.ran = sorted(class_of(prompt, machine, node) for node in executed)
             run.errors = list(errors)
+            run.results = list(results)
             return results[0] if results else None
 
         return run
@@ -108,10 +130,16 @@ def by_hand(host, builtin, image, steps=2, seed=7, strength=1.0, color_fix="wave
     size = geometry.size_by_factor(image.shape[2], image.shape[1], factor)
     resized = geometry.resize(image.movedim(-1, 1).contiguous(), size)
     made = host.run(
-        "TEASRCondition", image=image, vae=builtin.vae, conditioning=builtin.conditioning, size={"size": "factor", "scale": factor}
-    )  # fmt: skip
+        "TEASRCondition",
+        image=image,
+        vae=builtin.vae,
+        conditioning=builtin.conditioning,
+        size={"size": "factor", "scale": factor},
+    )
     sigmas = host.run("TEASRStepSelector", steps=steps)[0]
-    latent = host.run("TEASRSampler", model=builtin.model, conditioning=made[0], latent=made[2], sigmas=sigmas, seed=seed)
+    latent = host.run(
+        "TEASRSampler", model=builtin.model, conditioning=made[0], latent=made[2], sigmas=sigmas, seed=seed
+    )
     decoded = builtin.vae.decode(latent[0]["samples"]).movedim(-1, 1)
     options = restore.RestoreOptions(size, strength, color_fix)
     return restore.finish(decoded, resized, options).movedim(1, -1), resized.movedim(1, -1)
@@ -167,9 +195,11 @@ def test_strength_0_runs_no_model_and_is_the_plain_resize(host, builtin, executo
 def test_strength_is_monotone(host, builtin, executor, photo):
     run = executor()
     resized = by_hand(host, builtin, photo)[1]
-    changes = [float((run(upscale_prompt(strength=s)).image - resized).abs().mean()) for s in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    changes = [
+        float((run(upscale_prompt(strength=s)).image - resized).abs().mean()) for s in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
     assert changes[0] == 0
-    assert all(a < b for a, b in zip(changes, changes[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(changes))
 
 
 def test_a_batch_equals_each_alone(executor):
@@ -177,6 +207,33 @@ def test_a_batch_equals_each_alone(executor):
     together = run(upscale_prompt(source={"count": 3}.items())).image
     assert together.shape[0] == 3
     assert torch.equal(together[:1], run(upscale_prompt()).image)
+
+
+def test_a_list_of_mixed_sizes(executor):
+    """R21: every picture on its own, in order."""
+    run = executor()
+    prompt = upscale_prompt()
+    prompt["in"] = {"class_type": "TestSourceList", "inputs": {}}
+    run(prompt)
+    assert [tuple(result.image.shape) for result in run.results] == [(1, 34, 46, 3), (1, 18, 28, 3)]
+    first = run.results[0].image
+    assert torch.equal(first, run(upscale_prompt()).image)
+
+
+def test_a_lora_without_prompt_fails_only_where_its_conditioning_is_wired(executor, builtin, write_lora):
+    """SPEC 3, through the host: the MODEL output works; the other raises one sentence."""
+    run = executor()
+    name = write_lora(builtin.model, "promptless.safetensors", use_prompt=False)
+    prompt = upscale_prompt()
+    prompt["lora"] = {
+        "class_type": "TEASRApplyLoRA",
+        "inputs": {"model": ["load", 0], "lora_name": name, "lora_strength": 1.0, "allow_other_base": False},
+    }
+    prompt["up"]["inputs"]["model"] = ["lora", 0]
+    assert not torch.equal(run(prompt).image, run(upscale_prompt()).image)
+    prompt["up"]["inputs"]["conditioning"] = ["lora", 1]
+    assert run(prompt) is None
+    assert "promptless.safetensors holds no prompt embedding" in run.errors[0]
 
 
 def test_mask_comes_out_at_the_new_size(executor):

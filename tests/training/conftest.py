@@ -1,8 +1,9 @@
 """Shared modules in reach (tests/tiny.py, tests/reference_qwen.py); one thread, since the models are tiny."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,3 +18,22 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tiny_run
+
+    return tiny_run.write_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture
+def config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """config(folder name, stages=..., **run): a tiny run, its codec's statistics from few crops."""
+    import tiny_run
+
+    from training import pretrain_model
+
+    monkeypatch.setattr(pretrain_model, "STATISTICS_CROPS", 8)
+    yield lambda name="run", **options: tiny_run.config(photos, tmp_path / name, **options)
+    torch.set_flush_denormal(False)  # the trainer switches it on

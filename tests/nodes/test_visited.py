@@ -1,0 +1,81 @@
+"""A step count visited before comes back at once, and only where it is the same thing."""
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def visited(host, monkeypatch):
+    """An empty cache in the sampler's place."""
+    module = host.pack("nodes.visited")
+    cache = module.VisitedLatents()
+    monkeypatch.setattr(host.pack("nodes.sampler"), "VISITED", cache)
+    return cache
+
+
+@pytest.fixture
+def forwards(builtin):
+    """How often the transformer ran."""
+    count = []
+    handle = builtin.model.model.diffusion_model.register_forward_pre_hook(lambda *_: count.append(1))
+    yield count
+    handle.remove()
+
+
+def test_going_back_to_a_step_count_runs_no_model(visited, forwards, builtin, condition, photo, sample):
+    made = condition(photo)
+    first = {steps: sample(builtin.model, made.conditioning, made.latent, steps=steps) for steps in (1, 2, 4)}
+    assert len(forwards) == 7
+    for steps in (4, 1, 2):
+        assert torch.equal(sample(builtin.model, made.conditioning, made.latent, steps=steps), first[steps])
+    assert len(forwards) == 7
+
+
+def test_results_handed_out_may_be_changed(visited, builtin, condition, photo, sample):
+    made = condition(photo)
+    first = sample(builtin.model, made.conditioning, made.latent)
+    kept = first.clone()
+    first.zero_()
+    sample(builtin.model, made.conditioning, made.latent).zero_()
+    assert torch.equal(sample(builtin.model, made.conditioning, made.latent), kept)
+
+
+@pytest.mark.parametrize("change", ["seed", "tile", "image", "model", "prompt", "negative"])
+def test_anything_else_runs_again(visited, forwards, builtin, condition, photo, sample, change):
+    made = condition(photo)
+    sample(builtin.model, made.conditioning, made.latent)
+    before, model, inputs = len(forwards), builtin.model, {}
+    if change == "seed":
+        inputs = {"seed": 1}
+    elif change == "tile":
+        inputs = {"tile_px": 32, "overlap_px": 16}
+    elif change == "image":
+        made = condition(photo.flip(1))
+    elif change == "model":
+        model = builtin.model.clone()  # any node between loader and sampler makes another MODEL
+    elif change == "prompt":
+        made.conditioning = [[made.conditioning[0][0] + 1, made.conditioning[0][1]]]
+    else:
+        inputs = {"negative": made.conditioning}
+    sample(model, made.conditioning, made.latent, **inputs)
+    assert len(forwards) > before
+
+
+def test_what_has_no_plain_content_is_not_remembered(host):
+    digest = host.pack("nodes.visited").digest
+    assert digest([[torch.ones(2), {"a": 1, "b": [None, "x", 0.5]}]]) is not None
+    assert digest([[torch.ones(2), {"control": object()}]]) is None
+    assert digest(torch.ones(2)) != digest(torch.ones(2, 1)) != digest(torch.ones(2).bfloat16())
+    assert digest([1], [2]) != digest([1, 2])
+
+
+def test_memory_is_bounded_and_the_oldest_goes_first(host, builtin):
+    cache = host.pack("nodes.visited").VisitedLatents(max_bytes=3 * 400)
+    for k in range(3):
+        cache.put(builtin.model, bytes([k]), torch.full((100,), float(k)))
+    assert cache.get(builtin.model, b"\0") is not None  # touched: now the newest
+    cache.put(builtin.model, b"\3", torch.zeros(100))
+    assert cache.get(builtin.model, b"\1") is None
+    assert cache.get(builtin.model, b"\0")[0] == 0
+    cache.put(builtin.model, b"\4", torch.zeros(1000))
+    assert cache.get(builtin.model, b"\4") is None

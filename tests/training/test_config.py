@@ -1,0 +1,179 @@
+"""Training configuration: strict, helpful, and every shipped file loads."""
+
+from pathlib import Path
+
+import pytest
+
+from teasr_core.errors import ConfigError
+from training.config import PretrainConfig, StageConfig, load_config, to_mapping
+
+CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.toml"))
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(text, *overrides) of a TOML text."""
+
+    def call(text="", *overrides):
+        path = tmp_path / "config.toml"
+        path.write_text(text, encoding="utf-8")
+        return load_config(path, overrides)
+
+    return call
+
+
+def refused(load, text, *overrides) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(text, *overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_empty_file_is_the_defaults(load):
+    assert load() == PretrainConfig()
+
+
+def test_values_arrive_with_their_types(load):
+    config = load(
+        '[run]\nseed = 7\nautocast = false\n[data]\nfolders = ["a", "b"]\npresets = {light = 1, heavy = 3}\n'
+        "[model]\nrope_axes = [8, 12, 12]\n[optim]\nclip_norm = 2\n[[stages]]\nsteps = 5\n[[stages]]\nsteps = 6\n"
+    )
+    assert (config.run.seed, config.run.autocast, config.data.folders) == (7, False, ("a", "b"))
+    assert config.data.presets == {"light": 1.0, "heavy": 3.0}
+    assert config.model.rope_axes == (8, 12, 12)
+    assert (config.optim.clip_norm, type(config.optim.clip_norm)) == (2.0, float)
+    assert [stage.steps for stage in config.stages] == [5, 6]
+    assert config.total_steps == 11
+    assert to_mapping(config)["stages"][1]["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "near"),
+    [
+        ("[run]\nsede = 1", "run.sede", "seed"),
+        ("[model]\nnum_layer = 1", "model.num_layer", "num_layers"),
+        ("[[stages]]\ncrop = 64", "stages[0].crop", "crop_px"),
+        ("[rum]\nseed = 1", "rum", "run"),
+        ("[data]\nzzz = 1", "data.zzz", "known keys"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(load, text, wrong, near):
+    message = refused(load, text)
+    assert f"'{wrong}'" in message
+    assert near in message
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("[run]\nseed = 1.5", "run.seed"),
+        ('[run]\nseed = "1"', "run.seed"),
+        ("[run]\nseed = true", "run.seed"),
+        ("[run]\nautocast = 1", "run.autocast"),
+        ("[optim]\neps = true", "optim.eps"),
+        ('[data]\nfolders = "photos"', "data.folders"),
+        ("[data]\nfolders = [1]", "data.folders[0]"),
+        ("[data]\npresets = 1", "data.presets"),
+        ("[model]\nrope_axes = [8, 24]", "model.rope_axes"),
+        ("[optim]\nbetas = [0.9]", "optim.betas"),
+        ("run = 1", "run"),
+        ("[stages]\nsteps = 1", "stages"),
+    ],
+)
+def test_wrong_types_are_named(load, text, where):
+    assert f"'{where}'" in refused(load, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("[[stages]]\ndata_share = 0.5", "add up to 0.5"),
+        ("[[stages]]\n[[stages]]\ncons_share = 0.5", "stages[1]"),
+        ("[[stages]]\ncrop_px = 24", "multiple of 16"),
+        ("[[stages]]\ncrop_px = 0", "multiple of 16"),
+        ("[[stages]]\nsteps = 0", "at least 1"),
+        ("[[stages]]\nbatch_size = 0", "at least 1"),
+        ("[[stages]]\nperceptual_weight = 0.5", "loss.perceptual"),
+        ('[loss]\nperceptual = "vgg"', "lpips-squeeze"),
+        ('[loss]\nloss_space = "wavelet"', "pixel or latent"),
+        ("[data]\npresets = {medium = 1.0}", "medium"),
+        ("[data]\npresets = {}", "presets"),
+        ("[data]\npresets = {light = -1.0}", "presets"),
+        ("[data]\nscales = {x4 = 1.0}", "scales"),
+        ("[data]\nscales = {4 = 0.0}", "scales"),
+        ('[data]\nscales = {"0" = 1.0}', "scales"),
+        ("[data]\nmin_zoom = 0.0", "min_zoom"),
+        ("[run]\nkeep_checkpoints = 0", "keep_checkpoints"),
+        ("[run]\ncheckpoint_every = 0", "checkpoint_every"),
+        ('[model]\nprediction = "x0"', "prediction"),
+    ],
+)
+def test_impossible_values_are_named(load, text, part):
+    assert part in refused(load, text)
+
+
+def test_shares_that_add_up_are_fine(load):
+    load("[[stages]]\ndata_share = 0.7\nflow_share = 0.2\ncons_share = 0.1\n")
+
+
+# Overrides
+
+
+def test_overrides_set_values_in_toml_syntax(load):
+    config = load(
+        "[[stages]]\nsteps = 5\n[[stages]]\nsteps = 6\n",
+        "run.seed=3", "run.output_dir=runs/other", 'data.folders=["a"]', "stages.1.lr_end=1e-5", "data.presets.heavy=2",
+        "model.rope_axes=[4, 30, 30]", "run.autocast=false",
+    )  # fmt: skip
+    assert (config.run.seed, config.run.output_dir, config.data.folders) == (3, "runs/other", ("a",))
+    assert [stage.lr_end for stage in config.stages] == [StageConfig().lr_end, 1e-5]
+    assert config.data.presets == {"heavy": 2.0}  # a table given by the override replaces the default
+    assert config.model.rope_axes == (4, 30, 30)
+    assert config.run.autocast is False
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("run.seed", "no '='"),
+        ("run.sede=1", "did you mean 'seed'"),
+        ("stages.5.steps=1", "no '5'"),
+        ("run.seed.deeper=1", "not a table"),
+        ("run.seed=high", "run.seed"),
+        ("nothing=1", "nothing"),
+    ],
+)
+def test_bad_overrides_are_named(load, override, part):
+    assert part in refused(load, "[run]\nseed = 1\n[[stages]]\nsteps = 5\n", override)
+
+
+# Files
+
+
+def test_files_that_cannot_be_read(tmp_path, load):
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(ConfigError, match=str(path)):
+            load_config(path)
+    (tmp_path / "latin.toml").write_bytes(b'[run]\noutput_dir = "\xff"\n')
+    with pytest.raises(ConfigError, match=r"latin\.toml"):
+        load_config(tmp_path / "latin.toml")
+    assert "not valid TOML" in refused(load, "[run\n")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_loads(path):
+    config = load_config(path)
+    assert config.stages
+    if path.name == "smoke.toml":
+        assert config.data.folders == ()  # to be named on the command line
+
+
+def test_there_is_a_smoke_config():
+    assert "smoke.toml" in [path.name for path in CONFIGS]
+
+
+def test_stage_at():
+    config = PretrainConfig(stages=(StageConfig(steps=3), StageConfig(steps=2)))
+    assert [config.stage_at(step)[::2] for step in range(5)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    with pytest.raises(ConfigError, match="beyond the last stage"):
+        config.stage_at(5)

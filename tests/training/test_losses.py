@@ -1,0 +1,126 @@
+"""Each loss has a closed form: targets, weights, gradients (T3)."""
+
+import pytest
+import tiny
+import torch
+
+from teasr_core.flow import broadcast_time, interpolate
+from training.losses import (
+    consistency_target,
+    data_loss,
+    flow_target,
+    residual_time_weight,
+    velocity_loss,
+    weighted_mse,
+)
+
+SHAPE = (3, 48, 6, 10)
+ONES = torch.ones(1, 48, 1, 1)
+
+
+def fields(count):
+    return list(torch.randn(count, *SHAPE, generator=tiny.generator(0), dtype=torch.float64))
+
+
+def bending(z_t, t_cur, z_lq, t_tar):
+    """A velocity that depends on all its arguments."""
+    t_cur, t_tar = (broadcast_time(t, z_t) for t in (t_cur, t_tar))
+    return torch.sin(z_t) * t_cur + z_lq * t_tar**2 - t_cur * t_tar
+
+
+def test_flow_target_is_the_paths_velocity():
+    z_0, noise = fields(2)
+    assert torch.equal(flow_target(z_0, noise), noise - z_0)
+
+
+def test_consistency_target_is_two_explicit_half_steps():
+    z_t, z_lq = fields(2)
+    t, s = torch.tensor([1.0, 0.5, 0.3]).double(), torch.tensor([0.0, 0.45, 0.1]).double()
+    wanted = torch.empty_like(z_t)
+    for b in range(3):
+        start, end = float(t[b]), float(s[b])
+        middle = 0.5 * (start + end)
+        one = [z[b : b + 1] for z in (z_t, z_lq)]
+        times = [torch.tensor([value], dtype=torch.float64) for value in (start, middle, end)]
+        first = bending(one[0], times[0], one[1], times[1])
+        at_middle = one[0] - (start - middle) * first
+        second = bending(at_middle, times[1], one[1], times[2])
+        whole_step = at_middle - (middle - end) * second  # the target takes z_t to the same end in one step
+        wanted[b] = (one[0] - whole_step)[0] / (start - end)
+    found = consistency_target(bending, z_t, t, z_lq, s)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
+
+
+def test_a_straight_velocity_is_its_own_consistency_target():
+    z_t, z_lq, v = fields(3)
+    found = consistency_target(lambda *_: v, z_t, torch.rand(3), z_lq, torch.zeros(3))
+    assert torch.allclose(found, v, rtol=0, atol=1e-15)
+
+
+def test_no_gradient_goes_through_the_consistency_target():
+    z_t, z_lq = fields(2)
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def velocity(*arguments):
+        return weight * bending(*arguments)
+
+    t, s = torch.full((3,), 0.8), torch.full((3,), 0.2)
+    target = consistency_target(velocity, z_t, t, z_lq, s)
+    assert not target.requires_grad
+    student = velocity(z_t, t, z_lq, s)
+    velocity_loss("velocity", student, target, z_t, z_lq, t, ONES).backward()
+    by_hand = (2 * (student - target) * bending(z_t, t, z_lq, s)).mean()
+    assert float(weight.grad) == pytest.approx(float(by_hand.detach()), rel=1e-6)
+
+
+def test_velocity_loss_of_a_velocity_model_is_the_plain_mse():
+    output, target, z_t, z_lq = (f.float() for f in fields(4))
+    t = torch.tensor([0.01, 0.5, 1.0])
+    found = velocity_loss("velocity", output, target, z_t, z_lq, t, ONES)
+    assert float(found) == pytest.approx(float((output - target).square().mean()), rel=1e-6)
+
+
+def test_velocity_loss_of_a_residual_model_carries_the_time_weight():
+    """Above 0.1 the weight turns the squared velocity error into the squared error of the clean estimate."""
+    z_0, noise, z_lq, output = fields(4)
+    t = torch.tensor([0.05, 0.1, 0.7]).double()
+    z_t = interpolate(z_0, noise, t)
+    found = velocity_loss("lq_residual", output, noise - z_0, z_t, z_lq, t, ONES.double())
+    clean_error = (output + z_lq - z_0).square().mean(dim=(1, 2, 3))  # (3,)
+    wanted = (clean_error * torch.tensor([4.0, 1.0, 1.0])).mean()  # (0.1 / 0.05)**2
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_the_time_weight():
+    t = torch.tensor([0.0, 0.05, 0.1, 0.5, 1.0])
+    assert torch.allclose(residual_time_weight(t), torch.tensor([0.01, 0.01, 0.01, 0.25, 1.0]))
+
+
+def test_a_residual_loss_refuses_times_below_the_floor():
+    z = torch.zeros(1, 48, 2, 2)
+    with pytest.raises(AssertionError, match=r"start at 0\.0156"):
+        velocity_loss("lq_residual", z, z, z, z, torch.tensor([0.015]), ONES)
+
+
+def test_pixel_weights_make_the_loss_a_pixel_loss():
+    codec = tiny.codec()
+    images = [torch.rand(2, 3, 24, 40, generator=tiny.generator(seed), dtype=torch.float64) for seed in range(3)]
+    z_0, output, z_lq = (codec.encode(image) for image in images)
+    noise = torch.randn(z_0.shape, generator=tiny.generator(9), dtype=torch.float64)
+    t = torch.tensor([0.4, 1.0]).double()
+    z_t = interpolate(z_0, noise, t)
+    loss = velocity_loss("lq_residual", output - z_lq, noise - z_0, z_t, z_lq, t, codec.pixel_weights)
+    pixels = (2 * images[1] - 2 * images[0]).square().mean()  # in [-1, 1]
+    assert float(loss * (codec.std**2).mean()) == pytest.approx(float(pixels), rel=1e-5)
+
+
+def test_weighted_mse_is_float32_whatever_comes_in():
+    a, b = (f.bfloat16() for f in fields(2))
+    found = weighted_mse(a, b, ONES)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float((a.float() - b.float()).square().mean()), rel=1e-6)
+
+
+def test_data_loss_is_the_unclamped_pixel_mse():
+    x_fake, x_0 = torch.full((2, 3, 5, 7), 1.5), torch.full((2, 3, 5, 7), -1.0)
+    assert float(data_loss(x_fake, x_0)) == 6.25

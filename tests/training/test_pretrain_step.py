@@ -1,0 +1,196 @@
+"""What a pretraining step computes, that it learns, and the file that comes out."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from tiny_run import ALL_ROLES, MODEL
+
+from teasr_core import builtin
+from teasr_core.errors import InputError
+from teasr_core.flow import interpolate
+from teasr_core.sampler import initial_noise, sample
+from teasr_core.schedule import linear_taus
+from training import pretrain, time_sampling
+from training.checkpoint import list_checkpoints
+from training.cli import main
+from training.config import StageConfig
+from training.dataset import CropDataset
+from training.export import export_base
+from training.losses import consistency_target
+from training.pretrain import Pretrainer, learning_rate, pretrain_losses, split_roles
+from training.pretrain_model import PretrainModel
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_roles_of_a_batch():
+    assert split_roles(ALL_ROLES) == (2, 1, 1)
+    assert split_roles(StageConfig(batch_size=10, data_share=0.34, flow_share=0.33, cons_share=0.33)) == (4, 3, 3)
+    assert split_roles(StageConfig()) == (32, 0, 0)
+
+
+def test_the_learning_rate_warms_up_and_runs_linearly(config):
+    run = config(stages=(ALL_ROLES, dataclasses.replace(ALL_ROLES, steps=4, lr_start=8e-4, lr_end=4e-4)))
+    rates = [learning_rate(run, step) for step in range(10)]
+    plain = [2e-3 - 1e-3 * step / 6 for step in range(6)] + [8e-4 - 1e-4 * step for step in range(4)]
+    assert rates == pytest.approx([rate * min(1, (step + 1) / 4) for step, rate in enumerate(plain)])
+
+
+@pytest.fixture
+def random_model():
+    """Every weight random: at its start proj_out is zero and most of the network without effect."""
+    model = PretrainModel(MODEL, seed=0)
+    shapes = {key: value.shape for key, value in model.transformer.state_dict().items()}
+    model.transformer.load_state_dict(tiny.random_weights(shapes, seed=0))
+    return model
+
+
+@pytest.mark.parametrize("loss_space", ["pixel", "latent"])
+def test_the_losses_of_a_batch_are_those_written_down(random_model, loss_space):
+    lq, hq = torch.rand(2, 4, 3, 32, 32, generator=tiny.generator(1))
+    codec, velocity = tiny.codec(), random_model.velocity()
+    found = pretrain_losses(random_model, codec, lq, hq, ALL_ROLES, loss_space, None, tiny.generator(2))
+
+    source = tiny.generator(2)  # the same draws, in the same order
+    z_0, z_lq = codec.encode(hq), codec.encode(lq)
+    noise = torch.randn(z_0.shape, generator=source)
+    t_flow = time_sampling.flow_times(1, source)
+    t_cons, s_cons = time_sampling.consistency_times(1, source)
+    weight = codec.pixel_weights if loss_space == "pixel" else 1.0
+
+    x_fake = codec.decode(noise[:2] - velocity(noise[:2], torch.ones(2), z_lq[:2], torch.zeros(2)))
+    data = (2 * x_fake - 2 * hq[:2]).square().mean() / 2  # half of the rows
+    z_t = interpolate(z_0[2:3], noise[2:3], t_flow)
+    v = velocity(z_t, t_flow, z_lq[2:3], t_flow)
+    flow = (weight * (v - (noise - z_0)[2:3]) ** 2).mean() * max(float(t_flow), 0.1) ** 2 / 4
+    z_t = interpolate(z_0[3:], noise[3:], t_cons)
+    target = consistency_target(velocity, z_t, t_cons, z_lq[3:], s_cons)
+    v = velocity(z_t, t_cons, z_lq[3:], s_cons)
+    cons = (weight * (v - target) ** 2).mean() * max(float(t_cons), 0.1) ** 2 / 4
+    assert {k: float(v.detach()) for k, v in found.items()} == pytest.approx(
+        {"data": float(data.detach()), "flow": float(flow.detach()), "cons": float(cons.detach())}, rel=1e-4
+    )
+
+
+def test_every_weight_is_trained(random_model):
+    lq, hq = torch.rand(2, 4, 3, 32, 32, generator=tiny.generator(1))
+    losses = pretrain_losses(random_model, tiny.codec(), lq, hq, ALL_ROLES, "pixel", None, tiny.generator(2))
+    sum(losses.values()).backward()
+    dead = {name for name, p in random_model.named_parameters() if p.grad is None or float(p.grad.abs().max()) == 0}
+    # In the last block the text tokens act through keys and values alone, and those need no more than these.
+    last = "transformer.transformer_blocks.1."
+    assert {name.removeprefix(last).removesuffix(".weight").removesuffix(".bias") for name in dead} == {
+        "attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"
+    }  # fmt: skip
+
+
+def test_an_untrained_model_returns_the_lq_image():
+    model, z_lq = PretrainModel(MODEL, seed=0), tiny.latents(1, 8, 8)[1]
+    with torch.no_grad():
+        found = sample(model.velocity(), initial_noise(0, 48, 8, 8), z_lq, linear_taus(4))
+    assert torch.allclose(found, z_lq, atol=1e-5)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_before_the_weights_change(config, monkeypatch):
+    trainer = Pretrainer(config())
+    before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    losses = pretrain.pretrain_losses
+    monkeypatch.setattr(pretrain, "pretrain_losses", lambda *a: {k: v * float("nan") for k, v in losses(*a).items()})
+    with pytest.raises(FloatingPointError, match="step 0"):
+        trainer.train()
+    assert all(torch.equal(p, before[name]) for name, p in trainer.parameters.items())
+    assert list_checkpoints(trainer.folder) == []
+
+
+def test_it_learns(config, monkeypatch):
+    """60 steps on two crops, eight times each batch: the one-step error falls at least five-fold (27-fold measured)."""
+    stage = StageConfig(steps=60, crop_px=32, batch_size=8, lr_start=3e-3, lr_end=7e-4)
+    run = config(stages=(stage,))
+    crops = CropDataset(dataclasses.replace(run.data, scales={"4": 1.0}), 32, seed=0)
+    lq, hq = (torch.stack(images * 4) for images in zip(crops[0], crops[1], strict=True))
+    monkeypatch.setattr(pretrain, "batches", lambda *_: itertools.repeat((lq, hq)))
+    trainer = Pretrainer(run)
+
+    def error(model, steps):
+        z_lq = trainer.codec.encode(lq[:2])
+        restored = sample(model.velocity(), initial_noise(99, *z_lq.shape[1:]), z_lq, linear_taus(steps))
+        return float((trainer.codec.decode(restored) - hq[:2]).square().mean())
+
+    before = error(trainer.model, 1)
+    assert before == pytest.approx(float((lq[:2] - hq[:2]).square().mean()), rel=1e-3)
+    trainer.train()
+    assert error(trainer.model, 1) < before / 5
+    assert error(trainer.ema_model(), 1) < before / 2  # the average lags behind
+
+
+# Export
+
+
+def test_an_exported_file_is_the_averaged_model(config, tmp_path):
+    run = config()
+    trainer = Pretrainer(run)
+    trainer.train()
+    summary = export_base(Path(run.run.output_dir), tmp_path / "base.safetensors")
+    assert summary["steps"] == 6
+    base = builtin.read_base(tmp_path / "base.safetensors")
+    assert (base.prediction, base.use_dtc, base.training["samples"]) == ("lq_residual", True, 24)
+    assert torch.equal(base.codec.std, trainer.codec.std)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in base.tensors.values())
+    z_t, z_lq = tiny.latents()
+    arguments = z_t, torch.tensor([1.0, 0.5]), z_lq, torch.tensor([0.0, 0.2])
+    found = builtin.build_velocity(base).clean(*arguments) - z_lq  # what the network says
+    wanted, raw = (m.velocity().clean(*arguments) - z_lq for m in (trainer.ema_model(), trainer.model))
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02  # bf16 weights
+    assert float((found - raw.detach()).norm() / wanted.norm()) > 0.05  # and not the raw ones
+
+
+def test_export_refusals(config, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="no checkpoint"):
+        export_base(tmp_path / "none", tmp_path / "base.safetensors")
+    run = config(stages=(dataclasses.replace(ALL_ROLES, steps=1),))
+    Pretrainer(run).train()
+    with pytest.raises(InputError, match=r"\.safetensors"):
+        export_base(Path(run.run.output_dir), tmp_path / "base.pt")
+    monkeypatch.setattr("training.export.MAX_BYTES", 1000)
+    with pytest.raises(InputError, match="train a smaller one"):
+        export_base(Path(run.run.output_dir), tmp_path / "base.safetensors")
+    assert not list(tmp_path.glob("base*"))
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pretrain", "none.toml"],
+        ["pretrain"],
+        ["pretrain", "training/configs/smoke.toml", "run.sede=1"],
+        ["export", "no", "x"],
+    ],
+)
+def test_bad_commands_are_one_line(arguments, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    try:
+        code = main(arguments)
+    except SystemExit as error:
+        code = error.code
+    err = capsys.readouterr().err
+    assert code == 2
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_the_smoke_config_trains_with_photographs_named_on_the_command_line(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    smoke = str(ROOT / "training" / "configs" / "smoke.toml")
+    assert main(["pretrain", smoke, f'data.folders=["{photos}"]', "run.workers=0"]) == 0
+    assert "step 20" in capsys.readouterr().out
+    assert list_checkpoints(tmp_path / "runs" / "smoke")[-1].name == "step_00000020.safetensors"
+    assert len((tmp_path / "runs" / "smoke" / "log.jsonl").read_text().splitlines()) == 4
+    assert main(["pretrain", smoke, 'run.output_dir="runs/none"']) == 2  # no photographs named
+    assert "data.folders is empty" in capsys.readouterr().err

@@ -1,0 +1,48 @@
+"""Previews: one JPEG, LQ | 1 | 4 | 8 steps | HQ, from the averaged weights, without disturbing the run."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tiny_run import MODEL, write_photos
+
+from teasr_core.codec import DctCodec
+from training.pretrain import Pretrainer
+from training.pretrain_model import PretrainModel
+from training.preview import CROP_PX, write_preview
+
+
+def large_photos(folder: Path) -> list[Path]:
+    write_photos(folder)
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        Image.open(path).resize((200, 160)).save(path)
+    return paths
+
+
+def test_an_untrained_model_shows_the_lq_image_at_every_step(tmp_path):
+    photographs = large_photos(tmp_path / "photos")
+    state = torch.get_rng_state()
+    codec = DctCodec([0.0] * 48, [0.5] * 48)
+    write_preview(tmp_path / "preview.jpg", PretrainModel(MODEL, seed=0).eval(), codec, photographs)
+    assert torch.equal(torch.get_rng_state(), state)
+    with Image.open(tmp_path / "preview.jpg") as image:
+        assert image.size == (2 * 5 * CROP_PX, 2 * 2 * CROP_PX)
+        pixels = np.asarray(image)[::2, ::2].astype(int)
+    lq, one, four, eight, hq = np.split(pixels, 5, axis=1)
+    for steps in (one, four, eight):
+        assert np.abs(steps - lq).mean() < 3  # JPEG, and bf16 in the network
+    assert np.abs(hq - lq).mean() > 0.5
+
+
+def test_previews_do_not_change_the_run(config, tmp_path):
+    from training.checkpoint import list_checkpoints, load_checkpoint
+
+    photographs = tuple(str(path) for path in large_photos(tmp_path / "held_out"))
+    plain, shown = config("plain"), config("shown", preview_every=2, preview_images=photographs)
+    for run in (plain, shown):
+        Pretrainer(run).train(last_step=4)
+    assert sorted(p.name for p in (tmp_path / "shown").glob("*.jpg")) == ["preview_00000002.jpg", "preview_00000004.jpg"]
+    found, wanted = (load_checkpoint(list_checkpoints(Path(run.run.output_dir))[-1])[0] for run in (shown, plain))
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
