@@ -22,8 +22,8 @@ def host_plan(model: ModelPatcher, height: int, width: int, tile_px: int, overla
     """The tiles of a latent of height x width. 0 is automatic; a tile as large as the image is no tile."""
     patch_multiple = 2 * int(model.get_model_object("diffusion_model").patch_size)
     downscale = int(model.get_model_object("latent_format").spacial_downscale_ratio)
-    auto_tile, auto_overlap = (AUTO_TILE_PX, AUTO_OVERLAP_PX) if is_builtin(model) else (QWEN_TILE_PX, QWEN_OVERLAP_PX)
-    tile, overlap = tile_in_latent(tile_px or auto_tile, overlap_px or auto_overlap, downscale, patch_multiple)
+    auto_px = (AUTO_TILE_PX, AUTO_OVERLAP_PX) if is_builtin(model) else (QWEN_TILE_PX, QWEN_OVERLAP_PX)
+    tile, overlap = tile_in_latent(tile_px, overlap_px, downscale, patch_multiple, auto_px)
     plan = plan_tiles(height, width, tile, overlap, patch_multiple)
     if plan.count > 1 and (height % patch_multiple or width % patch_multiple):
         raise InputError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import cv2
@@ -113,8 +113,11 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def batches(
     config: DataConfig, crop_px: int, batch_size: int, seed: int, first_sample: int, count: int, workers: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`count` batches (lq, hq), each (batch_size, 3, crop_px, crop_px), of samples first_sample, first_sample+1, ..."""
+) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+    """`count` batches (lq, hq), each (batch_size, 3, crop_px, crop_px), of samples first_sample, first_sample+1, ...
+
+    Closing the generator ends its data processes.
+    """
     dataset = CropDataset(config, crop_px, seed)
     indices = [range(first_sample + k * batch_size, first_sample + (k + 1) * batch_size) for k in range(count)]
     loader = DataLoader(
@@ -124,7 +127,7 @@ def batches(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_quiet_worker,
     )
-    return iter(loader)
+    yield from loader
 
 
 def _quiet_worker(_worker: int) -> None:

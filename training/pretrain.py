@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .preview import write_preview
 from .pretrain_model import PretrainModel, codec_from_json, codec_to_json, measure_codec
 from .runlog import RunLog
 
+TINY = 1e-12  # squared errors below this count as none in the log
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # Fields that may change when a run is resumed: they do not alter what a step computes.
 FREE_RUN_FIELDS = ("output_dir", "threads", "workers", "log_every", "checkpoint_every", "keep_checkpoints",
@@ -163,6 +164,13 @@ class Pretrainer:
         loader = batches(
             self.config.data, stage.crop_px, stage.batch_size, run.seed, self.samples, count, run.workers
         )
+        with closing(loader):  # an error must end the data processes too, or the command would wait for them for ever
+            self._train_steps(loader, stage, count)
+
+    def _train_steps(
+        self, loader: Iterator[tuple[torch.Tensor, torch.Tensor]], stage: StageConfig, count: int
+    ) -> None:
+        run = self.config.run
         sums: dict[str, float] = {}
         window_start, waited, window_steps = time.perf_counter(), 0.0, 0
         for _ in range(count):
@@ -201,12 +209,12 @@ class Pretrainer:
         torch.stack(list(parts.values())).sum().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optim.clip_norm)
         values = {name: float(value.detach()) for name, value in parts.items()} | {"grad_norm": float(norm)}
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.step}: losses {values}")
         num_data = split_roles(stage)[0]
         if num_data:  # what the one-step result gains over the LQ image, by which runs can be compared
             before = float(losses.data_loss(2 * lq[:num_data] - 1, 2 * hq[:num_data] - 1)) * num_data / len(lq)
-            values["gain_db"] = 10 * math.log10(before / values["data"])
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.step}: losses {values}")
+            values["gain_db"] = 10 * math.log10(max(before, TINY) / max(values["data"], TINY))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         self.optimizer.step()

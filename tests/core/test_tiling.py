@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teasr_core.errors import InputError
-from teasr_core.restore import tile_in_latent
+from teasr_core.restore import AUTO_OVERLAP_PX, AUTO_TILE_PX, tile_in_latent
 from teasr_core.sampler import initial_noise, sample
 from teasr_core.schedule import linear_taus
 from teasr_core.tiling import TiledVelocity, TilePlan, blend_window, plan_tiles, tile_offsets
@@ -143,7 +143,8 @@ def test_impossible_tiles_in_pixels_are_refused(tile_px, overlap_px):
 
 
 def test_tiles_in_pixels():
-    assert tile_in_latent(0, 0, 4, MULTIPLE) == (64, 8)
+    assert tile_in_latent(0, 0, 4, MULTIPLE) == (AUTO_TILE_PX // 4, AUTO_OVERLAP_PX // 4)
+    assert tile_in_latent(0, 0, 8, MULTIPLE, auto_px=(1024, 128)) == (128, 16)
     assert tile_in_latent(128, 64, 4, MULTIPLE) == (32, 16)
 
 
@@ -170,3 +171,17 @@ def test_tile_lines_do_not_show_on_a_flat_image():
     block_lines = [x for x in range(3, 4 * size - 1, 4) if x not in edges]  # the codec's own block borders
     at_tiles = gradient[sorted(edges)].mean()
     assert float(at_tiles / gradient[block_lines].mean()) <= 1.5
+
+
+def test_a_step_between_tiles_is_spread_over_their_overlap():
+    """The worst case for seams: every tile has a level of its own."""
+
+    def level(z_t, *_):
+        return z_t.mean(dim=(2, 3), keepdim=True).expand_as(z_t)
+
+    def largest_jump(overlap):
+        z = torch.randn(1, 3, 48, 48, generator=tiny.generator(0))
+        v = TiledVelocity(level, plan_tiles(48, 48, 16, overlap, MULTIPLE))(z, torch.ones(1), z, torch.zeros(1))
+        return float((v[..., 1:] - v[..., :-1]).abs().max())
+
+    assert largest_jump(8) < 0.15 * largest_jump(0)

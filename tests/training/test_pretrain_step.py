@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 def test_roles_of_a_batch():
     assert split_roles(ALL_ROLES) == (2, 1, 1)
     assert split_roles(StageConfig(batch_size=10, data_share=0.34, flow_share=0.33, cons_share=0.33)) == (4, 3, 3)
+    assert split_roles(StageConfig(batch_size=10, data_share=0.5, flow_share=0.3, cons_share=0.2)) == (5, 3, 2)
     assert split_roles(StageConfig()) == (32, 0, 0)
 
 
@@ -95,15 +97,32 @@ def test_an_untrained_model_returns_the_lq_image():
     assert torch.allclose(found, z_lq, atol=1e-5)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_before_the_weights_change(config, monkeypatch):
-    trainer = Pretrainer(config())
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loss_that_is_not_a_number_stops_the_run(config, monkeypatch, bad, workers):
+    """Before the weights change, without a checkpoint, and without data processes that would keep the command alive."""
+    trainer = Pretrainer(config(workers=workers))
     before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
     losses = pretrain.pretrain_losses
-    monkeypatch.setattr(pretrain, "pretrain_losses", lambda *a: {k: v * float("nan") for k, v in losses(*a).items()})
-    with pytest.raises(FloatingPointError, match="step 0"):
+    monkeypatch.setattr(pretrain, "pretrain_losses", lambda *a: {k: v * bad for k, v in losses(*a).items()})
+    with pytest.raises(FloatingPointError, match="step 0") as caught:
         trainer.train()
+    assert (
+        multiprocessing.active_children() == []
+    )  # while `caught` holds the frames, as the interpreter does at its end
+    assert caught.traceback
     assert all(torch.equal(p, before[name]) for name, p in trainer.parameters.items())
     assert list_checkpoints(trainer.folder) == []
+
+
+def test_a_perfect_result_can_be_logged(config, monkeypatch):
+    """LQ equal to HQ and a model that returns the LQ image: no error before, none after."""
+    flat = torch.full((4, 3, 32, 32), 0.5)
+    monkeypatch.setattr(pretrain, "batches", lambda *_: (pair for pair in [(flat, flat)] * 2))
+    trainer = Pretrainer(config(stages=(dataclasses.replace(ALL_ROLES, steps=2),), log_every=1))
+    trainer.codec = tiny.codec()
+    trainer.train()
+    assert trainer.step == 2
 
 
 def test_it_learns(config, monkeypatch):
@@ -112,7 +131,7 @@ def test_it_learns(config, monkeypatch):
     run = config(stages=(stage,))
     crops = CropDataset(dataclasses.replace(run.data, scales={"4": 1.0}), 32, seed=0)
     lq, hq = (torch.stack(images * 4) for images in zip(crops[0], crops[1], strict=True))
-    monkeypatch.setattr(pretrain, "batches", lambda *_: itertools.repeat((lq, hq)))
+    monkeypatch.setattr(pretrain, "batches", lambda *_: ((lq, hq) for _ in itertools.count()))
     trainer = Pretrainer(run)
 
     def error(model, steps):
