@@ -70,7 +70,9 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--width", type=int, metavar="PX", help="with --height: exact size")
     size.add_argument("--height", type=int, metavar="PX", help="with --width: exact size")
     size.add_argument("--megapixels", type=_number("megapixels"), metavar="MP")
-    size.add_argument("--max-megapixels", type=_number("max-megapixels"), default=0.0, metavar="MP", help="cap, 0 = off")
+    size.add_argument(
+        "--max-megapixels", type=_number("max-megapixels"), default=0.0, metavar="MP", help="cap, 0 = off"
+    )
     look = parser.add_argument_group("result")
     look.add_argument("--steps", type=_steps, default=1, help=f"{MIN_STEPS} to {MAX_STEPS}; default 1")
     look.add_argument("--seed", type=_seed, default=0, help="64-bit; default 0")
@@ -108,7 +110,7 @@ def _demo(args: argparse.Namespace) -> int:
     return demo(args.output, args.dtype)
 
 
-def _number(name: str):  # noqa: ANN202 (an argparse type)
+def _number(name: str):
     def parse(text: str) -> float:
         try:
             value = float(text)

@@ -41,7 +41,9 @@ def sample_photograph() -> np.ndarray:
     try:
         from skimage import data
     except ImportError:
-        raise InputError("the demo picture comes with scikit-image, which is missing: pip install scikit-image") from None
+        raise InputError(
+            "the demo picture comes with scikit-image, which is missing: pip install scikit-image"
+        ) from None
     return data.chelsea()[:CROP_PX, 72 : 72 + CROP_PX]
 
 

@@ -153,7 +153,7 @@ def lora_metadata(
 def lora_tensors(
     tensors: Mapping[str, torch.Tensor], prompt_embeds: torch.Tensor | None, prefix: str = PREFIX
 ) -> dict[str, torch.Tensor]:
-    """Tensors under their file keys, in bf16. `prefix` other than `teasr.` makes a file stock loaders would misapply."""
+    """Tensors under their file keys, in bf16. Stock loaders would misapply any other `prefix`."""
     out = {prefix + key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in tensors.items()}
     if prompt_embeds is not None:
         out[PROMPT_KEY] = prompt_embeds.detach().to("cpu", torch.bfloat16).contiguous()
@@ -198,7 +198,8 @@ def _check_pairs(name: str, tensors: Mapping[str, torch.Tensor], rank: int) -> N
         a, b = tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"]
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
             raise LoraFileError(
-                f"{name}: '{path}' has shapes {tuple(a.shape)} and {tuple(b.shape)}, expected rank {rank} as teasr.rank says"
+                f"{name}: '{path}' has shapes {tuple(a.shape)} and {tuple(b.shape)}, "
+                f"expected rank {rank} as teasr.rank says: get the file again"
             )
 
 

@@ -70,9 +70,7 @@ class QwenVelocity:
         self.use_dtc = use_dtc
         self.patch_size: int = transformer.config["patch_size"]
 
-    def __call__(
-        self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
         output = self.network_output(z_t, t_cur, z_lq, t_tar)  # (B, C, H, W)
         return flow.velocity_from_output(self.prediction, output, z_t, z_lq, t_cur)
 

@@ -127,7 +127,7 @@ def latent_sampler(
     on_step: StepCallback | None = None,
     on_tile: TileCallback | None = None,
 ) -> LatentSampler:
-    """The standalone `LatentSampler`: Algorithm 1 on a velocity, in tiles of `tile` latent pixels where that is smaller.
+    """The standalone `LatentSampler`: Algorithm 1 on a velocity, in tiles of `tile` latent pixels where it is larger.
 
     patch_multiple: `QwenArchitecture.block_multiple`. Every image gets the one noise field of `seed` (SPEC 10).
     """

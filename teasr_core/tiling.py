@@ -86,9 +86,7 @@ class TiledVelocity:
         self.plan = plan
         self.on_tile = on_tile
 
-    def __call__(
-        self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
         plan = self.plan
         total = torch.zeros_like(z_t)  # (B, C, H, W)
         weights = torch.zeros_like(z_t[:1, :1])  # (1, 1, H, W)
@@ -98,9 +96,9 @@ class TiledVelocity:
                 self.on_tile(done, len(tiles))
             window = (..., slice(y, y + plan.height), slice(x, x + plan.width))
             v = self.velocity(z_t[window], t_cur, z_lq[window], t_tar)  # (B, C, tile, tile)
-            weight = torch.outer(
-                blend_window(plan.height, y, plan.rows), blend_window(plan.width, x, plan.columns)
-            ).to(v)  # (tile, tile)
+            weight = torch.outer(blend_window(plan.height, y, plan.rows), blend_window(plan.width, x, plan.columns)).to(
+                v
+            )  # (tile, tile)
             total[window] += weight * v
             weights[window] += weight
         return total / weights

@@ -59,7 +59,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"{path} cannot be read as a checkpoint ({error}): delete it to resume from an older one") from None
+        raise ModelFileError(
+            f"{path} cannot be read as a checkpoint ({error}): delete it to resume from an older one"
+        ) from None
     if "teasr.checkpoint" not in metadata:
-        raise ModelFileError(f"{path} is no training checkpoint: expected a file written by `python -m training pretrain`")
+        raise ModelFileError(
+            f"{path} is no training checkpoint: expected a file written by `python -m training pretrain`"
+        )
     return tensors, json.loads(metadata["teasr.checkpoint"])

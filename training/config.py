@@ -192,8 +192,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *sections, key = path.strip().split(".")
     node: Any = values
     for name in sections:
-        node = node[int(name)] if isinstance(node, list) and name.isdigit() and int(name) < len(node) else (
-            node.setdefault(name, {}) if isinstance(node, dict) else None
+        node = (
+            node[int(name)]
+            if isinstance(node, list) and name.isdigit() and int(name) < len(node)
+            else (node.setdefault(name, {}) if isinstance(node, dict) else None)
         )
         if node is None:
             raise ConfigError(f"override '{override}': there is no '{name}' to set")

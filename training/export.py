@@ -36,7 +36,9 @@ def export_base(run: Path, output: Path) -> dict[str, Any]:
             weights[name] = value.to(torch.bfloat16)
     size = sum(2 * w.numel() for w in weights.values())
     if size > MAX_BYTES:
-        raise InputError(f"the model is {size / 2**20:.1f} MiB in bf16: expected at most {MAX_BYTES // 2**20}, train a smaller one")
+        raise InputError(
+            f"the model is {size / 2**20:.1f} MiB in bf16: expected at most {MAX_BYTES // 2**20}, train a smaller one"
+        )
     summary = {
         "steps": state["step"],
         "samples": state["samples"],

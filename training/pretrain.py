@@ -27,8 +27,8 @@ from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from .config import LossConfig, PretrainConfig, StageConfig, to_mapping
 from .dataset import batches
 from .ema import Ema
-from .preview import write_preview
 from .pretrain_model import PretrainModel, codec_from_json, codec_to_json, measure_codec
+from .preview import write_preview
 from .runlog import RunLog
 
 TINY = 1e-12  # squared errors below this count as none in the log
@@ -92,14 +92,14 @@ def pretrain_losses(
             result["lpips"] = perceptual(x_fake, x_0).mean() * (stage.perceptual_weight * num_data / batch)
     if num_flow:
         target = losses.flow_target(z_0[flow], noise[flow])
-        result["flow"] = losses.velocity_loss(
-            kind, output[flow], target, z_t[flow], z_lq[flow], t[flow], weight
-        ) * (num_flow / batch)
+        result["flow"] = losses.velocity_loss(kind, output[flow], target, z_t[flow], z_lq[flow], t[flow], weight) * (
+            num_flow / batch
+        )
     if num_cons:
         target = losses.consistency_target(velocity, z_t[cons], t[cons], z_lq[cons], t_tar[cons])
-        result["cons"] = losses.velocity_loss(
-            kind, output[cons], target, z_t[cons], z_lq[cons], t[cons], weight
-        ) * (num_cons / batch)
+        result["cons"] = losses.velocity_loss(kind, output[cons], target, z_t[cons], z_lq[cons], t[cons], weight) * (
+            num_cons / batch
+        )
     return result
 
 
@@ -161,15 +161,11 @@ class Pretrainer:
 
     def _train_stage(self, stage: StageConfig, count: int) -> None:
         run = self.config.run
-        loader = batches(
-            self.config.data, stage.crop_px, stage.batch_size, run.seed, self.samples, count, run.workers
-        )
+        loader = batches(self.config.data, stage.crop_px, stage.batch_size, run.seed, self.samples, count, run.workers)
         with closing(loader):  # an error must end the data processes too, or the command would wait for them for ever
             self._train_steps(loader, stage, count)
 
-    def _train_steps(
-        self, loader: Iterator[tuple[torch.Tensor, torch.Tensor]], stage: StageConfig, count: int
-    ) -> None:
+    def _train_steps(self, loader: Iterator[tuple[torch.Tensor, torch.Tensor]], stage: StageConfig, count: int) -> None:
         run = self.config.run
         sums: dict[str, float] = {}
         window_start, waited, window_steps = time.perf_counter(), 0.0, 0

@@ -44,9 +44,7 @@ class PretrainModel(nn.Module):
             self.prompt_embeds = nn.Parameter(torch.randn(config.prompt_tokens, config.text_width))
 
     def velocity(self) -> QwenVelocity:
-        return QwenVelocity(
-            self.transformer, self.prompt_embeds, self.config.prediction, use_dtc=self.config.use_dtc
-        )
+        return QwenVelocity(self.transformer, self.prompt_embeds, self.config.prediction, use_dtc=self.config.use_dtc)
 
 
 def measure_codec(config: DataConfig, seed: int) -> DctCodec:

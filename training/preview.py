@@ -34,7 +34,9 @@ def write_preview(path: Path, model: PretrainModel, codec: DctCodec, photographs
         results = [codec.decode(z) for z in latents]  # outside autocast, whose bf16 is coarser than 8 bits
         rows.append(torch.cat([image, *results, _tensor(hq)], dim=3))
     grid = torch.cat(rows, dim=2)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), Image.Resampling.NEAREST).save(path, quality=92)
+    Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), Image.Resampling.NEAREST).save(
+        path, quality=92
+    )
 
 
 def _centre(photo: Image.Image) -> np.ndarray:

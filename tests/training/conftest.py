@@ -1,15 +1,11 @@
-"""Shared modules in reach (tests/tiny.py, tests/reference_qwen.py); one thread, since the models are tiny."""
+"""One thread, since the models are tiny."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(path) for path in (TESTS, TESTS.parent) if str(path) not in sys.path]
 
 
 @pytest.fixture(autouse=True)

@@ -43,6 +43,9 @@ def test_previews_do_not_change_the_run(config, tmp_path):
     plain, shown = config("plain"), config("shown", preview_every=2, preview_images=photographs)
     for run in (plain, shown):
         Pretrainer(run).train(last_step=4)
-    assert sorted(p.name for p in (tmp_path / "shown").glob("*.jpg")) == ["preview_00000002.jpg", "preview_00000004.jpg"]
+    assert sorted(p.name for p in (tmp_path / "shown").glob("*.jpg")) == [
+        "preview_00000002.jpg",
+        "preview_00000004.jpg",
+    ]
     found, wanted = (load_checkpoint(list_checkpoints(Path(run.run.output_dir))[-1])[0] for run in (shown, plain))
     assert all(torch.equal(found[key], value) for key, value in wanted.items())
