@@ -29,9 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain.add_argument("overrides", nargs="*", metavar="section.key=value")
     pretrain.set_defaults(run=_pretrain)
 
-    export = commands.add_parser("export", help="write a run's averaged weights as a base file")
+    export = commands.add_parser("export", help="write a run's weights as a base file")
     export.add_argument("run_dir", type=Path)
     export.add_argument("output", type=Path)
+    export.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged, or the last step's")
     export.set_defaults(run=_export)
 
     evaluate = commands.add_parser("eval", help="table and picture grid on held-out photographs (SPEC 13)")
@@ -62,7 +63,7 @@ def _pretrain(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from .export import export_base
 
-    summary = export_base(args.run_dir, args.output)
+    summary = export_base(args.run_dir, args.output, args.weights)
     print(f"wrote {args.output}: {summary['steps']} steps, {summary['hours']} h")
     return 0
 

@@ -1,4 +1,4 @@
-"""`export`: the averaged weights of a pretraining run as a base file of the built-in model (SPEC 1)."""
+"""`export`: the weights of a pretraining run as a base file of the built-in model (SPEC 1)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from .pretrain_model import architecture_of, codec_from_json
 MAX_BYTES = 48 * 2**20
 
 
-def export_base(run: Path, output: Path) -> dict[str, Any]:
-    """Write the EMA weights of the newest checkpoint in `run`, bf16, to `output`. Returns the training summary."""
+def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]:
+    """Write the weights of the newest checkpoint in `run`, bf16, to `output`. Returns the training summary.
+
+    weights: "ema" (averaged) or "raw" (the last step's, better where the learning rate has run down: docs/log.md).
+    """
     checkpoints = list_checkpoints(run)
     if not checkpoints:
         raise InputError(f"{run} holds no checkpoint: give the run.output_dir of a pretraining run")
@@ -28,19 +31,21 @@ def export_base(run: Path, output: Path) -> dict[str, Any]:
         raise InputError(f"{output} must end in .safetensors")
     tensors, state = load_checkpoint(checkpoints[-1])
     model = from_mapping(ModelConfig, state["config"]["model"], "model.")
-    weights = {}
+    prefix = {"ema": "ema.", "raw": "model."}[weights]
+    exported = {}
     for key, value in tensors.items():
-        if key.startswith("ema."):
-            name = key.removeprefix("ema.")
+        if key.startswith(prefix):
+            name = key.removeprefix(prefix)
             name = PROMPT_KEY if name == "prompt_embeds" else name.removeprefix("transformer.")
-            weights[name] = value.to(torch.bfloat16)
-    size = sum(2 * w.numel() for w in weights.values())
+            exported[name] = value.to(torch.bfloat16)
+    size = sum(2 * w.numel() for w in exported.values())
     if size > MAX_BYTES:
         raise InputError(
             f"the model is {size / 2**20:.1f} MiB in bf16: expected at most {MAX_BYTES // 2**20}, train a smaller one"
         )
     summary = {
         "steps": state["step"],
+        "weights": weights,
         "samples": state["samples"],
         "hours": round(state["seconds"] / 3600, 2),
         "stages": state["config"]["stages"],
@@ -51,5 +56,5 @@ def export_base(run: Path, output: Path) -> dict[str, Any]:
     metadata = base_metadata(
         architecture_of(model), model.prediction, model.use_dtc, codec_from_json(state["codec"]), summary
     )
-    write_atomically(output, weights, metadata)
+    write_atomically(output, exported, metadata)
     return summary
