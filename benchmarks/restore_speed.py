@@ -1,6 +1,6 @@
 """How long does the built-in model take, and what do steps, tiles and the dtype cost?
 
-    python benchmarks/restore_speed.py [--repeats 3]
+    python -m benchmarks.restore_speed [--repeats 3]
 
 Ratios are taken within one run, because absolute times vary from machine to machine and minute to minute:
     steps_8_to_1     sampling time of 8 steps / (8 x 1 step); R13 asks for at most 1.05
