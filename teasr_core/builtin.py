@@ -51,9 +51,7 @@ def base_metadata(
         "teasr.format": "1",
         "teasr.kind": "base",
         "teasr.config": json.dumps(architecture.to_json(), sort_keys=True),
-        "teasr.codec": json.dumps(
-            {"kind": "dct4", "mean": codec.mean.flatten().tolist(), "std": codec.std.flatten().tolist()}
-        ),
+        "teasr.codec": json.dumps(codec_to_json(codec)),
         "teasr.prediction": prediction,
         "teasr.use_dtc": json.dumps(use_dtc),
         "teasr.training": json.dumps(dict(training), sort_keys=True),
@@ -68,7 +66,7 @@ def read_base(path: Path) -> BuiltinFile:
     try:
         values = {key: json.loads(metadata[f"teasr.{key}"]) for key in ("codec", "config", "use_dtc", "training")}
         architecture = QwenArchitecture.from_json(values["config"])
-        codec = _codec_from_json(values["codec"])
+        codec = codec_from_json(values["codec"])
         prediction = metadata["teasr.prediction"]
     except ModelFileError as error:
         raise ModelFileError(f"{path.name}: {error}") from None
@@ -96,7 +94,13 @@ def read_base(path: Path) -> BuiltinFile:
     )
 
 
-def _codec_from_json(values: Mapping[str, Any]) -> DctCodec:
+def codec_to_json(codec: DctCodec) -> dict[str, Any]:
+    """The codec as a base file and a checkpoint remember it."""
+    return {"kind": "dct4", "mean": codec.mean.flatten().tolist(), "std": codec.std.flatten().tolist()}
+
+
+def codec_from_json(values: Mapping[str, Any]) -> DctCodec:
+    """The inverse of `codec_to_json`. ModelFileError for another kind of codec or another number of channels."""
     if not isinstance(values, dict) or values.get("kind") != "dct4":
         raise ModelFileError(f"codec {values!r} is unknown: it was made by another version of TEASR")
     if {len(values["mean"]), len(values["std"])} != {DCT_CHANNELS}:

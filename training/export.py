@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from teasr_core.builtin import base_metadata
+from teasr_core.builtin import base_metadata, codec_from_json
 from teasr_core.errors import InputError
 from teasr_core.lora_file import PROMPT_KEY
 
 from .checkpoint import list_checkpoints, load_checkpoint, write_atomically
 from .config import ModelConfig, from_mapping
-from .pretrain_model import architecture_of, codec_from_json
+from .pretrain_model import architecture_of
 
 # The repository carries base and LoRA together in at most this much (SPEC 1).
 MAX_BYTES = 48 * 2**20

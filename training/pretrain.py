@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from teasr_core.builtin import codec_from_json, codec_to_json
 from teasr_core.codec import DctCodec
 from teasr_core.errors import ConfigError
 from teasr_core.flow import clean_from_output, interpolate
@@ -27,7 +28,7 @@ from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from .config import LossConfig, PretrainConfig, StageConfig, to_mapping
 from .dataset import batches
 from .ema import Ema
-from .pretrain_model import PretrainModel, codec_from_json, codec_to_json, measure_codec
+from .pretrain_model import PretrainModel, measure_codec
 from .preview import write_preview
 from .runlog import RunLog
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -58,15 +55,3 @@ def measure_codec(config: DataConfig, seed: int) -> DctCodec:
     mean[:, 1:] = 0  # AC coefficients are symmetric under flips
     std = coefficients.var(dim=2).mean(dim=0).sqrt().expand(3, 16)  # (3, 16)
     return DctCodec(mean.flatten().tolist(), std.flatten().tolist())
-
-
-def codec_to_json(codec: DctCodec) -> dict[str, Any]:
-    return {"kind": "dct4", "mean": codec.mean.flatten().tolist(), "std": codec.std.flatten().tolist()}
-
-
-def codec_from_json(values: dict[str, Any]) -> DctCodec:
-    return DctCodec(values["mean"], values["std"])
-
-
-def dump_json(values: Any) -> str:
-    return json.dumps(values, sort_keys=True)
