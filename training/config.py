@@ -66,7 +66,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-12  # squared pixel errors are small; 1e-8 would hold back the high frequencies
+    eps: float = 1e-12  # squared pixel errors are small; 1e-8 may hold back the high frequencies
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     warmup_steps: int = 100
@@ -192,12 +192,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *sections, key = path.strip().split(".")
     node: Any = values
     for name in sections:
-        node = (
-            node[int(name)]
-            if isinstance(node, list) and name.isdigit() and int(name) < len(node)
-            else (node.setdefault(name, {}) if isinstance(node, dict) else None)
-        )
-        if node is None:
+        if isinstance(node, dict):
+            node = node.setdefault(name, {})
+        elif isinstance(node, list) and name.isdigit() and int(name) < len(node):
+            node = node[int(name)]
+        else:
             raise ConfigError(f"override '{override}': there is no '{name}' to set")
     if not isinstance(node, dict):
         raise ConfigError(f"override '{override}': '{'.'.join(sections)}' is not a table")

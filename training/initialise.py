@@ -25,7 +25,7 @@ def initialise(transformer: QwenImageTransformer2DModel, config: ModelConfig) ->
     Zero modulation weights and proj_out (adaLN-Zero, Peebles & Xie 2023) start the network at "the LQ image"; the gates
     start open, so that proj_out sees features of the LQ image from the first step.
     Local attention: at t = 1 a noise token knows nothing but its position, and must find the condition token at the
-    same position. Found by chance this takes thousands of steps (docs/log.md); here rotary phases alone decide at the
+    same position. Left to chance it had not after 200 steps (docs/log.md); here rotary phases alone decide at the
     start, as ConViT's gated positional attention does (d'Ascoli et al. 2021).
     """
     for module in transformer.modules():
