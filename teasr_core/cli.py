@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from .color import COLOR_FIXES
 from .errors import InputError, TeasrError
-from .precision import DTYPES
+from .precision import DTYPES, OFFLOADS, STORAGES
 from .schedule import MAX_STEPS, MIN_STEPS
 
 DEFAULT_SCALE = 4.0
@@ -79,11 +79,17 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     look.add_argument("--strength", type=_number("strength"), default=1.0, help="0 = plain resize, 1 = full model")
     look.add_argument("--color-fix", choices=COLOR_FIXES, default="wavelet")
     look.add_argument("--color-strength", type=_number("color-strength"), default=1.0, help="0 to 1")
-    model = parser.add_argument_group("model")
-    model.add_argument("--lora", type=Path, help="a TEASR LoRA for the built-in model, in place of the shipped one")
+    model = parser.add_argument_group("model (the built-in one unless --model is given)")
+    model.add_argument("--model", type=Path, help="Qwen-Image: diffusers folder or safetensors; or a TEASR base file")
+    model.add_argument(
+        "--vae", type=Path, help="Qwen-Image VAE: folder or safetensors; default: the model folder's own"
+    )
+    model.add_argument("--lora", type=Path, help="a TEASR LoRA for the model, in place of the shipped one")
     model.add_argument("--lora-strength", type=_number("lora-strength"), default=1.0, help="0 to 2")
     model.add_argument("--allow-other-base", action="store_true", help="accept a LoRA trained on another base")
-    model.add_argument("--dtype", choices=["auto", *DTYPES], default="auto")
+    model.add_argument("--dtype", choices=["auto", *DTYPES, *STORAGES], default="auto", help="fp8, nf4: with --model")
+    model.add_argument("--device", default="auto", help="auto, cpu, or torch's name of an accelerator, such as cuda")
+    model.add_argument("--offload", choices=OFFLOADS, default="none", help="with --model: weights wait on the CPU")
     model.add_argument("--tile-px", type=int, default=0, help="0 = automatic")
     model.add_argument("--overlap-px", type=int, default=0, help="0 = automatic")
     files = parser.add_argument_group("files")

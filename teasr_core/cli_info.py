@@ -1,18 +1,18 @@
-"""`info FILE`: which kind of TEASR file this is and what it was made for (R27)."""
+"""`info FILE`: which kind of file this is and, for TEASR's own, what it was made for (R27)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from .builtin import read_base
+from .checkpoint_kind import Kind, detect
 from .errors import ModelFileError
 from .lora_file import fingerprint, read_lora
-from .safetensors_file import read_tensors
 
 
 def info(path: Path) -> int:
-    _, metadata = read_tensors(path)
-    if metadata.get("teasr.kind") == "base":
+    found = detect(path)
+    if found.kind is Kind.TEASR_BASE:
         base = read_base(path)
         count = sum(t.numel() for t in base.tensors.values())
         print(f"{path.name}: TEASR base model, {count / 1e6:.1f} M parameters, {path.stat().st_size / 2**20:.1f} MiB")
@@ -21,13 +21,15 @@ def info(path: Path) -> int:
         print(f"  fingerprint   {fingerprint(base.tensors)}")
         for key, value in base.training.items():
             print(f"  {key:<13} {value}")
-    elif "teasr.scope" in metadata:
+    elif found.kind is Kind.TEASR_LORA:
         lora = read_lora(path)
         count = sum(t.numel() for t in lora.tensors.values())
         print(f"{path.name}: TEASR LoRA, rank {lora.rank}, {count / 1e6:.1f} M parameters, step {lora.step}")
         print(f"  base          {lora.base} ({lora.base_fingerprint})")
         print(f"  targets       {', '.join(lora.targets)}")
         print(f"  prediction    {lora.prediction}")
+    elif found.kind is not Kind.UNKNOWN:
+        print(found.describe())
     else:
         raise ModelFileError(f"{path.name} is a safetensors file but no TEASR base or LoRA: it has no teasr metadata")
     return 0

@@ -11,13 +11,16 @@ import torch
 
 from . import geometry
 from .alpha import bleed_rgb, resize_alpha
+from .checkpoint_kind import Kind, detect
 from .cli import DEFAULT_SCALE, check_lora_strength
+from .device import choose_device
 from .errors import InputError, TeasrError
 from .geometry import TargetSize
 from .images import WRITABLE_EXTENSIONS, Picture, check_output, find_images, load_picture, save_picture
-from .restore import RestoreOptions, tile_in_latent
+from .precision import STORAGES
+from .restore import RestoreOptions
 from .schedule import StepPlan, manual_plan
-from .standalone import Restorer, load_restorer
+from .standalone import CPU, Restorer, load_qwen_restorer, load_restorer, qwen_tile
 
 # Above this factor the model has seen nothing like it (SPEC 6).
 WARN_SCALE = 4.0
@@ -108,6 +111,18 @@ def check_options(args: argparse.Namespace) -> None:
     geometry.cap_megapixels(TargetSize(1, 1), args.max_megapixels)
     RestoreOptions(TargetSize(1, 1), args.strength, args.color_fix, args.color_strength)
     check_lora_strength(args.lora_strength)
+    choose_device(args.device)
+    if args.model is not None and not _is_teasr_base(args.model):
+        if args.lora is None:
+            raise InputError("--model needs --lora: it is a TEASR LoRA that makes a restorer of it, give the model's")
+        return
+    qwen_only = {"--vae": args.vae is not None, "--offload": args.offload != "none", "--dtype": args.dtype in STORAGES}
+    for name in (name for name, is_given in qwen_only.items() if is_given):
+        raise InputError(f"{name} is for a Qwen-Image --model: leave it out, TEASR's own models need none of it")
+
+
+def _is_teasr_base(path: Path) -> bool:
+    return detect(path).kind is Kind.TEASR_BASE
 
 
 def target_size(args: argparse.Namespace, width: int, height: int) -> TargetSize:
@@ -136,9 +151,15 @@ def prepare(source: Path, target: Path, args: argparse.Namespace) -> tuple[Pictu
 
 
 def _load(args: argparse.Namespace) -> Restorer:
-    restorer = load_restorer(args.dtype, args.lora, args.lora_strength, args.allow_other_base)
-    base = restorer.base
-    tile_in_latent(args.tile_px, args.overlap_px, base.codec.downscale, base.architecture.block_multiple)
+    """The model asked for. TEASR's own stay on the CPU unless a device is named: the same bytes on every machine."""
+    device = choose_device(args.device)
+    if args.model is not None and not _is_teasr_base(args.model):
+        qwen_tile(args.tile_px, args.overlap_px)  # before the long load
+        files = (args.model, args.lora, args.vae)
+        return load_qwen_restorer(*files, args.dtype, device, args.offload, args.lora_strength, args.allow_other_base)
+    device = CPU if args.device == "auto" else device
+    restorer = load_restorer(args.dtype, args.lora, args.lora_strength, args.allow_other_base, device, args.model)
+    restorer.tile(args.tile_px, args.overlap_px)
     return restorer
 
 

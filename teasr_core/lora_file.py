@@ -2,6 +2,7 @@
 
 Keys carry the prefix `teasr.`, so that a stock LoRA loader reports them as unknown instead of applying the adapter to
 every token. The ordinary prefixes are read too; they are written by `training export --all-tokens-unsafe` alone.
+docs/lora_format.md tells what stock loaders were seen to do with each form.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from .errors import LoraFileError
 from .safetensors_file import read_tensors
 
 PREFIX = "teasr."
-READABLE_PREFIXES = (PREFIX, "transformer.", "diffusion_model.")
+ALL_TOKENS_PREFIXES = ("transformer.", "diffusion_model.")  # stock loaders apply these to every token
+READABLE_PREFIXES = (PREFIX, *ALL_TOKENS_PREFIXES)
 PROMPT_KEY = "teasr.prompt_embeds"
 # Small tensors that fp8, GGUF and merged ordinary LoRAs leave alone; together they name the base (SPEC 2).
 FINGERPRINT_KEYS = ("img_in.bias", "txt_in.bias", "proj_out.bias", "transformer_blocks.0.attn.norm_q.weight")
@@ -57,8 +59,12 @@ def fingerprint(state_dict: Mapping[str, torch.Tensor]) -> str:
 
 def read_lora(path: Path) -> LoraFile:
     """Read and check a LoRA file whole. LoraFileError or ModelFileError, one line, when anything is off (R4)."""
-    raw, metadata = read_tensors(path)
-    name = path.name
+    return parse_lora(path.name, *read_tensors(path))
+
+
+def parse_lora(name: str, stored: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> LoraFile:
+    """The same from a file's tensors and metadata; `name` stands in the errors."""
+    raw = dict(stored)
     values = _metadata(name, metadata)
     prompt_embeds = raw.pop(PROMPT_KEY, None)
     prefix = next((p for p in READABLE_PREFIXES if raw and all(key.startswith(p) for key in raw)), None)
@@ -153,7 +159,10 @@ def lora_metadata(
 def lora_tensors(
     tensors: Mapping[str, torch.Tensor], prompt_embeds: torch.Tensor | None, prefix: str = PREFIX
 ) -> dict[str, torch.Tensor]:
-    """Tensors under their file keys, in bf16. Stock loaders would misapply any other `prefix`."""
+    """Tensors under their file keys, in bf16. Stock loaders would misapply any other `prefix`.
+
+    The prompt embedding belongs to the form with PREFIX: diffusers refuses an ordinary LoRA that holds it.
+    """
     out = {prefix + key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in tensors.items()}
     if prompt_embeds is not None:
         out[PROMPT_KEY] = prompt_embeds.detach().to("cpu", torch.bfloat16).contiguous()

@@ -1,4 +1,4 @@
-"""Which dtype the built-in model runs in (SPEC 11)."""
+"""Which dtype a model runs in (SPEC 11), and in which other forms Qwen-Image's weights may be kept."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from .errors import InputError
 # time, without any support a multiple.
 WORTH_IT = 0.7
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+STORAGES = ("fp8", "nf4")  # see `weight_storage`
+OFFLOADS = ("none", "model", "sequential")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -22,7 +24,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         raise InputError(f"dtype is '{name}': expected auto, {', '.join(DTYPES)}")
     if device.type != "cpu":
         return torch.bfloat16
-    times = _matmul_seconds()
+    times = matmul_seconds()
     return torch.bfloat16 if times[torch.bfloat16] < WORTH_IT * times[torch.float32] else torch.float32
 
 
@@ -30,7 +32,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return next(name for name, value in DTYPES.items() if value == dtype)
 
 
-def _matmul_seconds(size: int = 1024, rounds: int = 4) -> dict[torch.dtype, float]:
+def matmul_seconds(size: int = 1024, rounds: int = 4) -> dict[torch.dtype, float]:
     """Best time of a size x size product in each dtype, taken in turns so that a busy machine slows both alike."""
     operands = {dtype: torch.ones(size, size, dtype=dtype) for dtype in DTYPES.values()}
     best = dict.fromkeys(operands, float("inf"))

@@ -9,6 +9,8 @@ ComfyUI's side of the same mechanism is `nodes/bridge.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,6 +71,7 @@ class QwenVelocity:
         self.lora_strength = lora_strength
         self.use_dtc = use_dtc
         self.patch_size: int = transformer.config["patch_size"]
+        self._attached_noise: int | None = None  # noise tokens of the calls inside `lora_attached`
 
     def __call__(self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
         output = self.network_output(z_t, t_cur, z_lq, t_tar)  # (B, C, H, W)
@@ -99,6 +102,27 @@ class QwenVelocity:
             )[0]  # (B, 2N, C*p*p)
         return unpatchify(output[:, :num_noise], (h, w), self.patch_size).to(z_t.dtype)
 
+    @contextmanager
+    def lora_attached(self, height: int, width: int) -> Iterator[None]:
+        """Keep the LoRA attached between calls on latents of this size, for the backward passes inside.
+
+        A call attaches and removes it by itself; gradient checkpointing runs blocks again when the call is over, and
+        would run them without.
+        """
+        assert self._attached_noise is None, "lora_attached does not nest"
+        h, w = token_grid(height, width, self.patch_size)
+        with forward_overrides(self._lora_overrides(h * w)):
+            self._attached_noise = h * w
+            try:
+                yield
+            finally:
+                self._attached_noise = None
+
+    def _lora_overrides(self, num_noise: int) -> list[tuple[torch.nn.Module, Any]]:
+        if self.lora is None:
+            return []
+        return branch_overrides(self.transformer, self.lora, self.lora_strength, num_noise)
+
     def _overrides(self, times: torch.Tensor, num_noise: int) -> list[tuple[torch.nn.Module, Any]]:
         model = self.transformer
         embed_times: Any = model.time_text_embed.forward
@@ -116,6 +140,7 @@ class QwenVelocity:
             (model.time_text_embed, time_forward),
             (model.pos_embed, position_forward),
         ]
-        if self.lora is not None:
-            overrides += branch_overrides(model, self.lora, self.lora_strength, num_noise)
+        if self._attached_noise is None:
+            return overrides + self._lora_overrides(num_noise)
+        assert self._attached_noise == num_noise, f"attached for {self._attached_noise} tokens, called with {num_noise}"
         return overrides

@@ -57,8 +57,11 @@ def conditioning_image(image: torch.Tensor, size: TargetSize, multiple: int) -> 
 
 
 def finish(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
-    """Crop the decoded image to `resized`, fix its colour, apply strength, clamp to [0, 1]. (B, 3, H, W)"""
-    cropped = crop_to(decoded.float(), options.size)
+    """Crop the decoded image to `resized`, fix its colour, apply strength, clamp to [0, 1]. (B, 3, H, W)
+
+    The result is float32 on the device of `resized`, wherever the codec ran.
+    """
+    cropped = crop_to(decoded.to(resized), options.size)
     check_result(cropped, resized)
     fixed = fix_color(cropped.clamp(0, 1), resized, options.color_fix, options.color_strength)
     return apply_strength(resized, fixed, options.strength).clamp(0, 1)

@@ -23,10 +23,11 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFileError(_what_it_is(path, error)) from None
+        raise ModelFileError(what_it_is(path, error)) from None
 
 
-def _what_it_is(path: Path, error: Exception) -> str:
+def what_it_is(path: Path, error: Exception) -> str:
+    """One line on a file that could not be read as safetensors, `error` saying why."""
     # Only after safetensors has refused it: a whole file may begin like a pickle, with its header's length.
     try:
         with path.open("rb") as file:

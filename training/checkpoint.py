@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from teasr_core.errors import ModelFileError
+from teasr_core.errors import InputError, ModelFileError
 
+STATE_KEY = "teasr.checkpoint"  # metadata: the run's state as JSON
 _NAME = re.compile(r"step_(\d{8})\.safetensors")
 
 
@@ -41,15 +42,27 @@ def save_checkpoint(
 ) -> Path:
     """Write `step_XXXXXXXX.safetensors` with JSON `state`, then delete all but the newest `keep`."""
     path = folder / f"step_{step:08d}.safetensors"
-    write_atomically(path, tensors, {"teasr.checkpoint": json.dumps({"step": step, **state})})
+    write_atomically(path, tensors, {STATE_KEY: json.dumps({"step": step, **state})})
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()
+    for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while it wrote
+        leftover.unlink(missing_ok=True)
     return path
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints by rising step; temporary files never match."""
     return sorted(p for p in folder.glob("step_*.safetensors") if _NAME.fullmatch(p.name))
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The newest checkpoint of a run's folder; a file stands for itself. InputError when there is none."""
+    if run.is_file():
+        return run
+    checkpoints = list_checkpoints(run)
+    if not checkpoints:
+        raise InputError(f"{run} holds no checkpoint: give the run.output_dir of a training run, or one checkpoint")
+    return checkpoints[-1]
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -62,8 +75,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         raise ModelFileError(
             f"{path} cannot be read as a checkpoint ({error}): delete it to resume from an older one"
         ) from None
-    if "teasr.checkpoint" not in metadata:
+    if STATE_KEY not in metadata:
         raise ModelFileError(
             f"{path} is no training checkpoint: expected a file written by `python -m training pretrain`"
         )
-    return tensors, json.loads(metadata["teasr.checkpoint"])
+    return tensors, json.loads(metadata[STATE_KEY])

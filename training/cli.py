@@ -1,4 +1,4 @@
-"""Command line: `python -m training pretrain | export | eval` (SPEC 12). `distill` takes its place beside them."""
+"""Command line: `python -m training pretrain | distill | export | eval | ...` (SPEC 12)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 from teasr_core.cli import OneLineParser, one_line
 from teasr_core.errors import TeasrError
+
+from . import cli_cache_prompt, cli_degrade, cli_doctor, cli_eval, cli_export
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,25 +31,17 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain.add_argument("overrides", nargs="*", metavar="section.key=value")
     pretrain.set_defaults(run=_pretrain)
 
-    export = commands.add_parser("export", help="write a run's weights as a base file")
-    export.add_argument("run_dir", type=Path)
-    export.add_argument("output", type=Path)
-    export.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged, or the last step's")
-    export.set_defaults(run=_export)
+    distill = commands.add_parser("distill", help="train a LoRA on a frozen base; resumes from run.output_dir")
+    distill.add_argument("config", type=Path)
+    distill.add_argument("overrides", nargs="*", metavar="section.key=value")
+    distill.set_defaults(run=_distill)
 
-    evaluate = commands.add_parser("eval", help="table and picture grid on held-out photographs (SPEC 13)")
-    evaluate.add_argument("photographs", type=Path, help="folder of eval_dev")
-    evaluate.add_argument("output", type=Path, help="folder for table.md and grid.jpg")
-    evaluate.add_argument("--preset", choices=["light", "heavy"], default="light")
-    evaluate.add_argument("--steps", default="1,2,4,8,30")
-    evaluate.add_argument("--seed", type=int, default=0)
-    evaluate.add_argument("--dtype", default="auto")
-    evaluate.add_argument("--tile-px", type=int, default=0)
-    evaluate.add_argument("--base", type=Path, help="a base file in place of the shipped one")
-    evaluate.add_argument("--color-fix", default="off", help="measure the model itself by default")
-    evaluate.add_argument("--lpips-backbone", type=Path, help="squeezenet1_1_features.safetensors; absent = no LPIPS")
-    evaluate.add_argument("--niqe-params", type=Path, help="niqe_pris_params.npz; absent = no NIQE")
-    evaluate.set_defaults(run=_evaluate)
+    cli_export.add_arguments(commands.add_parser("export", help="write a run's weights as a base or a LoRA file"))
+
+    cli_eval.add_parser(commands)
+    cli_degrade.add_parser(commands)
+    cli_cache_prompt.add_parser(commands)
+    cli_doctor.add_parser(commands)
     return parser
 
 
@@ -60,15 +54,9 @@ def _pretrain(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export(args: argparse.Namespace) -> int:
-    from .export import export_base
+def _distill(args: argparse.Namespace) -> int:
+    from .distill import Distiller
+    from .distill_config import load_distill_config
 
-    summary = export_base(args.run_dir, args.output, args.weights)
-    print(f"wrote {args.output}: {summary['steps']} steps, {summary['hours']} h")
+    Distiller(load_distill_config(args.config, args.overrides)).train()
     return 0
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from .eval_builtin import evaluate_builtin
-
-    return evaluate_builtin(args)

@@ -1,26 +1,17 @@
-"""Training configuration: TOML -> frozen dataclasses. An unknown key is an error that names the nearest known one."""
+"""What a pretraining run is made of, as frozen dataclasses; `toml_config` reads them from TOML."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import sys
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 from teasr_core.architecture import PREDICTIONS
 from teasr_core.errors import ConfigError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from .toml_config import from_mapping, read_toml
 
-T = TypeVar("T")
+PERCEPTUALS = ("none", "lpips-squeeze", "lpips-alex", "lpips-vgg")
 
 
 @dataclass(frozen=True)
@@ -30,17 +21,21 @@ class RunConfig:
     threads: int = 0  # CPU threads of the training process, 0 = torch's default
     workers: int = 1  # data processes; the training process prepares no data unless this is 0
     autocast: bool = True  # bf16 autocast
+    device: str = "auto"  # of distill: auto (an accelerator where there is one) | cpu
     compile: bool = False  # torch.compile of the transformer blocks
     log_every: int = 50
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     preview_every: int = 1000
+    use_tensorboard: bool = True
     preview_images: tuple[str, ...] = ()  # held-out photographs; empty = no previews
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    folders: tuple[str, ...] = ()  # photographs, searched without recursion
+    folders: tuple[str, ...] = ()  # photographs: folders, searched without recursion, or .txt lists of paths
+    pairs: tuple[str, ...] = ()  # folders of ready pairs, each with test_HR and test_LR
+    weights: tuple[float, ...] = ()  # share of each of folders, then of each of pairs; empty = every image alike
     presets: Mapping[str, float] = field(default_factory=lambda: {"light": 1.0})  # degradation preset -> weight
     scales: Mapping[str, float] = field(default_factory=lambda: {"4": 0.7, "2": 0.2, "1": 0.1})  # factor -> weight
     min_zoom: float = 0.6  # scale jitter: the photograph is shrunk by a factor in [min_zoom, 1] first
@@ -76,8 +71,8 @@ class OptimConfig:
 @dataclass(frozen=True)
 class LossConfig:
     loss_space: str = "pixel"  # pixel | latent (SPEC 9)
-    perceptual: str = "none"  # none | lpips-squeeze
-    perceptual_backbone: str = ""  # path of squeezenet1_1_features.safetensors
+    perceptual: str = "none"  # none | lpips-squeeze | lpips-alex | lpips-vgg
+    perceptual_backbone: str = ""  # local file with the ImageNet features of that network (perceptual.py)
 
 
 @dataclass(frozen=True)
@@ -118,108 +113,19 @@ class PretrainConfig:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
-    """Read a TOML file and apply `section.key=value` overrides (values in TOML syntax, bare words are strings).
+    """The config of a pretraining run (`toml_config.read_toml`), checked.
 
-    Raises ConfigError for a missing file, bad TOML, an unknown key, a value of the wrong type or out of range.
+    Raises ConfigError for an unknown key, a value of the wrong type or out of range.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no config at {path}: give a TOML file, e.g. training/configs/smoke.toml") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): give a TOML file in UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    for override in overrides:
-        _apply_override(values, override)
-    config = from_mapping(PretrainConfig, values, where="")
+    config = from_mapping(PretrainConfig, read_toml(path, overrides), where="")
     _check(config)
     return config
 
 
-def to_mapping(config: Any) -> dict[str, Any]:
-    """The resolved config as plain values, for JSON: what a checkpoint and an exported model remember."""
-    return dataclasses.asdict(config)
-
-
-def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build a dataclass strictly; nested dataclasses, tuples and mappings follow the annotations."""
-    hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    arguments = {}
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
-            raise ConfigError(f"unknown config key '{where}{key}': {hint}")
-        arguments[key] = _convert(hints[key], value, f"{where}{key}")
-    return cls(**arguments)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"'{where}' is {value!r}: expected a table [{where}]")
-        return from_mapping(hint, value, f"{where}.")
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"'{where}' is {value!r}: expected a list")
-        item_hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(item_hints) != len(value):
-            raise ConfigError(f"'{where}' has {len(value)} values: expected {len(item_hints)}")
-        return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(item_hints, value, strict=True)))
-    if origin is not None and origin is not types.UnionType:
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"'{where}' is {value!r}: expected a table")
-        return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    assert isinstance(hint, type), f"{where}: no rule for {hint}"
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"'{where}' is {value!r}: expected {hint.__name__}")
-    return value
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"override '{override}' has no '=': write section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *sections, key = path.strip().split(".")
-    node: Any = values
-    for name in sections:
-        if isinstance(node, dict):
-            node = node.setdefault(name, {})
-        elif isinstance(node, list) and name.isdigit() and int(name) < len(node):
-            node = node[int(name)]
-        else:
-            raise ConfigError(f"override '{override}': there is no '{name}' to set")
-    if not isinstance(node, dict):
-        raise ConfigError(f"override '{override}': '{'.'.join(sections)}' is not a table")
-    node[key] = value
-
-
 def _check(config: PretrainConfig) -> None:
-    from .degradation import PRESETS
-
-    for preset in config.data.presets:
-        if preset not in PRESETS:
-            raise ConfigError(f"data.presets names '{preset}': known presets are {', '.join(PRESETS)}")
-    for scale in config.data.scales:
-        if not scale.replace(".", "", 1).isdigit() or float(scale) < 1:
-            raise ConfigError(f"data.scales names '{scale}': expected factors of at least 1, such as 4")
-    for name, weights in (("presets", config.data.presets), ("scales", config.data.scales)):
-        if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
-            raise ConfigError(f"data.{name} is {dict(weights)}: expected weights of at least 0, not all of them 0")
-    if not 0 < config.data.min_zoom <= 1:
-        raise ConfigError(f"data.min_zoom is {config.data.min_zoom:g}: expected more than 0 and at most 1")
-    for name in ("log_every", "checkpoint_every", "keep_checkpoints", "preview_every"):
-        if getattr(config.run, name) < 1:
-            raise ConfigError(f"run.{name} is {getattr(config.run, name)}: expected at least 1")
+    check_data(config.data)
+    check_run(config.run)
+    check_loss(config.loss)
     if config.model.prediction not in PREDICTIONS:
         raise ConfigError(f"model.prediction is '{config.model.prediction}': expected {' or '.join(PREDICTIONS)}")
     for index, stage in enumerate(config.stages):
@@ -232,7 +138,40 @@ def _check(config: PretrainConfig) -> None:
             raise ConfigError(f"stages[{index}]: steps and batch_size must be at least 1")
         if stage.perceptual_weight > 0 and config.loss.perceptual == "none":
             raise ConfigError(f"stages[{index}].perceptual_weight is set but loss.perceptual is 'none': set it")
-    if config.loss.perceptual not in ("none", "lpips-squeeze"):
-        raise ConfigError(f"loss.perceptual is '{config.loss.perceptual}': expected none or lpips-squeeze")
-    if config.loss.loss_space not in ("pixel", "latent"):
-        raise ConfigError(f"loss.loss_space is '{config.loss.loss_space}': expected pixel or latent")
+
+
+def check_data(data: DataConfig) -> None:
+    from .degradation import PRESETS
+
+    for preset in data.presets:
+        if preset not in PRESETS:
+            raise ConfigError(f"data.presets names '{preset}': known presets are {', '.join(PRESETS)}")
+    for scale in data.scales:
+        if not scale.replace(".", "", 1).isdigit() or float(scale) < 1:
+            raise ConfigError(f"data.scales names '{scale}': expected factors of at least 1, such as 4")
+    for name, weights in (("presets", data.presets), ("scales", data.scales)):
+        if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
+            raise ConfigError(f"data.{name} is {dict(weights)}: expected weights of at least 0, not all of them 0")
+    count, shares = len(data.folders) + len(data.pairs), data.weights
+    if shares and (len(shares) != count or min(shares) < 0 or not 0 < sum(shares) < float("inf")):
+        raise ConfigError(
+            f"data.weights is {list(shares)}: expected {count} weights of at least 0, one for each of data.folders "
+            "and data.pairs, not all of them 0"
+        )
+    if not 0 < data.min_zoom <= 1:
+        raise ConfigError(f"data.min_zoom is {data.min_zoom:g}: expected more than 0 and at most 1")
+
+
+def check_run(run: RunConfig) -> None:
+    for name in ("log_every", "checkpoint_every", "keep_checkpoints", "preview_every"):
+        if run.device not in ("auto", "cpu"):
+            raise ConfigError(f"run.device is '{run.device}': expected auto or cpu")
+        if getattr(run, name) < 1:
+            raise ConfigError(f"run.{name} is {getattr(run, name)}: expected at least 1")
+
+
+def check_loss(loss: LossConfig) -> None:
+    if loss.perceptual not in PERCEPTUALS:
+        raise ConfigError(f"loss.perceptual is '{loss.perceptual}': expected {', '.join(PERCEPTUALS)}")
+    if loss.loss_space not in ("pixel", "latent"):
+        raise ConfigError(f"loss.loss_space is '{loss.loss_space}': expected pixel or latent")

@@ -2,15 +2,15 @@
 
 A region a little larger than the crop is cut, jittered in scale, flipped and turned, degraded, brought back to its
 size with the same Lanczos the restorer uses, and only then cropped at a random offset: so the borders are real
-content and the LQ pixel grid falls at every phase of the token grid (SPEC 13).
+content and the LQ pixel grid falls at every phase of the token grid (SPEC 13). Ready pairs are cut, flipped, turned
+and enlarged alike, but neither jittered nor degraded.
 """
 
 from __future__ import annotations
 
+import math
 import signal
-from collections import OrderedDict
-from collections.abc import Generator, Sequence
-from pathlib import Path
+from collections.abc import Generator
 
 import cv2
 import numpy as np
@@ -22,104 +22,113 @@ from teasr_core.geometry import TargetSize, resize
 
 from .config import DataConfig
 from .degradation import PRESETS, degrade
+from .photographs import PhotoCache
+from .sources import MARGIN_PX, needed_px, open_sources, pair_scale
 
-MARGIN_PX = 16
-PHOTO_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
-
-
-def list_photographs(folders: Sequence[str]) -> list[Path]:
-    """Sorted image files of the folders. InputError for no folder, a missing folder or one without images."""
-    if not folders:
-        raise InputError("data.folders is empty: name at least one folder of photographs")
-    paths: list[Path] = []
-    for folder in folders:
-        root = Path(folder)
-        if not root.is_dir():
-            raise InputError(f"data.folders names '{folder}': there is no such folder")
-        found = sorted(p for p in root.iterdir() if p.suffix.lower() in PHOTO_EXTENSIONS)
-        if not found:
-            raise InputError(f"data.folders names '{folder}': no image in it ({', '.join(sorted(PHOTO_EXTENSIONS))})")
-        paths += found
-    return paths
-
-
-class PhotoCache:
-    """Decoded photographs (H, W, 3) uint8 RGB, the least recently used dropped beyond `limit_mb`."""
-
-    def __init__(self, paths: Sequence[Path], limit_mb: int) -> None:
-        self.paths = list(paths)
-        self.limit = limit_mb * 2**20
-        self.size = 0
-        self.images: OrderedDict[int, np.ndarray] = OrderedDict()
-
-    def get(self, index: int) -> np.ndarray | None:
-        """The photograph, or None when the file cannot be read as one."""
-        if index in self.images:
-            self.images.move_to_end(index)
-            return self.images[index]
-        bgr = cv2.imread(str(self.paths[index]), cv2.IMREAD_COLOR)
-        if bgr is None:
-            return None
-        image = np.ascontiguousarray(bgr[:, :, ::-1])
-        self.images[index] = image
-        self.size += image.nbytes
-        while self.size > self.limit and len(self.images) > 1:
-            self.size -= self.images.popitem(last=False)[1].nbytes
-        return image
+DRAWS = 64  # of photographs for one sample, before their damage is an error
 
 
 class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Item i: (lq, hq), two (3, crop_px, crop_px) float32 tensors in [0, 1]."""
+    """Item i: (lq, hq), two (3, crop_px, crop_px) float32 tensors in [0, 1].
+
+    Entries are the HQ files of all sources in order. Raises InputError as `sources.open_sources`.
+    """
 
     def __init__(self, config: DataConfig, crop_px: int, seed: int) -> None:
         self.config = config
         self.crop_px = crop_px
         self.seed = seed
-        self.photos = PhotoCache(list_photographs(config.folders), config.cache_mb)
+        sources = open_sources(config, crop_px)
+        self.counts = [len(source.high) for source in sources]
+        high = [path for source in sources for path in source.high]
+        low = [path for source in sources for path in source.low or ()]
+        self.photos = PhotoCache(high + low, config.cache_mb)
+        self.num_entries = len(high)
+        self.first_pair = self.num_entries - len(low)  # pairs are the last sources
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([self.seed, index])
+        for _ in range(DRAWS):
+            entry = self._draw(rng)
+            crops = self._made_pair(entry, rng) if entry < self.first_pair else self._ready_pair(entry, rng)
+            if crops is not None:
+                return crops
+        raise InputError(
+            f"{DRAWS} draws gave no readable photograph of at least {needed_px(self.crop_px)} px a side: "
+            "check data.folders or crop_px"
+        )
+
+    def _draw(self, rng: np.random.Generator) -> int:
+        """An entry: every image alike, or a source by its weight and then any image of it."""
+        if not self.config.weights:
+            return int(rng.integers(self.num_entries))
+        shares = np.array(self.config.weights, dtype=np.float64)
+        source = int(rng.choice(len(shares), p=shares / shares.sum()))
+        return sum(self.counts[:source]) + int(rng.integers(self.counts[source]))
+
+    def _made_pair(self, entry: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(lq, hq) of a photograph, LQ made by degradation; None when the file is damaged."""
         region_px = self.crop_px + 2 * MARGIN_PX
-        hq = self._region(rng, region_px)  # (region, region, 3) float32
+        hq = self._region(entry, rng, region_px)  # (region, region, 3) float32
+        if hq is None:
+            return None
         preset = PRESETS[_pick(self.config.presets, rng)]
         scale = float(_pick(self.config.scales, rng))
         small = degrade(hq, preset, scale, rng)
-        lq = resize(_to_tensor(small), TargetSize(region_px, region_px))[0]  # (3, region, region)
-        x, y = rng.integers(0, 2 * MARGIN_PX + 1, size=2)
+        return self._window(small, hq, rng)
+
+    def _region(self, entry: int, rng: np.random.Generator, region_px: int) -> np.ndarray | None:
+        """A square of a photograph, shrunk by the scale jitter, flipped and turned; float32 in [0, 1]."""
+        photo = self.photos.get(entry)  # (H, W, 3) uint8
+        if photo is None or min(photo.shape[:2]) < region_px:
+            return None
+        zoom = rng.uniform(self.config.min_zoom, 1)
+        side = min(round(region_px / zoom), *photo.shape[:2])
+        y = int(rng.integers(photo.shape[0] - side + 1))
+        x = int(rng.integers(photo.shape[1] - side + 1))
+        region = photo[y : y + side, x : x + side]
+        if side != region_px:
+            region = cv2.resize(region, (region_px, region_px), interpolation=cv2.INTER_AREA)
+        return _turned([region], rng)[0]
+
+    def _ready_pair(self, entry: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(lq, hq) of a ready pair; None when a file is damaged. The margin shrinks where the picture ends."""
+        high = self.photos.get(entry)  # (s H, s W, 3) uint8
+        low = self.photos.get(self.num_entries + entry - self.first_pair)  # (H, W, 3) uint8
+        if high is None or low is None:
+            return None
+        scale = pair_scale(high.shape, low.shape)
+        if scale is None or min(high.shape[:2]) < self.crop_px:
+            return None
+        side = min(math.ceil((self.crop_px + 2 * MARGIN_PX) / scale), *low.shape[:2])  # LR pixels
+        y = int(rng.integers(low.shape[0] - side + 1))
+        x = int(rng.integers(low.shape[1] - side + 1))
+        small = low[y : y + side, x : x + side]
+        hq = high[y * scale : (y + side) * scale, x * scale : (x + side) * scale]
+        small, hq = _turned([small, hq], rng)
+        return self._window(small, hq, rng)
+
+    def _window(self, small: np.ndarray, hq: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bring `small` (h, w, 3) to the size of `hq` (R, R, 3), then cut the crop out of both at a random offset."""
+        side = hq.shape[0]
+        lq = resize(_to_tensor(small), TargetSize(side, side))[0]  # (3, R, R)
+        x, y = rng.integers(0, side - self.crop_px + 1, size=2)
         window = (slice(None), slice(y, y + self.crop_px), slice(x, x + self.crop_px))
         return lq[window].contiguous(), _to_tensor(hq)[0][window].contiguous()
 
-    def _region(self, rng: np.random.Generator, region_px: int) -> np.ndarray:
-        """A square of the photographs, shrunk by the scale jitter, flipped and turned; float32 in [0, 1]."""
-        for _ in range(64):  # unreadable or too small photographs are passed over
-            photo = self.photos.get(int(rng.integers(len(self.photos.paths))))
-            if photo is None or min(photo.shape[:2]) < region_px:
-                continue
-            zoom = rng.uniform(self.config.min_zoom, 1)
-            side = min(round(region_px / zoom), *photo.shape[:2])
-            y = int(rng.integers(photo.shape[0] - side + 1))
-            x = int(rng.integers(photo.shape[1] - side + 1))
-            region = photo[y : y + side, x : x + side]
-            if side != region_px:
-                region = cv2.resize(region, (region_px, region_px), interpolation=cv2.INTER_AREA)
-            region = np.rot90(region, int(rng.integers(4)))
-            if rng.random() < 0.5:
-                region = region[:, ::-1]
-            return np.ascontiguousarray(region, dtype=np.float32) / 255
-        raise InputError(
-            f"64 draws gave no readable photograph of at least {region_px} px a side: check data.folders or crop_px"
-        )
-
 
 def batches(
-    config: DataConfig, crop_px: int, batch_size: int, seed: int, first_sample: int, count: int, workers: int
-) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+    config: DataConfig, crop_px: int, batch_size: int, seed: int, first_sample: int, count: int, workers: int,
+    stride: int = 1,
+) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:  # fmt: skip
     """`count` batches (lq, hq), each (batch_size, 3, crop_px, crop_px), of samples first_sample, first_sample+1, ...
 
+    stride: only every stride-th batch, the share of one of several processes.
     Closing the generator ends its data processes.
     """
     dataset = CropDataset(config, crop_px, seed)
-    indices = [range(first_sample + k * batch_size, first_sample + (k + 1) * batch_size) for k in range(count)]
+    starts = [first_sample + k * stride * batch_size for k in range(count)]
+    indices = [range(start, start + batch_size) for start in starts]
     loader = DataLoader(
         dataset,
         batch_sampler=indices,  # type: ignore[arg-type]
@@ -143,6 +152,15 @@ def _pick(weights: dict[str, float] | object, rng: np.random.Generator) -> str:
     names = sorted(weights)
     shares = np.array([weights[name] for name in names], dtype=np.float64)
     return names[int(rng.choice(len(names), p=shares / shares.sum()))]
+
+
+def _turned(images: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """The images (h, w, 3) uint8 turned by the same quarters and perhaps mirrored; float32 in [0, 1]."""
+    quarters = int(rng.integers(4))
+    turned = [np.rot90(image, quarters) for image in images]
+    if rng.random() < 0.5:
+        turned = [image[:, ::-1] for image in turned]
+    return [np.ascontiguousarray(image, dtype=np.float32) / 255 for image in turned]
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:

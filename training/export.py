@@ -1,4 +1,7 @@
-"""`export`: the weights of a pretraining run as a base file of the built-in model (SPEC 1)."""
+"""`export`: the weights of a whole small model as a base file of the built-in model (SPEC 1).
+
+From a pretraining run, or from a distillation with `adapter.trainable = "all"`.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,32 @@ from typing import Any
 
 import torch
 
+from teasr_core.architecture import QwenArchitecture
 from teasr_core.builtin import base_metadata, codec_from_json
 from teasr_core.errors import InputError
 from teasr_core.lora_file import PROMPT_KEY
 
-from .checkpoint import list_checkpoints, load_checkpoint, write_atomically
-from .config import ModelConfig, from_mapping
+from .checkpoint import load_checkpoint, newest_checkpoint, write_atomically
+from .config import ModelConfig
 from .pretrain_model import architecture_of
+from .toml_config import from_mapping
 
 # The repository carries base and LoRA together in at most this much (SPEC 1).
 MAX_BYTES = 48 * 2**20
 
 
 def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]:
-    """Write the weights of the newest checkpoint in `run`, bf16, to `output`. Returns the training summary.
+    """Write the weights of the newest checkpoint in `run` (or of the one given), bf16, to `output`.
+
+    Returns the training summary.
 
     weights: "ema" (averaged) or "raw" (the last step's, better where the learning rate has run down: docs/log.md).
     """
-    checkpoints = list_checkpoints(run)
-    if not checkpoints:
-        raise InputError(f"{run} holds no checkpoint: give the run.output_dir of a pretraining run")
+    checkpoint = newest_checkpoint(run)
     if output.suffix != ".safetensors":
         raise InputError(f"{output} must end in .safetensors")
-    tensors, state = load_checkpoint(checkpoints[-1])
-    model = from_mapping(ModelConfig, state["config"]["model"], "model.")
+    tensors, state = load_checkpoint(checkpoint)
+    architecture, prediction, use_dtc, made_by = _described(state)
     prefix = {"ema": "ema.", "raw": "model."}[weights]
     exported = {}
     for key, value in tensors.items():
@@ -48,13 +53,21 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
         "weights": weights,
         "samples": state["samples"],
         "hours": round(state["seconds"] / 3600, 2),
-        "stages": state["config"]["stages"],
         "presets": state["config"]["data"]["presets"],
         "scales": state["config"]["data"]["scales"],
         "perceptual": state["config"]["loss"]["perceptual"],
+        **made_by,
     }
-    metadata = base_metadata(
-        architecture_of(model), model.prediction, model.use_dtc, codec_from_json(state["codec"]), summary
-    )
+    metadata = base_metadata(architecture, prediction, use_dtc, codec_from_json(state["codec"]), summary)
     write_atomically(output, exported, metadata)
     return summary
+
+
+def _described(state: dict[str, Any]) -> tuple[QwenArchitecture, str, bool, dict[str, Any]]:
+    """(architecture, prediction, use_dtc, what the kind of run adds to the summary)."""
+    config = state["config"]
+    if "model" in config:  # pretraining
+        model = from_mapping(ModelConfig, config["model"], "model.")
+        return architecture_of(model), model.prediction, model.use_dtc, {"stages": config["stages"]}
+    architecture = QwenArchitecture.from_json(state["architecture"])
+    return architecture, state["prediction"], state["use_dtc"], {"distilled_from": state["base_fingerprint"]}

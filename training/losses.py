@@ -5,18 +5,28 @@ The paper prints un-squared norms; their gradient of Eq. 11 is Delta/|Delta|, in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from teasr_core.flow import MIN_TIME, broadcast_time, velocity_from_output
+from teasr_core.flow import MIN_TIME, broadcast_time, interpolate, velocity_from_output
 from teasr_core.velocity import Velocity
 
 # Errors of the clean estimate count in full from this time up; below, a velocity would blow them up (SPEC 8).
 FULL_WEIGHT_TIME = 0.1
+MAX_DIFFERENCE = 1.0  # of Delta, before its weight (METHOD 1)
+MAX_RECTIFICATION = 10.0  # of w(s)
+
+Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, 3, H, W) twice in [-1, 1] -> (B,)
+
+
+def float32_or_wider(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def weighted_mse(prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Mean over all elements of weight * (prediction - target)**2, float32; weight broadcasts (1, C, 1, 1)."""
-    return (weight * (prediction.float() - target.float()) ** 2).mean()
+    return (weight * (float32_or_wider(prediction) - float32_or_wider(target)) ** 2).mean()
 
 
 def residual_time_weight(t: torch.Tensor) -> torch.Tensor:
@@ -64,4 +74,58 @@ def velocity_loss(
 
 def data_loss(x_fake: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
     """Pixel MSE of images in [-1, 1], (B, 3, H, W), unclamped; LPIPS is added by the caller. Eq. 12"""
-    return ((x_fake.float() - x_0.float()) ** 2).mean()
+    return ((float32_or_wider(x_fake) - float32_or_wider(x_0)) ** 2).mean()
+
+
+def adversarial_point(z_fake: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """z_t on the fake trajectory (B, C, H, W), from the model's own result without its gradient; t (B,) > 0. Eq. 7"""
+    return interpolate(z_fake.detach(), noise, t)
+
+
+def adversarial_target(z_fake: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Velocity of the fake trajectory, noise - sg[z_fake]; learnt at target time -t. Eq. 8"""
+    return flow_target(z_fake.detach(), noise)
+
+
+def score_difference(real: torch.Tensor, fake: torch.Tensor, prediction: str) -> torch.Tensor:
+    """How the fake trajectory differs from the real one at z_s, float32 (B, C, H, W). Eq. 9, 10
+
+    Takes the raw network outputs at target times +s (real) and -s (fake) for the same z_s.
+    velocity: Delta = v(-s) - v(+s).  lq_residual: Delta_x = x(+s) - x(-s) = s Delta (SPEC 8).
+    """
+    real, fake = float32_or_wider(real), float32_or_wider(fake)
+    return fake - real if prediction == "velocity" else real - fake
+
+
+def rectification_weight(s: torch.Tensor, w_max: float = MAX_RECTIFICATION) -> torch.Tensor:
+    """w(s) = (1-s)**2 / s, at most w_max, (B,) in (0, 1) -> (B,). Eq. 14
+
+    Uncapped, its mean over U(0, 1) diverges; `w_max = inf` is the paper's.
+    """
+    return ((1 - s) ** 2 / s).clamp_max(w_max)
+
+
+def rectification_target(output: torch.Tensor, delta: torch.Tensor, w: torch.Tensor, prediction: str) -> torch.Tensor:
+    """Where the raw one-step output is pulled, no gradient: v - w Delta, or F + w Delta_x for lq_residual. Eq. 11
+
+    Delta is clamped to +-1 before the weight: early on it is mostly noise.
+    """
+    step = broadcast_time(w, output) * delta.clamp(-MAX_DIFFERENCE, MAX_DIFFERENCE)  # (B, C, H, W)
+    output = float32_or_wider(output)
+    return (output - step if prediction == "velocity" else output + step).detach()
+
+
+def rectification_loss(
+    output: torch.Tensor, delta: torch.Tensor, w: torch.Tensor, prediction: str, channel_weight: torch.Tensor
+) -> torch.Tensor:
+    """Squared distance of the raw one-step output (B, C, H, W) to `rectification_target`; w (B,). Eq. 11
+
+    Its gradient is proportional to w Delta: with the paper's un-squared norm, w would cancel (METHOD 1). In x-space
+    (lq_residual) output and clean estimate differ by z_lq, which cancels.
+    """
+    return weighted_mse(output, rectification_target(output, delta, w, prediction), channel_weight)
+
+
+def perceptual_loss(perceptual: Perceptual, x_fake: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
+    """Mean LPIPS of two (B, 3, H, W) batches in [-1, 1], unclamped. Eq. 13"""
+    return perceptual(x_fake, x_0).mean()

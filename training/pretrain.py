@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +25,19 @@ from teasr_core.flow import clean_from_output, interpolate
 
 from . import losses, time_sampling
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from .config import LossConfig, PretrainConfig, StageConfig, to_mapping
+from .config import PretrainConfig, StageConfig
 from .dataset import batches
 from .ema import Ema
+from .losses import Perceptual
+from .lpips_metric import load_perceptual
 from .pretrain_model import PretrainModel, measure_codec
 from .preview import write_preview
+from .resume import check_same, plain
 from .runlog import RunLog
+from .sources import data_summary
+from .toml_config import to_mapping
 
 TINY = 1e-12  # squared errors below this count as none in the log
-Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# Fields that may change when a run is resumed: they do not alter what a step computes.
-FREE_RUN_FIELDS = ("output_dir", "threads", "workers", "log_every", "checkpoint_every", "keep_checkpoints",
-                   "preview_every", "preview_images")  # fmt: skip
-
-
-def load_perceptual(config: LossConfig) -> Perceptual | None:
-    if config.perceptual == "none":
-        return None
-    from .lpips_metric import LpipsSqueeze
-
-    return LpipsSqueeze(config.perceptual_backbone)
 
 
 def split_roles(stage: StageConfig) -> tuple[int, int, int]:
@@ -119,11 +112,13 @@ class Pretrainer:
             raise ConfigError("the config has no [[stages]]: add at least one")
         self.config = config
         self.folder = Path(config.run.output_dir)
-        self.log = RunLog(self.folder)
+        self.log = RunLog(self.folder, config.run.use_tensorboard)
+        for line in data_summary(config.data, [stage.crop_px for stage in config.stages]):
+            self.log.note(line)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         torch.set_flush_denormal(True)
-        self.perceptual = load_perceptual(config.loss)
+        self.perceptual = load_perceptual(config.loss.perceptual, config.loss.perceptual_backbone)
         self.model = PretrainModel(config.model, config.run.seed)
         self.parameters = dict(self.model.named_parameters())
         self.optimizer = torch.optim.AdamW(
@@ -179,27 +174,28 @@ class Pretrainer:
             window_steps += 1
             if self.step % run.log_every == 0:
                 elapsed = time.perf_counter() - window_start
-                self.log.write(
-                    step=self.step, lr=learning_rate(self.config, self.step - 1),
-                    **{k: v / window_steps for k, v in sums.items()},
-                    seconds_per_step=elapsed / window_steps, data_wait=waited / elapsed,
-                )  # fmt: skip
+                values = {k: v / window_steps for k, v in sums.items()}
+                values["lr"] = learning_rate(self.config, self.step - 1)
+                values["seconds_per_step"], values["data_wait"] = elapsed / window_steps, waited / elapsed
+                self.log.write(self.step, values)
                 self.seconds += elapsed
                 sums, window_start, waited, window_steps = {}, time.perf_counter(), 0.0, 0
             if self.step % run.checkpoint_every == 0:
                 self.save()
             if run.preview_images and self.step % run.preview_every == 0:
-                write_preview(self.folder / f"preview_{self.step:08d}.jpg", self.ema_model(), self.codec,
-                              [Path(p) for p in run.preview_images])  # fmt: skip
+                write_preview(self.folder / f"preview_{self.step:08d}.jpg", self.ema_model().velocity(), self.codec,
+                              [Path(p) for p in run.preview_images], self._autocast)  # fmt: skip
             if self._stop:
                 self.log.note(f"stopping after step {self.step}")
                 return
 
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast("cpu", torch.bfloat16) if self.config.run.autocast else nullcontext()
+
     def _update(self, lq: torch.Tensor, hq: torch.Tensor, stage: StageConfig) -> dict[str, float]:
         run = self.config.run
         generator = torch.Generator().manual_seed(run.seed * 1_000_003 + self.step)
-        autocast = torch.autocast("cpu", torch.bfloat16) if run.autocast else nullcontext()
-        with autocast:
+        with self._autocast():
             parts = pretrain_losses(
                 self.model, self.codec, lq, hq, stage, self.config.loss.loss_space, self.perceptual, generator
             )
@@ -262,16 +258,8 @@ def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) ->
 
     Bookkeeping may change, and stages that have not begun; a stage under way may only change its length.
     """
-    saved, wanted = _plain(saved), _plain(wanted)
-    for section in ("data", "model", "optim", "loss", "run"):
-        for key, value in wanted[section].items():
-            if section == "run" and key in FREE_RUN_FIELDS:
-                continue
-            if saved[section].get(key) != value:
-                raise ConfigError(
-                    f"{section}.{key} is {value!r}, the checkpoint has {saved[section].get(key)!r}: "
-                    "restore the old value or give the run a new run.output_dir"
-                )
+    check_same(saved, wanted, PretrainConfig(), ("data", "model", "optim", "loss", "run"))
+    saved, wanted = plain(saved), plain(wanted)
     begin = 0
     for index, old in enumerate(saved["stages"]):
         if begin >= step:
@@ -282,10 +270,3 @@ def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) ->
         if not same:
             raise ConfigError(f"stages[{index}] has begun and was changed: restore it or use a new run.output_dir")
         begin += old["steps"]
-
-
-def _plain(value: Any) -> Any:
-    """Tuples to lists, so that a config read back from JSON compares equal."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

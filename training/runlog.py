@@ -1,24 +1,78 @@
-"""One JSON object a line in `log.jsonl`; a short line on the terminal."""
+"""One JSON object a line in `log.jsonl`, the same values for TensorBoard, a short line on the terminal."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
-class RunLog:
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "log.jsonl"
+class Means:
+    """Means of values by name, each over the times it was met."""
 
-    def write(self, **values: Any) -> None:
-        values = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
+    def __init__(self) -> None:
+        self._met: dict[str, tuple[float, int]] = {}  # sum, count
+
+    def add(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            total, count = self._met.get(name, (0.0, 0))
+            self._met[name] = (total + value, count + 1)
+
+    def values(self) -> dict[str, float]:
+        return {name: total / count for name, (total, count) in self._met.items()}
+
+
+class RunLog:
+    """The log of a run. A process that is not the first of several passes `is_main=False` and stays silent.
+
+    TensorBoard's files go to `tensorboard/`; without the package `tensorboard` there are none, and a note says so.
+    """
+
+    def __init__(self, folder: Path, use_tensorboard: bool = False, is_main: bool = True) -> None:
+        self.is_main = is_main
+        self.path = folder / "log.jsonl"
+        self.board: Any = None
+        if not is_main:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if use_tensorboard:
+            try:
+                from torch.utils.tensorboard.writer import SummaryWriter
+
+                self.board = SummaryWriter(folder / "tensorboard")
+            except ImportError:
+                self.note("no TensorBoard log: pip install tensorboard, or set run.use_tensorboard = false")
+
+    def write(self, step: int, values: Mapping[str, float], shown: tuple[str, ...] = ()) -> None:
+        """Record values of a step; the terminal shows `shown` of them, or all."""
+        if not self.is_main:
+            return
+        rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 1), **values}) + "\n")
-        print("  ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()), flush=True)
+            file.write(json.dumps({"time": round(time.time(), 1), "step": step, **rounded}) + "\n")
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+            self.board.flush()
+        chosen = {k: v for k, v in rounded.items() if not shown or k in shown}
+        line = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.items()]
+        print(f"step {step}", *line, sep="  ", flush=True)
+
+    def picture(self, name: str, step: int, path: Path) -> None:
+        """Show a picture file in TensorBoard."""
+        if self.board is not None:
+            import numpy as np
+            from PIL import Image
+
+            self.board.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        if self.is_main:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()

@@ -7,6 +7,7 @@ import torch
 from teasr_core.schedule import MAX_STEPS
 
 FLOW_MIN_TIME = 0.02
+FAKE_TIMES = (0.02, 0.98)  # a target time of -t nearer to zero could not be told from +t (dtc.MIN_NEGATIVE_TIME)
 CONS_MIN_TIME = 1 / MAX_STEPS
 CONS_MIN_GAP = 0.02
 
@@ -18,6 +19,11 @@ def uniform(low: float, high: float, count: int, generator: torch.Generator) -> 
 def flow_times(count: int, generator: torch.Generator) -> torch.Tensor:
     """t ~ U(0.02, 1) of L_flow (Eq. 5)."""
     return uniform(FLOW_MIN_TIME, 1, count, generator)
+
+
+def fake_times(count: int, generator: torch.Generator) -> torch.Tensor:
+    """t' ~ U(0.02, 0.98) of L_adv, and s of the rectification (Eq. 7, 9)."""
+    return uniform(*FAKE_TIMES, count, generator)
 
 
 def consistency_times(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

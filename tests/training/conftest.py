@@ -33,3 +33,29 @@ def config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(pretrain_model, "STATISTICS_CROPS", 8)
     yield lambda name="run", **options: tiny_run.config(photos, tmp_path / name, **options)
     torch.set_flush_denormal(False)  # the trainer switches it on
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tiny
+
+    return tiny.write_base(tmp_path_factory.mktemp("base") / "tiny_base.safetensors")
+
+
+@pytest.fixture
+def distillation(photos: Path, tiny_base: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """distillation(folder name, train={...}, ...): the config of a tiny distillation, fields replaced by section."""
+    import tiny_distill_run
+
+    yield lambda name="run", **sections: tiny_distill_run.config(photos, tiny_base, tmp_path / name, **sections)
+    torch.set_flush_denormal(False)  # the trainer switches it on
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Processes that need no time to start (`tests/forks.py`)."""
+    from forks import Forks
+
+    helper = Forks(tmp_path_factory.mktemp("forks") / "log.txt")
+    yield helper
+    helper.close()

@@ -5,9 +5,14 @@ from pathlib import Path
 import pytest
 
 from teasr_core.errors import ConfigError
-from training.config import PretrainConfig, StageConfig, load_config, to_mapping
+from training.ablation import AblationConfig
+from training.config import PretrainConfig, StageConfig, load_config
+from training.distill_config import DistillConfig, load_distill_config
+from training.toml_config import from_mapping, read_toml, to_mapping
 
-CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.toml"))
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
+PRETRAIN = sorted([*CONFIGS.glob("pretrain/*.toml"), CONFIGS / "ablation" / "base.toml"])
+DISTILL = sorted([*CONFIGS.glob("distill/*.toml"), CONFIGS / "ablation" / "distill.toml"])
 
 
 @pytest.fixture
@@ -160,16 +165,30 @@ def test_files_that_cannot_be_read(tmp_path, load):
     assert "not valid TOML" in refused(load, "[run\n")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_shipped_config_loads(path):
+@pytest.mark.parametrize("path", PRETRAIN, ids=lambda path: path.name)
+def test_every_shipped_pretraining_config_loads(path):
     config = load_config(path)
     assert config.stages
     if path.name == "smoke.toml":
         assert config.data.folders == ()  # to be named on the command line
 
 
-def test_there_is_a_smoke_config():
-    assert "smoke.toml" in [path.name for path in CONFIGS]
+@pytest.mark.parametrize("path", DISTILL, ids=lambda path: path.name)
+def test_every_shipped_distillation_config_loads(path):
+    config = load_distill_config(path)
+    assert config.train.steps >= 1
+    assert config.run.output_dir != DistillConfig().run.output_dir
+
+
+def test_every_preset_is_there():
+    assert {path.stem for path in PRETRAIN} >= {"smoke", "builtin"}
+    assert {path.stem for path in DISTILL} >= {"smoke", "builtin", "h200", "a100-80", "48gb", "24gb", "16gb"}
+
+
+def test_the_ablation_names_its_two_configs():
+    config = from_mapping(AblationConfig, read_toml(CONFIGS / "ablation" / "ablation.toml"), where="")
+    assert (CONFIGS / "ablation" / config.pretrain) in PRETRAIN
+    assert (CONFIGS / "ablation" / config.distill) in DISTILL
 
 
 def test_stage_at():

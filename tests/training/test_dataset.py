@@ -7,7 +7,9 @@ from PIL import Image
 
 from teasr_core.errors import InputError
 from training.config import DataConfig
-from training.dataset import MARGIN_PX, CropDataset, PhotoCache, batches, list_photographs
+from training.dataset import CropDataset, batches
+from training.photographs import PhotoCache, list_source
+from training.sources import MARGIN_PX, open_sources
 
 CROP = 32
 
@@ -136,38 +138,39 @@ def test_colours_are_rgb(tmp_path):
 # Photographs that cannot be used
 
 
-def test_unreadable_and_small_photographs_are_passed_over(tmp_path, capfd):
+def test_unreadable_and_small_photographs_are_passed_over(tmp_path):
     (tmp_path / "broken.png").write_text("no image")
     (tmp_path / "empty.jpg").write_bytes(b"")
     Image.fromarray(photo(40, 300)).save(tmp_path / "small.png")
     white = np.full((80, 80, 3), 255, np.uint8)
     Image.fromarray(white).save(tmp_path / "good.png")
     dataset = CropDataset(config(tmp_path), CROP, seed=0)
-    assert len(dataset.photos.paths) == 4
+    assert [path.name for path in dataset.photos.paths] == ["good.png"]
     assert all(float(dataset[index][1].min()) == 1 for index in range(12))
 
 
 def test_nothing_usable_is_an_error(tmp_path):
     Image.fromarray(photo(40, 300)).save(tmp_path / "small.png")
-    with pytest.raises(InputError, match="at least 64 px a side"):
-        CropDataset(config(tmp_path), CROP, seed=0)[0]
+    with pytest.raises(InputError, match=r"at least 64 px a side among 1 .*small\.png"):
+        CropDataset(config(tmp_path), CROP, seed=0)
 
 
 def test_folders(tmp_path, folder):
     with pytest.raises(InputError, match=r"data\.folders is empty"):
-        list_photographs([])
+        open_sources(DataConfig(), CROP)
     with pytest.raises(InputError, match="no such folder"):
-        list_photographs([str(tmp_path / "none")])
+        list_source(str(tmp_path / "none"))
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(InputError, match="no image in it"):
-        list_photographs([str(folder), str(tmp_path)])
+        list_source(str(tmp_path))
     (tmp_path / "B.JPG").write_bytes(b"")
-    found = list_photographs([str(folder), str(tmp_path)])
-    assert [path.name for path in found] == ["0.png", "1.png", "2.png", "B.JPG"]
+    assert [path.name for path in list_source(str(tmp_path))] == ["B.JPG"]
+    both = CropDataset(config(folder, folders=(str(folder), str(folder))), CROP, seed=0)
+    assert [path.name for path in both.photos.paths] == ["0.png", "1.png", "2.png"] * 2
 
 
 def test_the_cache_is_bounded_and_transparent(folder):
-    paths = list_photographs([str(folder)])
+    paths = list_source(str(folder))
     cache = PhotoCache(paths, limit_mb=0)
     for index in (0, 1, 2, 1):
         assert np.array_equal(cache.get(index), photo(seed=index))

@@ -1,4 +1,4 @@
-"""The evaluation: fixed crops, reproducible pairs, scores in the right row, means over the right pictures."""
+"""The fixed protocol: fixed crops, reproducible pairs, means over the right pictures; the picture grid."""
 
 import os
 from pathlib import Path
@@ -6,46 +6,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_eval import shrunk, smooth
 
 from teasr_core.errors import InputError
 from training.degradation import HEAVY, LIGHT
-from training.eval_crops import CROP_PX, choose_crop, read_eval_list
-from training.evaluate import (
-    EvalPair,
-    Row,
-    baseline_rows,
-    enlarge,
-    evaluate,
-    load_eval_pairs,
-    markdown_table,
-    score,
-    split_means,
-)
-from training.metrics import mean_gradient
-from training.picture_grid import save_grid
+from training.evaluation.crops import CROP_PX, choose_crop, read_eval_list
+from training.evaluation.picture_grid import save_grid
+from training.evaluation.protocol import EvalPair, Row, load_eval_pairs, markdown_table, split_means
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def smooth(height, width, seed):
-    """(H, W, 3) uint8 with soft structure and a little grain."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (height // 12 + 1, width // 12 + 1, 3), dtype=np.uint8))
-    grain = rng.integers(-4, 5, (height, width, 3))
-    picture = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
-    return np.clip(picture + grain, 0, 255).astype(np.uint8)
-
-
 def tiny_pairs(count):
-    pairs = []
-    for index in range(count):
-        hq = smooth(48, 48, index)
-        pairs.append(EvalPair(f"p{index}", np.asarray(Image.fromarray(hq).resize((12, 12), Image.Resampling.BOX)), hq))
-    return pairs
+    return [
+        EvalPair(f"p{index}", shrunk(smooth(48, 48, index), 12, 12), smooth(48, 48, index)) for index in range(count)
+    ]
 
 
-def bicubic(lr, scale, steps):
-    return enlarge(lr, lr.shape[1] * scale, lr.shape[0] * scale, Image.Resampling.BICUBIC)
+def bicubic(lr):
+    return np.asarray(Image.fromarray(lr).resize((lr.shape[1] * 4, lr.shape[0] * 4), Image.Resampling.BICUBIC))
 
 
 @pytest.fixture(scope="module")
@@ -119,39 +98,18 @@ def test_a_list_that_does_not_fit_is_refused(photo_dir, tmp_path):
         read_eval_list(tmp_path / "other.tsv")
 
 
-def test_the_original_scores_perfectly_and_interpolation_does_not():
-    pairs = tiny_pairs(3)
-    rows = {row.name: row.scores for row in baseline_rows(pairs)}
-    assert rows["HQ"]["psnr_y"] == [float("inf")] * 3 and rows["HQ"]["gmsd"] == [0.0] * 3
-    assert rows["HQ"]["flat_gradient"] == rows["HQ"]["hq_flat_gradient"]
-    for name in ("bicubic", "lanczos"):
-        assert all(15 < value < 60 for value in rows[name]["psnr_y"])
-        assert all(0 < value < 1 for value in rows[name]["ssim_y"])
-    assert rows["bicubic"]["gradient"][1] < mean_gradient(pairs[1].hq)
-    with pytest.raises(InputError, match="2 pictures for 3 pairs"):
-        score(pairs, [pair.hq for pair in pairs[:2]])
-    with pytest.raises(InputError, match="equal sizes"):
-        score(pairs[:1], [pairs[0].lr])
-
-
-def test_thirty_steps_run_on_eight_pictures_and_are_compared_on_those():
-    pairs, calls, kept = tiny_pairs(14), [], []
-
-    def restore(lr, scale, steps):
-        calls.append(steps)
-        return bicubic(lr, scale, steps)
-
-    rows = evaluate(restore, pairs, (1, 30), keep=lambda steps, name, picture: kept.append((steps, name)))
-    assert calls == [1] * 14 + [30] * 8 and kept[-1] == (30, "p7")
+def test_a_row_is_compared_on_the_pictures_that_it_covers():
+    values = [float(index) for index in range(24)]
+    rows = [Row("1 step", {"psnr_y": values}), Row("30 steps", {"psnr_y": values[:8]})]
     means = split_means(rows, "psnr_y")
     assert set(means["first 8"]) == {"1 step", "30 steps"}
     assert all(set(means[split]) == {"1 step"} for split in ("first 12", "last 12", "all"))
-    assert means["first 8"]["1 step"] == pytest.approx(means["first 8"]["30 steps"])
-    assert means["last 12"]["1 step"] == pytest.approx(np.mean(rows[0].scores["psnr_y"][12:]))
+    assert means["first 8"]["1 step"] == means["first 8"]["30 steps"] == np.mean(values[:8])
+    assert means["last 12"]["1 step"] == np.mean(values[12:])
     table = markdown_table(rows).splitlines()
     assert len({line.count("|") for line in table}) == 1
     assert [line.split("|")[1:3] for line in table[2:4]] == [[" first 8 ", " 1 step "], [" first 8 ", " 30 steps "]]
-    assert " - " in table[2]  # no NIQE and no LPIPS asked for
+    assert " - " in table[2]  # a metric that was not asked for
 
 
 def test_the_flat_ratio_is_not_decided_by_one_picture():
@@ -161,7 +119,7 @@ def test_the_flat_ratio_is_not_decided_by_one_picture():
 
 def test_a_grid_is_readable_and_small(tmp_path):
     pair = tiny_pairs(1)[0]
-    rows = [[pair.lr, bicubic(pair.lr, 4, 1), pair.hq]] * 2
+    rows = [[pair.lr, bicubic(pair.lr), pair.hq]] * 2
     save_grid(rows, ("LQ", "bicubic", "HQ"), tmp_path / "new" / "grid.png")
     grid = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
     assert grid.shape == (24 + 48 + 4 + 48, 3 * 48 + 2 * 4, 3)

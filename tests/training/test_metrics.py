@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from teasr_core.errors import InputError
-from training.luma import to_full_y, to_studio_y
-from training.metrics import flat_gradient, gmsd, gradient_map, mean_gradient, psnr_y, ssim_y
-from training.niqe import fit_aggd, mscn, niqe, niqe_features
+from training.evaluation.luma import to_full_y, to_studio_y
+from training.evaluation.metrics import flat_gradient, gmsd, gradient_map, mean_gradient, psnr_y, ssim_y
+from training.evaluation.niqe import fit_aggd, mscn, niqe, niqe_features
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -237,7 +237,7 @@ def test_lpips_names_the_option_when_the_file_is_missing_or_another(tmp_path, ra
     fewer.pop("0.bias")
     save_file(fewer, tmp_path / "fewer.safetensors")
     for name in ("none.safetensors", "text.safetensors", "fewer.safetensors"):
-        with pytest.raises(InputError, match=r"perceptual_backbone.*SqueezeNet"):
+        with pytest.raises(InputError, match=r"perceptual_backbone.*squeezenet"):
             LpipsSqueeze(tmp_path / name)
 
 

@@ -188,7 +188,7 @@ def test_export_refusals(config, tmp_path, monkeypatch):
     [
         ["pretrain", "none.toml"],
         ["pretrain"],
-        ["pretrain", "training/configs/smoke.toml", "run.sede=1"],
+        ["pretrain", "training/configs/pretrain/smoke.toml", "run.sede=1"],
         ["export", "no", "x"],
     ],
 )
@@ -206,7 +206,7 @@ def test_bad_commands_are_one_line(arguments, capsys, monkeypatch):
 
 def test_the_smoke_config_trains_with_photographs_named_on_the_command_line(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    smoke = str(ROOT / "training" / "configs" / "smoke.toml")
+    smoke = str(ROOT / "training" / "configs" / "pretrain" / "smoke.toml")
     assert main(["pretrain", smoke, f'data.folders=["{photos}"]', "run.workers=0"]) == 0
     assert "step 20" in capsys.readouterr().out
     assert list_checkpoints(tmp_path / "runs" / "smoke")[-1].name == "step_00000020.safetensors"

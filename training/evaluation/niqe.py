@@ -26,7 +26,7 @@ def niqe(rgb: np.ndarray, params_path: str | Path) -> float:
     Raises InputError for a missing or other file, and for a picture with fewer than two 96-pixel blocks that are
     not constant (a covariance needs two).
     """
-    mean_pristine, cov_pristine, window = _load_model(params_path)
+    mean_pristine, cov_pristine, window = load_niqe_model(params_path)
     features = niqe_features(rgb, window)
     features = features[np.isfinite(features).all(axis=1)]  # constant blocks have no distribution to fit
     if len(features) < 2:
@@ -88,6 +88,24 @@ def fit_aggd(values: np.ndarray) -> tuple[float, float, float]:
     return alpha, float(sd_left) * to_beta, float(sd_right) * to_beta
 
 
+def load_niqe_model(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean (36,), covariance (36, 36) and window (K, K) of the published model. InputError as `niqe`."""
+    wanted = "mu_pris_param, cov_pris_param and gaussian_window of the published NIQE model (.npz)"
+    if not Path(path).is_file():
+        raise InputError(f"NIQE: found no file at {path}, expected {wanted}; give the path of that file")
+    try:
+        with np.load(path) as data:
+            mean, cov, window = data["mu_pris_param"].ravel(), data["cov_pris_param"], data["gaussian_window"]
+    except (KeyError, ValueError, OSError) as error:
+        reason = f"NIQE: {path} cannot be used ({error})"
+        raise InputError(f"{reason}, expected {wanted}; give the path of that file") from None
+    count = 2 * FEATURES_PER_SCALE
+    if mean.shape != (count,) or cov.shape != (count, count) or window.ndim != 2:
+        found = f"{mean.shape}, {cov.shape} and {window.shape}"
+        raise InputError(f"NIQE: {path} holds shapes {found}, expected {wanted}; give the path of that file")
+    return mean, cov, window
+
+
 def _moment_ratios() -> tuple[np.ndarray, np.ndarray]:
     shapes = np.arange(200, 10001) / 1000.0
     return shapes, gamma(2.0 / shapes) ** 2 / (gamma(1.0 / shapes) * gamma(3.0 / shapes))
@@ -109,20 +127,3 @@ def _halve(y: np.ndarray) -> np.ndarray:
     height, width = y.shape
     small = Image.fromarray(y.astype(np.float32)).resize((width // 2, height // 2), Image.Resampling.BICUBIC)
     return np.asarray(small, dtype=np.float64)
-
-
-def _load_model(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    wanted = "mu_pris_param, cov_pris_param and gaussian_window of the published NIQE model (.npz)"
-    if not Path(path).is_file():
-        raise InputError(f"NIQE: found no file at {path}, expected {wanted}; give the path of that file")
-    try:
-        with np.load(path) as data:
-            mean, cov, window = data["mu_pris_param"].ravel(), data["cov_pris_param"], data["gaussian_window"]
-    except (KeyError, ValueError, OSError) as error:
-        reason = f"NIQE: {path} cannot be used ({error})"
-        raise InputError(f"{reason}, expected {wanted}; give the path of that file") from None
-    count = 2 * FEATURES_PER_SCALE
-    if mean.shape != (count,) or cov.shape != (count, count) or window.ndim != 2:
-        found = f"{mean.shape}, {cov.shape} and {window.shape}"
-        raise InputError(f"NIQE: {path} holds shapes {found}, expected {wanted}; give the path of that file")
-    return mean, cov, window

@@ -1,4 +1,4 @@
-"""Full-reference fidelity (PSNR, SSIM, GMSD) and sharpness (mean gradient, gradient of the flat parts).
+"""Fidelity (PSNR, SSIM, GMSD), sharpness (mean gradient, gradient of the flat parts) and the patch grid's peak.
 
 Pictures are (H, W, 3) RGB, uint8 or float in [0, 1]; quantise floats to 8 bit beforehand. No border is cut.
 """
@@ -13,6 +13,8 @@ from .luma import to_full_y, to_studio_y
 _SSIM_RADIUS = 5
 _SSIM_SIGMA = 1.5
 _GMSD_C = 170.0
+_LEAK_BINS = 2  # a line under a Hann window fills its own bin and one on each side
+_ROUNDING = (219.0 / 255.0) ** 2 / 12.0  # variance of studio Y by rounding to 8 bit; below it nothing shows
 
 
 def psnr_y(a: np.ndarray, b: np.ndarray) -> float:
@@ -85,6 +87,42 @@ def flat_gradient(candidate: np.ndarray, hq: np.ndarray, block: int = 16, share:
         )
     flattest = np.argsort(flatness.ravel(), kind="stable")[: max(1, round(share * flatness.size))]
     return float(_block_means(gradient_map(candidate), block).ravel()[flattest].mean())
+
+
+def grid_peak(picture: np.ndarray, pitch_px: int = 8) -> float:
+    """How far a lattice of `pitch_px` stands out of the spectrum of the studio-range Y: 1 is no lattice.
+
+    The power of all rows under a Hann window is averaged, then of all columns, so that a lattice counts wherever it
+    lies. At each harmonic of the pitch up to Nyquist, its amplitude is divided by the geometric mean of the
+    frequencies around it; the largest of these ratios is returned. It is the same for a shifted lattice, and a
+    constant picture has 1. What is left of the last incomplete pitch at the right and bottom is not seen.
+    Cosine stripes of amplitude A in white noise of variance s over W columns, both in Y: sqrt(1 + A^2 W / (6 s)).
+    Raises InputError for a pitch below 2 or a side under eight pitches.
+    """
+    height, width = (side - side % pitch_px if pitch_px > 1 else 0 for side in picture.shape[:2])
+    if min(height, width) < 8 * pitch_px or pitch_px < 2:
+        raise InputError(
+            f"grid_peak: found {picture.shape[1]}x{picture.shape[0]} pixels and a pitch of {pitch_px}, expected a "
+            "pitch of at least 2 and eight pitches a side; use a larger picture"
+        )
+    y = to_studio_y(picture)[:height, :width]
+    return max(_line_peak(y, pitch_px), _line_peak(y.T, pitch_px))
+
+
+def _line_peak(y: np.ndarray, pitch_px: int) -> float:
+    """`grid_peak` along the rows of (H, W), W a multiple of the pitch."""
+    width = y.shape[1]
+    window = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(width) / width)  # periodic: a constant stays in bins 0 and 1
+    power = np.mean(np.abs(np.fft.rfft((y - y.mean(axis=1, keepdims=True)) * window, axis=1)) ** 2, axis=0)
+    power += _ROUNDING * np.sum(window**2)
+    spacing = width // pitch_px
+    offsets = np.arange(_LEAK_BINS + 1, max(_LEAK_BINS + 3, spacing // 4 + 1))
+    peaks = []
+    for line in range(spacing, width // 2 + 1, spacing):
+        around = np.concatenate([line - offsets, line + offsets])
+        around = power[around[around < len(power)]]
+        peaks.append(np.sqrt(power[line] / np.exp(np.mean(np.log(around)))))
+    return float(max(peaks))
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:

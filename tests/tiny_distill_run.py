@@ -1,0 +1,137 @@
+"""A tiny distillation: the tiny base, a rank-4 adapter, crops of 32 px. And what forked processes do with one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+
+from training.checkpoint import list_checkpoints, load_checkpoint
+from training.cli import main
+from training.distill import Distiller
+from training.distill_config import DistillConfig
+from training.toml_config import from_mapping, to_mapping
+
+Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any]]
+
+STEPS = 6
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "run": {"threads": 1, "workers": 0, "autocast": False, "device": "cpu", "use_tensorboard": False, "log_every": 100,
+            "checkpoint_every": 100},
+    "adapter": {"rank": tiny.RANK, "alpha": tiny.RANK / 2},
+    "data": {"presets": {"light": 0.7, "heavy": 0.3}, "cache_mb": 20},
+    "train": {"steps": STEPS, "crop_px": 32},
+    "loss": {"loss_space": "pixel"},
+    "optim": {"lr": 1e-2, "lr_end": 1e-3, "warmup_steps": 2, "eps": 1e-12},
+}  # fmt: skip
+
+
+def config(photos: Path, base: Path, output_dir: Path, **sections: Mapping[str, Any]) -> DistillConfig:
+    """A tiny run; `sections` replace fields of the defaults."""
+    places = {"run": {"output_dir": str(output_dir)}, "base": {"path": str(base)}, "data": {"folders": [str(photos)]}}
+    names = DEFAULTS.keys() | places.keys() | sections.keys()
+    return _config({n: {**DEFAULTS.get(n, {}), **places.get(n, {}), **sections.get(n, {})} for n in names})
+
+
+def changed(config: DistillConfig, **sections: Mapping[str, Any]) -> DistillConfig:
+    """The config with other values in some fields."""
+    tables = {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in sections.items()}
+    return dataclasses.replace(config, **tables)
+
+
+def write_toml(path: Path, config: DistillConfig) -> Path:
+    """A file for the command line. (JSON's scalars and lists are TOML's.)"""
+    lines = []
+    for section, fields in to_mapping(config).items():
+        lines.append(f"[{section}]")
+        for key, value in fields.items():
+            inline = isinstance(value, dict)
+            pairs = ", ".join(f"{json.dumps(k)} = {v}" for k, v in value.items()) if inline else ""
+            lines.append(f"{key} = {{ {pairs} }}" if inline else f"{key} = {json.dumps(value)}")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def newest(config: DistillConfig, step: int | None = None) -> Checkpoint:
+    """(tensors, state without clock and bookkeeping) of a run's newest checkpoint."""
+    tensors, state = load_checkpoint(list_checkpoints(Path(config.run.output_dir))[-1])
+    assert step is None or state["step"] == step
+    del state["seconds"], state["config"]["run"]
+    return tensors, state
+
+
+def assert_equal(found: Checkpoint, wanted: Checkpoint) -> None:
+    """Bit for bit: every tensor, and the rest of the state."""
+    assert found[1] == wanted[1]
+    assert found[0].keys() == wanted[0].keys()
+    assert [key for key, value in wanted[0].items() if not _same_bits(found[0][key], value)] == []
+
+
+def log_lines(config: DistillConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(config.run.output_dir) / "log.jsonl").read_text().splitlines()]
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+
+
+def _config(values: Mapping[str, Any]) -> DistillConfig:
+    return from_mapping(DistillConfig, values, where="")
+
+
+# In forked processes; `values` is `to_mapping(config)`
+
+
+def train(values: Mapping[str, Any]) -> None:
+    """The whole run, from its newest checkpoint on."""
+    Distiller(_config(values)).train()
+
+
+def train_until_killed_while_saving(values: Mapping[str, Any], moment: str, save: int) -> None:
+    """Train, and die of SIGKILL in the middle of the `save`-th checkpoint (from 1) at this moment."""
+    from training import checkpoint
+
+    saves = 0
+    save_file, fsync, replace, unlink = checkpoint.save_file, os.fsync, os.replace, Path.unlink
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def half_a_file(tensors: Any, path: Path, **options: Any) -> None:
+        nonlocal saves
+        saves += 1
+        save_file(tensors, path, **options)
+        if moment == "writing" and saves == save:
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+
+    def at(name: str, function: Any, after: bool) -> Any:
+        def watched(*arguments: Any, **options: Any) -> Any:
+            result = function(*arguments, **options) if after else None
+            if moment == name and saves == save:
+                die()
+            return result if after else function(*arguments, **options)
+
+        return watched
+
+    checkpoint.save_file = half_a_file
+    os.fsync = at("written", fsync, after=False)
+    os.replace = at("renamed", at("renaming", replace, after=False), after=True)
+    Path.unlink = at("deleting", unlink, after=False)  # type: ignore[method-assign]
+    train(values)
+
+
+def command_with_small_files(toml: str, limit: int) -> None:
+    """`distill` where no file may grow beyond `limit` bytes: a disk that fills up. Exits with the command's code."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a failing write, as on a full disk
+    code = main(["distill", toml])
+    os._exit(code)

@@ -1,0 +1,99 @@
+"""The three arms of Table 3, trained or taken up where they were: baseline, +DTC, +DTC+TAR.
+
+Each arm distils a base that was pretrained with its own `dtc`, same seed and steps: a frozen base trained with DTC
+would make "+DTC" win by construction (SPEC 9). The two arms with DTC share theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .config import PretrainConfig, load_config
+from .distill import Distiller
+from .distill_config import DistillConfig, load_distill_config
+from .export import export_base
+from .export_lora import export_lora
+from .pretrain import Pretrainer
+from .toml_config import from_mapping, read_toml
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """pretrain, distill: the arms' configs, relative to the ablation's own file."""
+
+    pretrain: str = "base.toml"
+    distill: str = "distill.toml"
+    output_dir: str = "runs/ablation"
+
+
+@dataclass(frozen=True)
+class ArmSettings:
+    """title: in the table; name: of the files and of the model in the evaluation."""
+
+    title: str
+    name: str
+    dtc: bool
+    tar: bool
+
+
+ARMS = (
+    ArmSettings("baseline", "baseline", dtc=False, tar=False),
+    ArmSettings("+DTC", "dtc", dtc=True, tar=False),
+    ArmSettings("+DTC+TAR", "dtc-tar", dtc=True, tar=True),
+)
+
+
+@dataclass(frozen=True)
+class TrainedArm:
+    settings: ArmSettings
+    base: Path
+    lora: Path
+
+
+def train_arms(path: Path, note: Callable[[str], None] = print) -> list[TrainedArm]:
+    """Train what is missing of the ablation at `path`; an interrupted one goes on. Errors as the trainers."""
+    config = from_mapping(AblationConfig, read_toml(path), where="")
+    pretrain = load_config(path.parent / config.pretrain)
+    distill = load_distill_config(path.parent / config.distill)
+    folder = Path(config.output_dir)
+    bases = {dtc: train_base(pretrain, dtc, folder, note) for dtc in (False, True)}
+    return [train_arm(distill, arm, bases[arm.dtc], folder, note) for arm in ARMS]
+
+
+def train_base(config: PretrainConfig, dtc: bool, folder: Path, note: Callable[[str], None]) -> Path:
+    """The exported base of the arms with this `dtc`."""
+    name = f"base_{'with' if dtc else 'without'}_dtc"
+    output = folder / f"{name}.safetensors"
+    if not output.exists():
+        note(f"pretraining {name}")
+        run = replace(config.run, output_dir=str(folder / name))
+        trainer = Pretrainer(replace(config, run=run, model=replace(config.model, use_dtc=dtc)))
+        trainer.train()
+        if trainer.step < config.total_steps:
+            raise KeyboardInterrupt  # the trainer has saved; the next call goes on
+        export_base(folder / name, output, weights="raw")
+    return output
+
+
+def train_arm(
+    config: DistillConfig, arm: ArmSettings, base: Path, folder: Path, note: Callable[[str], None]
+) -> TrainedArm:
+    """The exported LoRA of one arm."""
+    output = folder / f"{arm.name}.safetensors"
+    if not output.exists():
+        note(f"distilling {arm.title}")
+        trainer = Distiller(
+            replace(
+                config,
+                run=replace(config.run, output_dir=str(folder / arm.name)),
+                base=replace(config.base, path=str(base)),
+                ablation=replace(config.ablation, dtc=arm.dtc, tar=arm.tar),
+            )
+        )
+        trainer.train()
+        if trainer.step < config.train.steps:
+            raise KeyboardInterrupt
+        export_lora(folder / arm.name, output, weights="raw")
+    return TrainedArm(arm, base, output)

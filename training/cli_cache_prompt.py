@@ -1,0 +1,38 @@
+"""`cache-prompt`: the prompt embedding of Qwen-Image as a small file (SPEC 12)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Add `cache-prompt` to the subparsers `commands`."""
+    parser = commands.add_parser("cache-prompt", help="store Qwen-Image's embedding of a prompt, the empty one")
+    parser.add_argument(
+        "--text-encoder", type=Path, required=True, metavar="DIR", help="a folder with text_encoder/ and tokenizer/"
+    )
+    parser.add_argument("output", type=Path, metavar="OUT", help="a .safetensors file")
+    parser.add_argument("--prompt", default="", help="default: empty")
+    parser.add_argument("--dtype", choices=["auto", "fp32", "bf16"], default="auto", help="auto = the weights' own")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.set_defaults(run=_cache_prompt)
+
+
+def _cache_prompt(args: argparse.Namespace) -> int:
+    from teasr_core.errors import InputError
+
+    from .prompt_cache import encode_prompt, find_encoder, write_prompt
+
+    if args.output.suffix != ".safetensors":
+        raise InputError(f"{args.output} ends in '{args.output.suffix}': expected .safetensors")
+    if args.output.is_dir() or (args.output.exists() and not args.overwrite):
+        raise InputError(f"{args.output} exists already: give another name or pass --overwrite")
+    if not args.text_encoder.is_dir():
+        raise InputError(f"{args.text_encoder} is no folder: give the one with text_encoder/ and tokenizer/")
+    folders = find_encoder(args.text_encoder)
+    embeds = encode_prompt(folders, args.prompt, args.dtype)
+    write_prompt(args.output, embeds, args.prompt, folders.config_hash)
+    print(f"wrote {args.output}: {embeds.shape[0]} tokens x {embeds.shape[1]}, {args.output.stat().st_size} bytes")
+    return 0

@@ -1,0 +1,55 @@
+"""`degrade`: make LR/HR pairs of photographs (SPEC 12)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def add_parser(commands: Any) -> None:
+    """Add `degrade` to the subparsers `commands`."""
+    parser = commands.add_parser("degrade", help="make LR/HR pairs of photographs: OUT/test_HR, OUT/test_LR")
+    parser.add_argument("input", type=Path, metavar="IN", help="a folder of photographs, or one")
+    parser.add_argument("output", type=Path, metavar="OUT", help="a folder")
+    parser.add_argument("--preset", choices=["light", "heavy"], default="light")
+    parser.add_argument("--seed", type=int, default=0, help="the i-th file by name has its own: (seed, i)")
+    parser.add_argument("--scale", type=int, default=4, help="how many times smaller LR is; default 4")
+    parser.add_argument("--crop-px", type=int, metavar="PX", help="HR = the middle PX x PX; default: the whole picture")
+    parser.add_argument(
+        "--list", type=Path, metavar="TSV", help="crops of a list, such as training/evaluation/eval_list.tsv"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="threads; the pairs do not depend on it")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    parser.set_defaults(run=_degrade)
+
+
+def _degrade(args: argparse.Namespace) -> int:
+    from .make_pairs import PairOptions, make_pairs
+
+    options = PairOptions(args.preset, args.seed, args.scale, args.crop_px, args.workers, args.overwrite)
+    made = make_pairs(args.input, args.output, options, args.list, Progress())
+    for name, reason in made.skipped:
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    note = f"; skipped {len(made.skipped)} (named above)" if made.skipped else ""
+    print(f"wrote {len(made.names)} pairs into {args.output} (test_HR, test_LR){note}")
+    return 0
+
+
+class Progress:
+    """`12 of 100` on stderr: in place on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+        self.is_terminal = sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.is_terminal:
+            print(f"\r{done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif time.monotonic() - self.last > _SECONDS_BETWEEN_LINES:
+            print(f"{done} of {total}", file=sys.stderr, flush=True)
+            self.last = time.monotonic()

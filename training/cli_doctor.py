@@ -1,0 +1,32 @@
+"""`doctor`: what is missing on this machine and how to get it (T16)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Add `doctor` to the subparsers `commands`."""
+    parser = commands.add_parser("doctor", help="what is missing on this machine, or for a config, and how to get it")
+    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of lines")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import MISSING, examine
+
+    findings = examine(args.config, args.overrides)
+    missing = sum(finding.level == MISSING for finding in findings)
+    if args.json:
+        print(json.dumps({"missing": missing, "findings": [dataclasses.asdict(finding) for finding in findings]}))
+        return 2 if missing else 0
+    for finding in findings:
+        print(finding.line())
+    print(f"{missing} missing" if missing else "nothing is missing")
+    return 2 if missing else 0

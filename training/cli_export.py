@@ -1,0 +1,50 @@
+"""`python -m training export`: a run's weights as a file to give away, a base or a LoRA as the run is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run, one checkpoint, or a TEASR LoRA")
+    parser.add_argument("output", type=Path, metavar="OUT")
+    parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged, or the last step's")
+    parser.add_argument(
+        "--all-tokens-unsafe",
+        choices=["transformer", "diffusion_model"],
+        nargs="?",
+        const="transformer",
+        help="write a LoRA with the keys of an ordinary one (default transformer), which stock loaders apply to every "
+        "token: not what it was trained for",
+    )
+    parser.set_defaults(run=export)
+
+
+def export(args: argparse.Namespace) -> int:
+    from .checkpoint import newest_checkpoint
+    from .export_lora import export_lora, holds_lora
+
+    source = newest_checkpoint(args.run_dir)
+    prefix = f"{args.all_tokens_unsafe}." if args.all_tokens_unsafe else None
+    if holds_lora(source) or prefix:
+        summary = export_lora(source, args.output, args.weights, prefix)
+        print(f"wrote {args.output}: LoRA, rank {summary['rank']}, {summary['steps']} steps, keys {summary['prefix']}*")
+        if prefix:
+            _warn(
+                f"a stock LoRA loader applies {args.output.name} to every token, which is not what it was trained for; "
+                "TEASRApplyLoRA still applies it to the condition tokens alone"
+            )
+        if not summary["has_prompt"]:
+            _warn(f"{args.output.name} holds no prompt embedding: TEASRApplyLoRA's conditioning needs a file that does")
+        return 0
+    from .export import export_base
+
+    summary = export_base(source, args.output, args.weights)
+    print(f"wrote {args.output}: base, {summary['steps']} steps, {summary['hours']} h")
+    return 0
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

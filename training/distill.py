@@ -1,0 +1,267 @@
+"""`distill`: train the condition-branch LoRA of a frozen base by SAD + TAR (METHOD 1, 2).
+
+Micro-step m of a run takes samples [m B, (m+1) B) and draws its times and noises from (seed, m), whichever process
+runs it: so N processes with accumulation A do what one process does with accumulation N A, and a run resumes exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teasr_core.dtc import dual_times
+from teasr_core.errors import ConfigError
+from teasr_core.report import peak_memory_mb
+
+from . import losses
+from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from .dataset import batches
+from .difference_log import DifferenceLog
+from .distill_config import DistillConfig
+from .distill_model import DistillModel
+from .distill_resume import check_resumable
+from .distill_schedule import learning_rate, loss_weights
+from .draws import Draws, draw
+from .ema import Ema
+from .errors import DivergedError
+from .lpips_metric import load_perceptual
+from .objective import Batch, Figures, LossWeights, Objective, velocity_calls
+from .optimizers import NamedOptimizer
+from .preview import write_preview
+from .processes import Processes
+from .runlog import Means, RunLog
+from .sources import data_summary
+from .toml_config import to_mapping
+
+LOSSES = ("data", "lpips", "flow", "cons", "adv", "rectify")
+SHOWN = ("lr", "loss", *LOSSES, "gain_db", "grad_norm", "seconds_per_step")
+TINY = 1e-12  # squared errors below this count as none in the log
+
+
+class Distiller:
+    """A run with its state; `train` goes from the newest checkpoint to the end or to a SIGTERM/SIGINT."""
+
+    def __init__(self, config: DistillConfig) -> None:
+        self.config = config
+        self.folder = Path(config.run.output_dir)
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        torch.set_flush_denormal(True)
+        self.processes = Processes(config.run.device)
+        self.log = RunLog(self.folder, config.run.use_tensorboard, self.processes.is_main)
+        for line in data_summary(config.data, [config.train.crop_px]):
+            self.log.note(line)
+        device = self.processes.device
+        perceptual = load_perceptual(config.loss.perceptual, config.loss.perceptual_backbone)
+        self.model = DistillModel(config, device, self.log.note)
+        self.parameters = self.model.parameters
+        self.objective = Objective(
+            self.model.velocity, self.model.codec, None if perceptual is None else perceptual.to(device),
+            config.loss.loss_space, config.ablation.tar, config.loss.w_max, self._autocast,
+        )  # fmt: skip
+        self.optimizer = NamedOptimizer(self.parameters, config.optim)
+        self.ema = Ema(self.parameters.items(), config.optim.ema_decay)
+        self.difference = DifferenceLog(config.loss.w_max, config.ablation.tar)
+        self.micro_steps = config.train.accumulation * self.processes.count  # in a step
+        self.step = 0
+        self.bad_steps = 0  # in a row, without a finite gradient
+        self.skipped = 0  # all of them
+        self.seconds = 0.0
+        checkpoints = list_checkpoints(self.folder)
+        if checkpoints:
+            self._load(checkpoints[-1])
+        if config.run.compile:
+            self.model.compile_blocks()
+        self._stop = False
+
+    def train(self, last_step: int | None = None) -> None:
+        """Train to `last_step` (default: `train.steps`), then save. DivergedError when gradients stay infinite."""
+        last_step = self.config.train.steps if last_step is None else last_step
+        if self.step >= last_step:
+            self.log.note(f"nothing to do: {self.folder} has reached step {self.step} of {last_step}")
+            return
+        previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with closing(self._loader(last_step - self.step)) as loader:
+                self._train_steps(loader, last_step)
+            self.save()
+        finally:
+            for s, handler in previous.items():
+                signal.signal(s, handler)
+            self.log.close()
+
+    def _request_stop(self, *_: Any) -> None:
+        self._stop = True
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if not self.config.run.autocast:
+            return nullcontext()
+        return torch.autocast(self.processes.device.type, torch.bfloat16)
+
+    def _loader(self, steps: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        train, run = self.config.train, self.config.run
+        first = (self.step * self.micro_steps + self.processes.index) * train.batch_size
+        count = steps * train.accumulation
+        return batches(self.config.data, train.crop_px, train.batch_size, run.seed, first, count, run.workers,
+                       stride=self.processes.count)  # fmt: skip
+
+    def _train_steps(self, loader: Iterator[tuple[torch.Tensor, torch.Tensor]], last_step: int) -> None:
+        run = self.config.run
+        means = Means()
+        since, waited, steps = time.perf_counter(), 0.0, 0
+        while self.step < last_step:
+            micro_batches = []
+            before = time.perf_counter()
+            for _ in range(self.config.train.accumulation):
+                micro_batches.append(next(loader))
+            waited += time.perf_counter() - before
+            means.add(self._update(micro_batches))
+            steps += 1
+            stop = self.processes.any(self._stop)
+            if self.step % run.log_every == 0 or stop or self.step == last_step:
+                elapsed = time.perf_counter() - since
+                values = means.values() | self.difference.values() | {
+                    "lr": learning_rate(self.config, self.step - 1), "skipped": self.skipped,
+                    "seconds_per_step": elapsed / steps, "data_wait": waited / elapsed,
+                    "peak_memory_mb": peak_memory_mb(),
+                }  # fmt: skip
+                self.log.write(self.step, values, shown=SHOWN)
+                self.seconds += elapsed
+                self.difference.clear()
+                means = Means()
+                since, waited, steps = time.perf_counter(), 0.0, 0
+            if stop:
+                self.log.note(f"stopping after step {self.step}")
+                return
+            if self.step % run.checkpoint_every == 0:
+                self.save()
+            if run.preview_images and self.step % run.preview_every == 0:
+                self._preview()
+
+    def _update(self, micro_batches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+        """One step of the optimiser over this process's micro-batches.
+
+        Returns means over them; nothing for a step that was skipped, or it would spoil a window of the log.
+        """
+        train, device = self.config.train, self.processes.device
+        weights, rate = loss_weights(self.config, self.step), learning_rate(self.config, self.step)
+        means, differences = Means(), []
+        for k, (lq, hq) in enumerate(micro_batches):
+            number = self.step * self.micro_steps + k * self.processes.count + self.processes.index
+            generator = torch.Generator().manual_seed(self.config.run.seed * 1_000_003 + number)
+            batch = Batch.encode(self.model.codec, lq.to(device), hq.to(device))
+            draws = draw(tuple(batch.z_0.shape), generator).to(device)  # type: ignore[arg-type]
+            with self._memory_step(draws):
+                figures = self.objective.backward(batch, draws, weights, 1 / train.accumulation, train.layout, number)
+            means.add(self._values(figures, weights, lq, hq))
+            if figures.s is not None and figures.delta is not None:
+                differences.append((figures.s, figures.delta))
+        self.processes.average_gradients(self.parameters.values())
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optim.clip_norm))
+        values = means.values() | {"grad_norm": norm}
+        if math.isfinite(norm) and math.isfinite(rate):
+            self.optimizer.step(rate)
+            self.ema.update(self.parameters.items(), self.step + 1)
+            self.bad_steps = 0
+            for s, delta in differences:
+                self.difference.add(s, delta)
+        else:
+            self._skip(rate, values)
+            values = {}
+        self.optimizer.zero_grad()
+        self.step += 1
+        return values
+
+    def _memory_step(self, draws: Draws) -> AbstractContextManager[object]:
+        """Announce the micro-step's times, for modulation that is swept once for all of them."""
+        use_dtc = self.model.velocity.use_dtc
+        times = [dual_times(t_cur, t_tar, use_dtc) for t_cur, t_tar in velocity_calls(draws)]
+        dtype = torch.bfloat16 if self.config.run.autocast else None
+        return self.model.memory.step(times, dtype, self._autocast)
+
+    def _values(self, figures: Figures, weights: LossWeights, lq: torch.Tensor, hq: torch.Tensor) -> dict[str, float]:
+        raw = figures.losses
+        weighted = {f"weighted/{name}": getattr(weights, name) * value for name, value in raw.items()}
+        if "lpips" in raw:
+            weighted["weighted/lpips"] *= weights.data  # it multiplies within the data loss (Eq. 13)
+        values = raw | weighted | {"loss": sum(weighted.values())}
+        if "data" in raw:  # what the one-step result gains over the LQ image, by which runs can be compared
+            before = float(losses.data_loss(2 * lq - 1, 2 * hq - 1))
+            values["gain_db"] = 10 * math.log10(max(before, TINY) / max(raw["data"], TINY))
+        return values
+
+    def _skip(self, rate: float, values: dict[str, float]) -> None:
+        """Leave the weights alone, note what happened, and give up after too many in a row."""
+        self.bad_steps += 1
+        self.skipped += 1
+        first = self.step * self.micro_steps * self.config.train.batch_size
+        report = {"step": self.step, "first_sample": first, "lr": str(rate), **{k: str(v) for k, v in values.items()}}
+        if self.processes.is_main:
+            (self.folder / f"bad_step_{self.step:08d}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        met = f"the gradient's norm is {values['grad_norm']:g}, the learning rate {rate:g}"
+        self.log.note(f"step {self.step}: {met}; the weights stay as they are")
+        if self.bad_steps >= self.config.train.max_bad_steps:
+            raise DivergedError(
+                f"{self.bad_steps} steps in a row had no finite gradient or learning rate, the last one is step "
+                f"{self.step}: lower optim.lr or loss.rectify and start again from a checkpoint before; "
+                f"{self.folder.name}/bad_step_*.json has the losses"
+            )
+
+    def _preview(self) -> None:
+        if not self.processes.is_main:
+            return
+        photographs = [Path(p) for p in self.config.run.preview_images]
+        for name, weights in (("raw", nullcontext()), ("ema", self.ema.swapped_in(self.parameters.items()))):
+            path = self.folder / f"preview_{self.step:08d}_{name}.jpg"
+            with weights:
+                write_preview(path, self.model.velocity, self.model.codec, photographs, self._autocast)
+            self.log.picture(f"preview/{name}", self.step, path)
+
+    def save(self) -> Path | None:
+        """Write a checkpoint (the main process alone)."""
+        if not self.processes.is_main:
+            return None
+        prefix = self.model.prefix
+        tensors: dict[str, torch.Tensor] = {}
+        if "prompt_embeds" not in self.parameters:  # a LoRA file needs it, though it is not trained
+            tensors["prompt_embeds"] = self.model.velocity.prompt_embeds
+        for name, parameter in self.parameters.items():
+            tensors[f"{prefix}.{name}"] = parameter
+            tensors[f"ema.{name}"] = self.ema.shadow[name]
+        tensors |= {f"optimizer.{key}": value for key, value in self.optimizer.state_tensors().items()}
+        state = {
+            "config": to_mapping(self.config),
+            "samples": self.step * self.micro_steps * self.config.train.batch_size,
+            "micro_steps": self.micro_steps,
+            "bad_steps": self.bad_steps,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            **self.model.description(),
+        }
+        return save_checkpoint(self.folder, self.step, tensors, state, self.config.run.keep_checkpoints)
+
+    def _load(self, path: Path) -> None:
+        tensors, state = load_checkpoint(path)
+        check_resumable(state, self.config, self.micro_steps, self.model.description())
+        prompt = self.model.velocity.prompt_embeds.detach().cpu()
+        if not torch.equal(tensors.get("prompt_embeds", prompt), prompt):
+            raise ConfigError("base.prompt names another prompt than the checkpoint's: restore it")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"{self.model.prefix}.{name}"])
+                self.ema.shadow[name].copy_(tensors[f"ema.{name}"])
+        prefix = "optimizer."
+        self.optimizer.load_state_tensors(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.bad_steps, self.skipped = state["bad_steps"], state.get("skipped", 0)
+        self.log.note(f"resuming {path.name}")

@@ -1,0 +1,77 @@
+"""What `distill` trains: the branch LoRA of a frozen base or, for a small base, all of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from teasr_core.builtin import codec_to_json
+from teasr_core.codec import Codec, DctCodec
+from teasr_core.qwen import QwenVelocity
+
+from .adapter import lora_scale, new_adapter
+from .base_model import DTYPES, load_training_base
+from .distill_config import DistillConfig
+from .memory.apply import PreparedMemory
+
+
+class DistillModel:
+    """Velocity, codec and the trainable parameters by name, all on the device; `memory` holds the frozen ones.
+
+    prefix: of the parameters in a checkpoint; "lora" or, with `trainable = "all"`, "model".
+    """
+
+    velocity: QwenVelocity
+    codec: Codec
+    memory: PreparedMemory
+    parameters: dict[str, nn.Parameter]
+
+    def __init__(self, config: DistillConfig, device: torch.device, note: Callable[[str], None] = print) -> None:
+        base = load_training_base(config, device, note)
+        self.base, self.config = base, config
+        self.velocity, self.codec, self.memory = base.velocity, base.codec, base.memory
+        transformer = self.velocity.transformer
+        if config.adapter.trainable == "lora":
+            self.prefix = "lora"
+            lora = new_adapter(transformer, base.architecture, config.adapter, config.run.seed)
+            lora = lora.to(device, DTYPES[config.adapter.dtype])
+            self.velocity.lora, self.velocity.lora_strength = lora, lora_scale(config.adapter)
+            self.parameters = dict(lora.named_parameters())
+        else:
+            self.prefix = "model"
+            nn.Module.to(transformer, torch.float32).requires_grad_(True)
+            self.velocity.prompt_embeds = nn.Parameter(self.velocity.prompt_embeds.float())
+            self.parameters = {f"transformer.{n}": p for n, p in transformer.named_parameters()}
+            self.parameters["prompt_embeds"] = self.velocity.prompt_embeds
+
+    def compile_blocks(self) -> None:
+        blocks: Any = self.velocity.transformer.transformer_blocks
+        for block in blocks:
+            block.compile(dynamic=False)
+
+    def description(self) -> dict[str, Any]:
+        """What an exported file must know, as JSON values; a resumed run must have the same."""
+        adapter, base = self.config.adapter, self.base
+        if self.prefix == "model":
+            assert isinstance(self.codec, DctCodec)
+            return {
+                "architecture": base.architecture.to_json(),
+                "prediction": self.velocity.prediction,
+                "use_dtc": self.velocity.use_dtc,
+                "codec": codec_to_json(self.codec),
+                "base_fingerprint": base.base_fingerprint,
+            }
+        return {
+            "lora": {
+                "prediction": self.velocity.prediction,
+                "rank": adapter.rank,
+                "alpha": adapter.alpha,
+                "targets": list(adapter.targets),
+                "base": base.base_id,
+                "base_fingerprint": base.base_fingerprint,
+            },
+            "precision": {group: plan.precision for group, plan in base.memory.groups.items()},
+        }

@@ -1,0 +1,52 @@
+"""May this run go on from that checkpoint? What must be the same, and what may change."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from teasr_core.errors import ConfigError
+
+from .distill_config import DistillConfig
+from .distill_schedule import rectify_ramp
+from .resume import check_same
+from .toml_config import to_mapping
+
+
+def check_resumable(
+    state: dict[str, Any], config: DistillConfig, micro_steps: int, description: dict[str, Any]
+) -> None:
+    """ConfigError naming the first field that would make the resumed run another run (resume.py).
+
+    `train.steps` may change only where nothing to come depends on it: constant learning rate, and the ramp of rectify
+    as long as before or over. The base's files may move, its weights may not change; the memory plan may place it
+    elsewhere, not in another precision.
+    """
+    saved, wanted = dict(state["config"]), to_mapping(config)
+    ramps = [rectify_ramp(steps) for steps in (saved["train"]["steps"], config.train.steps)]
+    same_ramp, ramp_over = ramps[0] == ramps[1], state["step"] >= 2 * max(ramps)
+    if config.optim.lr == config.optim.lr_end and (same_ramp or ramp_over):
+        saved["train"] = saved["train"] | {"steps": config.train.steps}
+    if micro_steps == state["micro_steps"]:  # accumulation and processes may be traded for one another
+        saved["train"] = saved["train"] | {"accumulation": config.train.accumulation}
+    saved["base"] = wanted["base"] | {"dtype": saved["base"]["dtype"]}
+    saved["memory"] = wanted["memory"]
+    _check_precision(state.get("precision", {}), description.get("precision", {}))
+    check_same(saved, wanted, DistillConfig(), wanted)
+    for key, value in description.items():
+        if key != "precision" and json.loads(json.dumps(value)) != state.get(key):
+            raise ConfigError(f"base.path names another model than the checkpoint's ({key} differs): restore it")
+    if micro_steps != state["micro_steps"]:
+        raise ConfigError(
+            f"accumulation x processes is {micro_steps}, the checkpoint has {state['micro_steps']}: "
+            "restore their product or give the run a new run.output_dir"
+        )
+
+
+def _check_precision(saved: dict[str, str], wanted: dict[str, str]) -> None:
+    for group, precision in wanted.items():
+        if saved.get(group, precision) != precision:
+            raise ConfigError(
+                f"memory.{group} is planned in {precision}, the checkpoint's run had it in {saved[group]}: set "
+                f"memory.{group}, for example to '{saved[group]} resident', or give the run a new run.output_dir"
+            )

@@ -1,0 +1,26 @@
+"""What changes over a distillation run: the learning rate and the weights of the losses (METHOD 1)."""
+
+from __future__ import annotations
+
+from .distill_config import DistillConfig
+from .objective import LossWeights
+
+
+def learning_rate(config: DistillConfig, step: int) -> float:
+    """At a 0-based step: linear from lr to lr_end over the run, times a linear warm-up."""
+    optim = config.optim
+    rate = optim.lr + (optim.lr_end - optim.lr) * step / config.train.steps
+    return rate * min(1.0, (step + 1) / max(1, optim.warmup_steps))
+
+
+def loss_weights(config: DistillConfig, step: int) -> LossWeights:
+    """At a 0-based step; rectify is 0 for `rectify_ramp` steps, then rises linearly as long."""
+    loss = config.loss
+    ramp = rectify_ramp(config.train.steps)
+    share = 1.0 if ramp == 0 else min(1.0, max(0.0, (step - ramp) / ramp))
+    return LossWeights(loss.data, loss.lpips, loss.flow, loss.cons, loss.adv, loss.rectify * share)
+
+
+def rectify_ramp(steps: int) -> int:
+    """Steps without rectification, and then of its rise, in a run of so many steps."""
+    return min(1000, steps // 10)

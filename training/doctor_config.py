@@ -1,0 +1,199 @@
+"""Findings about one config: does it parse, is what it names there, and can its run begin?"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from teasr_core.errors import TeasrError
+
+from .doctor import MISSING, NOTE, OK, Finding
+
+_FEATURES = {"squeeze": "squeezenet1_1", "alex": "alexnet", "vgg": "vgg16"}  # LPIPS network -> torchvision's name
+
+
+@dataclass
+class Asked:
+    """What a config needs beyond base use, and what was found of it."""
+
+    modules: set[str] = field(default_factory=set)
+    needs_builtin: bool = False
+    findings: list[Finding] = field(default_factory=list)
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Asked:
+    """Examine a pretraining config, or a distillation's: that one has a table [base] or [adapter]."""
+    asked = Asked()
+    try:
+        config, is_distill = load(path, overrides)
+    except TeasrError as error:
+        asked.findings.append(Finding(MISSING, "config", str(error), "correct the config"))
+        return asked
+    except ImportError as error:
+        asked.findings.append(Finding(MISSING, "config", f"cannot be read here ({error})", "see the packages above"))
+        return asked
+    command = "distill" if is_distill else "pretrain"
+    crops = [config.train.crop_px] if is_distill else [stage.crop_px for stage in config.stages]
+    asked.findings.append(Finding(OK, "config", f"{path}: {command}"))
+    if is_distill:
+        asked.modules |= {"accelerate", "peft"}
+        asked.needs_builtin = config.base.path == "builtin"
+        asked.findings += _base(config.base)
+    if config.loss.perceptual != "none":
+        asked.modules |= {"lpips", "torchvision"}
+        asked.findings.append(_perceptual(config.loss.perceptual, config.loss.perceptual_backbone))
+    if getattr(config.optim, "kind", "") == "adamw-8bit":
+        asked.modules.add("bitsandbytes")
+    asked.findings += data_findings(config.data, crops)
+    asked.findings += [_preview(name) for name in config.run.preview_images]
+    asked.findings += output_findings(Path(config.run.output_dir), config, is_distill)
+    asked.findings.append(_trainer(command))
+    return asked
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, bool]:
+    """(config, is it a distillation's). ConfigError as the loaders of the two."""
+    from .toml_config import read_toml
+
+    if {"base", "adapter"} & read_toml(path, overrides).keys():
+        from .distill_config import load_distill_config
+
+        return load_distill_config(path, overrides), True
+    from .config import load_config
+
+    return load_config(path, overrides), False
+
+
+def data_findings(data: Any, crop_sizes: Sequence[int]) -> list[Finding]:
+    """Images of every source, and what is passed over."""
+    try:
+        from .sources import open_sources
+
+        sources = [source for crop_px in sorted(set(crop_sizes)) for source in open_sources(data, crop_px)]
+    except ImportError as error:
+        return [Finding(MISSING, "data", f"cannot be looked at ({error})", "see the packages above")]
+    except TeasrError as error:
+        return [Finding(MISSING, "data", str(error), "name folders with photographs in data.folders")]
+    lines: dict[str, str] = {}  # in order, each once
+    for source in sources:
+        head, *skipped = source.lines()
+        lines |= {head: OK} | dict.fromkeys(skipped, NOTE)
+    return [Finding(level, "data", line.removeprefix("data ")) for line, level in lines.items()]
+
+
+def output_findings(folder: Path, config: Any, is_distill: bool) -> Iterator[Finding]:
+    """Can the run be written, is there room, and is an older run there that it would go on with?"""
+    from .doctor_machine import disk_finding, nearest_existing
+
+    nearest, fix = nearest_existing(folder), "set run.output_dir to another folder"
+    if not nearest.is_dir():
+        yield Finding(MISSING, "output_dir", f"{nearest} is a file", fix)
+        return
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        yield Finding(MISSING, "output_dir", f"{folder}: {nearest} cannot be written ({error.strerror})", fix)
+        return
+    yield Finding(OK, "output_dir", f"{folder} can be written")
+    yield disk_finding(folder)
+    yield from _previous_run(folder, config, is_distill)
+
+
+def _previous_run(folder: Path, config: Any, is_distill: bool) -> Iterator[Finding]:
+    try:
+        from safetensors import SafetensorError, safe_open
+
+        from .checkpoint import STATE_KEY, list_checkpoints
+        from .toml_config import to_mapping
+    except ImportError:
+        return  # named among the packages
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        return
+    newest, fix = checkpoints[-1], "give the run a new run.output_dir"
+    try:
+        with safe_open(newest, framework="np") as file:  # its header; the tensors stay on disk
+            state = json.loads((file.metadata() or {})[STATE_KEY])
+        step, saved = state["step"], state["config"]
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        fix = "delete it to resume from an older one"
+        yield Finding(MISSING, "previous run", f"{newest} cannot be read ({type(error).__name__})", fix)
+        return
+    if is_distill == ("stages" in saved):
+        found = "pretrain" if is_distill else "distill"
+        yield Finding(MISSING, "previous run", f"{folder} holds a run of {found}, step {step}", fix)
+        return
+    try:
+        if not is_distill:
+            from .pretrain import check_resumable
+
+            check_resumable(saved, to_mapping(config), step)
+    except ImportError:
+        pass  # named among the packages
+    except TeasrError as error:
+        yield Finding(MISSING, "previous run", f"step {step} of another run: {error}", fix)
+        return
+    yield Finding(NOTE, "previous run", f"{newest.name} is there: the command goes on from step {step}")
+
+
+def _base(base: Any) -> Iterator[Finding]:
+    for name in ("path", "vae", "prompt"):
+        value = getattr(base, name)
+        if not value or value == "builtin":
+            continue
+        fix = "python -m training cache-prompt" if name == "prompt" else f"get it, or correct base.{name}"
+        if not Path(value).exists():
+            yield Finding(MISSING, f"base.{name}", f"nothing at {value}", fix)
+            continue
+        try:
+            if name == "prompt":
+                from .prompt_cache import read_prompt
+
+                read_prompt(Path(value))
+        except TeasrError as error:
+            yield Finding(MISSING, "base.prompt", str(error), fix)
+            continue
+        except ImportError:
+            pass  # named among the packages
+        yield Finding(OK, f"base.{name}", f"{value} is there")
+
+
+def _perceptual(name: str, path: str) -> Finding:
+    features = _FEATURES.get(name.removeprefix("lpips-"), "")
+    fix = (
+        f"save torchvision.models.{features}(weights='DEFAULT').features.state_dict() with "
+        "safetensors.torch.save_file, and name the file in loss.perceptual_backbone"
+    )
+    if not Path(path).is_file():
+        return Finding(MISSING, "perceptual", f"{name}: no file at '{path}'", fix)
+    try:
+        from .lpips_metric import load_perceptual
+
+        load_perceptual(name, path)
+    except TeasrError as error:
+        return Finding(MISSING, "perceptual", str(error), fix)
+    except ImportError:
+        return Finding(NOTE, "perceptual", f"{name}: {path} is there, not read without its packages")
+    return Finding(OK, "perceptual", f"{name}: {path} reads")
+
+
+def _preview(name: str) -> Finding:
+    if Path(name).is_file():
+        return Finding(OK, "preview", name)
+    return Finding(MISSING, "preview", f"no file at {name}", "correct run.preview_images")
+
+
+def _trainer(command: str) -> Finding:
+    """Whatever else its modules import is met here rather than when the run begins."""
+    try:
+        importlib.import_module(f"training.{command}")
+    except Exception as error:  # a broken installation raises anything
+        cause = " ".join(str(error).split()) or type(error).__name__
+        return Finding(MISSING, command, f"the trainer does not import ({cause})", "pip install -e '.[training]'")
+    return Finding(OK, command, "the trainer imports")

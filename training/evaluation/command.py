@@ -1,0 +1,134 @@
+"""`eval`: models x datasets x steps into tables, scores.csv, results.json, a plot and picture grids."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+
+from teasr_core.errors import InputError
+from teasr_core.precision import choose_dtype, dtype_name
+from teasr_core.restore import AUTO_TILE_PX
+from teasr_core.schedule import check_steps
+
+from .ablation_table import ablation_table, arm_of_results
+from .datasets import open_datasets
+from .figures import Metrics, own_metrics
+from .grids import GRID_PICTURES, save_grids
+from .models import EvalModel, EvalSettings, check_settings, parse_models
+from .pictures import PictureStore
+from .plot import save_plot
+from .pyiqa_metrics import pyiqa_metrics
+from .report import dataset_report
+from .results import Results, collect, split_rows, versions, write_results
+from .run import HQ, Evaluation, all_jobs, baseline_methods, model_method, run_evaluation
+from .scores import ScoreFile
+
+
+def evaluate_command(args: argparse.Namespace) -> int:
+    """Run the evaluation, write everything into args.output and print the tables."""
+    steps = parse_steps(args.steps)
+    presets = None if args.preset is None else args.preset.split(",")
+    models = ablation_models(args.ablation) if args.ablation else []
+    if args.model or args.base or not models:
+        models += parse_models(args.model, args.base)
+    dtype = dtype_name(choose_dtype(args.dtype, torch.device("cpu")))
+    settings = EvalSettings(args.seed, dtype, args.tile_px, args.color_fix)
+    check_settings(settings, models)
+    metrics = all_metrics(args.niqe_params, args.lpips_backbone, args.pyiqa)
+    datasets = open_datasets(args.photographs, presets, args.lr, args.hr, args.scale, args.seed, args.name)
+    for dataset in datasets:
+        for one in dataset.skipped:
+            print(f"skipped {one.name}: {one.reason}", file=sys.stderr)
+    evaluation = Evaluation(
+        datasets=tuple(datasets),
+        methods=(*baseline_methods(), *(model_method(model, settings) for model in models)),
+        steps=steps,
+        metrics=metrics,
+        scores=ScoreFile(args.output / "scores.csv"),
+        pictures=PictureStore(args.output / "pictures"),
+        kept_pictures=GRID_PICTURES,
+        use_all_pictures=args.save_pictures,
+    )
+    if len(evaluation.scores):
+        print(f"{args.output / 'scores.csv'} holds {len(evaluation.scores)} scores; known ones stay", file=sys.stderr)
+    made = run_evaluation(evaluation)
+    print(f"made {made} of {len(all_jobs(evaluation))} results", file=sys.stderr)
+    print(write_report(evaluation, models, settings, args.output))
+    if args.ablation:
+        print(write_ablation(evaluation, args.output))
+    return 0
+
+
+def ablation_models(path: Path) -> list[EvalModel]:
+    """The three arms of the ablation at `path`, trained as far as that is still to be done. Errors as `train_arms`."""
+    from ..ablation import train_arms
+
+    arms = train_arms(path, note=lambda text: print(text, file=sys.stderr))
+    return [EvalModel(arm.settings.name, f"{arm.base}+{arm.lora}", arm.base, arm.lora) for arm in arms]
+
+
+def write_ablation(evaluation: Evaluation, folder: Path) -> str:
+    """ablation_{dataset}.md for each dataset, in the form of the paper's Table 3. Returns the tables' text."""
+    from ..ablation import ARMS
+
+    texts = []
+    for dataset in evaluation.datasets:
+        result = collect(evaluation, dataset)
+        results = Results((result,))
+        arms = [arm_of_results(arm.title, results, dataset.name, arm.name) for arm in ARMS]
+        originals = result.means(HQ).get(0, {})  # the DCT codec loses nothing, so they are its round trip too
+        texts.append(ablation_table(arms, evaluation.steps, codec_grid_peak=originals.get("grid_peak")))
+        (folder / f"ablation_{dataset.name}.md").write_text(texts[-1], encoding="utf-8")
+    return "\n".join(texts)
+
+
+def all_metrics(niqe_params: Path | None, lpips_backbone: Path | None, pyiqa: str) -> Metrics:
+    """Ours and pyiqa's. Errors as `own_metrics` and `pyiqa_metrics`."""
+    ours, fields = own_metrics(niqe_params, lpips_backbone), pyiqa_metrics(pyiqa)
+    return Metrics(ours.pictures + fields.pictures, fields.sets, ours.absent + fields.absent)
+
+
+def write_report(evaluation: Evaluation, models: list[EvalModel], settings: EvalSettings, folder: Path) -> str:
+    """Every file but scores.csv, from the scores. Returns the tables' text."""
+    results, texts = [], []
+    for dataset in evaluation.datasets:
+        results.append(collect(evaluation, dataset))
+        texts.append(dataset_report(results[-1], split_rows(evaluation, dataset)))
+        (folder / f"table_{dataset.name}.md").write_text(texts[-1], encoding="utf-8")
+        save_grids(evaluation, dataset, folder)
+    made_with = {
+        "versions": versions(),
+        "settings": {
+            "steps": list(evaluation.steps), "seed": settings.seed, "dtype": settings.dtype,
+            "tile_px": settings.tile_px or AUTO_TILE_PX, "color_fix": settings.color_fix,
+        },
+        "metrics": {
+            one.key: one.metric_id for one in (*evaluation.metrics.pictures, *evaluation.metrics.sets)
+        },
+    }  # fmt: skip
+    described = tuple(
+        {"name": model.name, "spec": model.spec, "model_id": model.model_id, "sha256": model.hashes()}
+        for model in models
+    )
+    written = Results(tuple(results), described, made_with)
+    write_results(written, folder / "results.json")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("metrics_vs_steps.png is not drawn: the package matplotlib is not installed", file=sys.stderr)
+    else:
+        save_plot(written, folder / "metrics_vs_steps.png")
+    return "\n".join(texts)
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """ "1,2,4" to numbers. InputError for anything else, a repeated one, or one outside 1..30."""
+    try:
+        steps = tuple(check_steps(int(part)) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--steps is '{text}': expected whole numbers with commas, such as 1,2,4,8") from None
+    if len(set(steps)) < len(steps):
+        raise InputError(f"--steps is '{text}': expected each number once; leave the repeated one out")
+    return steps

@@ -1,0 +1,167 @@
+"""Which models an evaluation compares: `--model NAME=SPEC`, what SPEC may be, and the model behind it.
+
+builtin       the shipped base with the shipped LoRA (the base alone while none is shipped)
+builtin-base  the shipped base without LoRA
+LORA          a TEASR LoRA file for the shipped base
+BASE          a base file
+BASE+LORA     both
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from teasr_core import builtin
+from teasr_core.errors import InputError, ModelFileError
+from teasr_core.geometry import TargetSize
+from teasr_core.lora_file import LoraFile, check_base, read_lora
+from teasr_core.precision import DTYPES
+from teasr_core.restore import RestoreOptions, tile_in_latent
+from teasr_core.safetensors_file import read_tensors
+from teasr_core.schedule import manual_plan
+from teasr_core.standalone import Restorer
+
+BUILTIN, BUILTIN_BASE = "builtin", "builtin-base"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+# lr (h, w, 3) uint8, size of the result, number of steps -> (H, W, 3) uint8
+RestoreFn = Callable[[np.ndarray, TargetSize, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What decides a result beside the model and the picture. dtype: fp32 or bf16."""
+
+    seed: int = 0
+    dtype: str = "fp32"
+    tile_px: int = 0
+    color_fix: str = "off"
+
+
+@dataclass(frozen=True)
+class EvalModel:
+    """A model by its files; lora None = the base alone. `model_id` is of the files' bytes, not of their names."""
+
+    name: str
+    spec: str
+    base: Path
+    lora: Path | None
+
+    @property
+    def model_id(self) -> str:
+        """16 hexadecimal digits; the same files under other names give the same."""
+        return hashlib.sha256("".join(self.hashes().values()).encode()).hexdigest()[:16]
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each file: "base", and "lora" where there is one."""
+        files = {"base": self.base} | ({"lora": self.lora} if self.lora else {})
+        return {role: file_sha256(path) for role, path in files.items()}
+
+    def read(self) -> tuple[builtin.BuiltinFile, LoraFile | None]:
+        """Both files, checked against each other. Errors as `read_base`, `read_lora` and `check_base`."""
+        base = builtin.read_base(self.base)
+        if self.lora is None:
+            return base, None
+        lora = read_lora(self.lora)
+        check_base(lora, base.architecture, base.prediction, base.tensors)
+        return base, lora
+
+    def load(self, settings: EvalSettings) -> RestoreFn:
+        """Build the model on the CPU. Errors as `read` and `build_velocity`."""
+        base, lora = self.read()
+        dtype = DTYPES[settings.dtype]
+        restorer = Restorer(base, builtin.build_velocity(base, lora, dtype=dtype), dtype)
+
+        def restore(lr: np.ndarray, size: TargetSize, steps: int) -> np.ndarray:
+            image = torch.tensor(lr).permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
+            options = RestoreOptions(size, color_fix=settings.color_fix)
+            out = restorer.restore(image, options, manual_plan(steps), settings.seed, tile_px=settings.tile_px)
+            return np.ascontiguousarray((out[0] * 255).round().byte().permute(1, 2, 0).numpy())  # (H, W, 3)
+
+        return restore
+
+
+def parse_models(texts: Sequence[str], base: Path | None = None) -> list[EvalModel]:
+    """The models of `--model NAME=SPEC ...`, or of `--base FILE`, or the shipped one; every file is read and checked.
+
+    Raises InputError for a malformed or repeated name and for both options at once; ModelFileError for the files.
+    """
+    if texts and base is not None:
+        raise InputError("--base and --model are both given: expected one; write --model NAME=FILE for the base too")
+    if base is not None:
+        builtin.read_base(base)
+        return [EvalModel("base", str(base), base, None)]
+    models = [parse_model(text) for text in texts] or [resolve_model(BUILTIN, BUILTIN)]
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1 or name.lower() in ("bicubic", "lanczos", "hq"):
+            raise InputError(f"--model {name}: the name is taken, expected one of its own for each; choose another")
+    for model in models:
+        model.read()
+    return models
+
+
+def check_settings(settings: EvalSettings, models: Sequence[EvalModel]) -> None:
+    """Refuse now what a model would refuse after the baselines. InputError for a seed, tile or colour fix."""
+    if settings.seed < 0:
+        raise InputError(f"--seed is {settings.seed}: expected 0 or more")
+    RestoreOptions(TargetSize(1, 1), color_fix=settings.color_fix)
+    if settings.tile_px:
+        for base, _ in (model.read() for model in models):
+            tile_in_latent(settings.tile_px, 0, base.codec.downscale, base.architecture.block_multiple)
+
+
+def parse_model(text: str) -> EvalModel:
+    """One NAME=SPEC. Errors as `parse_models`."""
+    name, _, spec = text.partition("=")
+    if not spec or not _NAME.fullmatch(name):
+        raise InputError(
+            f"--model is '{text}': expected NAME=SPEC, the name of letters, digits, dot, dash and underscore, "
+            "such as ours=builtin"
+        )
+    return resolve_model(name, spec)
+
+
+def resolve_model(name: str, spec: str) -> EvalModel:
+    """The files behind a SPEC. Raises ModelFileError where there is no such file or it is of another kind."""
+    shipped = builtin.ASSETS / builtin.BASE_NAME
+    if spec == BUILTIN:
+        lora = builtin.ASSETS / builtin.LORA_NAME
+        return EvalModel(name, spec, shipped, lora if lora.is_file() else None)
+    if spec == BUILTIN_BASE:
+        return EvalModel(name, spec, shipped, None)
+    path = Path(spec)
+    if path.is_file():
+        metadata = read_tensors(path)[1]
+        if metadata.get("teasr.kind") == "base":
+            return EvalModel(name, spec, path, None)
+        if "teasr.scope" in metadata:
+            return EvalModel(name, spec, shipped, path)
+        raise ModelFileError(f"--model {name}: {path.name} is neither a TEASR base nor a TEASR LoRA; give one of them")
+    for cut in (index for index, character in enumerate(spec) if character == "+"):
+        base, lora = Path(spec[:cut]), Path(spec[cut + 1 :])
+        if base.is_file() and lora.is_file():
+            return EvalModel(name, spec, base, lora)
+    raise ModelFileError(
+        f"--model {name}: found no file at {spec}, expected {BUILTIN}, {BUILTIN_BASE}, a base or LoRA file, "
+        "or BASE+LORA; check the path"
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes. ModelFileError where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read ({error.strerror}): check the path") from None
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""Results kept on the disk: what the grids show and figures of whole sets need, under a name that cannot be stale."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .scores import ResultKey
+
+
+class PictureStore:
+    """PNG files in `folder`/dataset/model-identity/steps/. The identity is of everything that decides the pixels."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: ResultKey) -> Path:
+        made_with = repr((key.model_id, key.seed, key.dtype, key.tile_px, key.color_fix))
+        identity = hashlib.sha256(made_with.encode()).hexdigest()[:8]
+        steps = f"{key.steps}_steps" if key.steps else "baseline"
+        return self.folder / key.dataset / f"{key.model}-{identity}" / steps / f"{key.picture}-{key.picture_id[:8]}.png"
+
+    def has(self, key: ResultKey) -> bool:
+        return self.path(key).is_file()
+
+    def read(self, key: ResultKey) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        with Image.open(self.path(key)) as image:
+            return np.array(image.convert("RGB"))
+
+    def write(self, key: ResultKey, picture: np.ndarray) -> None:
+        """Whole or not at all: under another name first."""
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        Image.fromarray(picture).save(part, "PNG")
+        os.replace(part, path)
+
+    def collect(self, keys: Sequence[ResultKey], folder: Path) -> None:
+        """Copies of these results in one folder, each under its picture's name."""
+        folder.mkdir(parents=True)
+        for key in keys:
+            shutil.copyfile(self.path(key), folder / f"{key.picture}.png")

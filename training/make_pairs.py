@@ -1,0 +1,221 @@
+"""LR/HR pairs from photographs, in the layout of StableSR's test sets: OUT/test_HR and OUT/test_LR, equal names.
+
+The i-th file, by name, is degraded with `numpy.random.default_rng([seed, i])`, so a pair does not depend on the other
+files being usable, nor on the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from teasr_core.errors import InputError
+from teasr_core.images import Picture, find_images, load_picture, save_picture
+
+from .degradation import PRESETS, degrade
+from .degradation_ops import to_uint8
+from .evaluation.crops import read_eval_list
+from .evaluation.datasets import read_rgb
+from .evaluation.protocol import SCALE, EvalPair, load_eval_pairs
+from .photographs import HR_FOLDER, LR_FOLDER
+
+TABLE_NAME = "pairs.tsv"
+MAX_PAIR_SCALE = 16
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How pairs are made. crop_px: side of the central HR crop, None for the whole picture."""
+
+    preset: str = "light"
+    seed: int = 0
+    scale: int = 4
+    crop_px: int | None = None
+    workers: int = 1
+    use_overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise InputError(f"--preset is '{self.preset}': expected {' or '.join(PRESETS)}")
+        if not 1 <= self.scale <= MAX_PAIR_SCALE:
+            raise InputError(f"--scale is {self.scale}: expected a whole number from 1 to {MAX_PAIR_SCALE}")
+        if self.crop_px is not None and (self.crop_px < 1 or self.crop_px % self.scale):
+            raise InputError(f"--crop-px is {self.crop_px}: expected a multiple of the scale, {self.scale}")
+        if self.seed < 0:
+            raise InputError(f"--seed is {self.seed}: expected 0 or more")
+        if self.workers < 1:
+            raise InputError(f"--workers is {self.workers}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pair to be made. make() gives HR (s h, s w, 3) and LR (h, w, 3), uint8; index goes into the seed."""
+
+    name: str
+    index: int
+    make: Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+class SkippedError(Exception):
+    """A photograph that no pair can be made of; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """The names of the pairs written, and (file, reason) of what was passed over."""
+
+    names: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def make_pairs(
+    source: Path, output: Path, options: PairOptions, list_path: Path | None = None,
+    on_pair: Callable[[int, int], None] = lambda done, total: None,
+) -> Made:  # fmt: skip
+    """Write test_HR/NAME.png, test_LR/NAME.png (8 bits) and pairs.tsv under `output`.
+
+    source: a folder or one image; with `list_path`, the folder of an evaluation list's photographs, whose LR is then
+    that of `load_eval_pairs`. Unreadable and too small files are passed over, but not those of a list.
+    on_pair(done, total) is called as files are finished. Raises InputError for nothing to do, for outputs that exist
+    (unless `options.use_overwrite`) and for a place that cannot be written.
+    """
+    jobs = _list_jobs(source, list_path, options) if list_path is not None else _jobs(source, options)
+    _check_outputs(output, [job.name for job in jobs], options.use_overwrite)
+    written, skipped = [], []
+    pool = ThreadPoolExecutor(options.workers)  # the work is in OpenCV and NumPy, which run beside each other
+    try:
+        results = pool.map(lambda job: _write_pair(job, output), jobs)
+        for done, (job, reason) in enumerate(zip(jobs, results, strict=True), start=1):
+            if reason is None:
+                written.append(job)
+            else:
+                skipped.append((job.name, reason))
+            on_pair(done, len(jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if not written:
+        raise InputError(f"{source}: nothing usable among {len(jobs)}, first {skipped[0][0]}: {skipped[0][1]}")
+    _write_table(output / TABLE_NAME, written, options)
+    return Made(tuple(job.name for job in written), tuple(skipped))
+
+
+def central_crop(picture: np.ndarray, scale: int, crop_px: int | None) -> np.ndarray:
+    """The middle of (H, W, 3): crop_px a side, else what divides by `scale`. SkippedError when it is too small."""
+    height, width = picture.shape[:2]
+    wanted = (height - height % scale, width - width % scale) if crop_px is None else (crop_px, crop_px)
+    if min(wanted) < 1 or wanted[0] > height or wanted[1] > width:
+        raise SkippedError(f"{width}x{height} px, smaller than {crop_px or scale} px a side")
+    y, x = (height - wanted[0]) // 2, (width - wanted[1]) // 2
+    return picture[y : y + wanted[0], x : x + wanted[1]]
+
+
+def degrade_uint8(hq: np.ndarray, preset: str, scale: int, seed: int, index: int) -> np.ndarray:
+    """LR (H / scale, W / scale, 3) uint8 of HR (H, W, 3) uint8: the pair number `index` of this seed."""
+    rng = np.random.default_rng([seed, index])
+    return to_uint8(degrade(hq.astype(np.float32) / np.float32(255.0), PRESETS[preset], scale, rng))
+
+
+def _jobs(source: Path, options: PairOptions) -> list[Job]:
+    if source.is_file():
+        files = [source]
+    elif source.is_dir():
+        files = find_images(source)
+    else:
+        raise InputError(f"{source} does not exist: give an image or a folder of images")
+    if not files:
+        raise InputError(f"{source} holds no image: expected PNG, JPEG, WebP, TIFF or BMP files")
+    stems: dict[str, Path] = {}
+    for path in files:
+        if path.stem in stems:
+            raise InputError(f"{stems[path.stem].name} and {path.name} would both become {path.stem}.png: rename one")
+        stems[path.stem] = path
+
+    def make(path: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            picture = read_rgb(path)  # (H, W, 3)
+        except InputError as error:
+            raise SkippedError(f"unreadable: {error}") from None
+        hq = central_crop(picture, options.scale, options.crop_px)
+        return hq, degrade_uint8(hq, options.preset, options.scale, options.seed, index)
+
+    return [Job(path.stem, index, partial(make, path, index)) for index, path in enumerate(files)]
+
+
+def _list_jobs(folder: Path, list_path: Path, options: PairOptions) -> list[Job]:
+    if options.scale != SCALE or options.crop_px is not None:
+        raise InputError(f"--list fixes the crops and the scale {SCALE}: leave out --crop-px and --scale")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: give the one with the photographs of the list")
+    try:
+        pairs = load_eval_pairs(folder, PRESETS[options.preset], options.seed, list_path)
+    except OSError as error:
+        for crop in read_eval_list(list_path):
+            load_picture(folder / crop.file)  # the damaged one says so itself
+        raise InputError(f"{folder}: a photograph of the list cannot be read ({error}): get it again") from None
+    names = [pair.name for pair in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{list_path} names '{twice}' twice: both pairs would have one name")
+    return [Job(pair.name, index, partial(_given, pair)) for index, pair in enumerate(pairs)]
+
+
+def _check_outputs(output: Path, names: Sequence[str], use_overwrite: bool) -> None:
+    existing = next((path for path in (output, *output.absolute().parents) if path.exists()), output)
+    if not existing.is_dir():
+        raise InputError(f"{existing} is a file: give a folder for the pairs")
+    taken = [path for path in _outputs(output, names) if path.exists()]
+    if taken and not use_overwrite:
+        raise InputError(
+            f"{len(taken)} outputs exist already, first {taken[0]}: give another folder or pass --overwrite"
+        )
+    try:
+        for folder in (HR_FOLDER, LR_FOLDER):
+            (output / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{output} cannot be made ({error.strerror}): give a folder that can be written") from None
+
+
+def _outputs(output: Path, names: Sequence[str]) -> Iterator[Path]:
+    yield output / TABLE_NAME
+    for name in names:
+        yield output / HR_FOLDER / f"{name}.png"
+        yield output / LR_FOLDER / f"{name}.png"
+
+
+def _write_pair(job: Job, output: Path) -> str | None:
+    """Write one pair; the reason, where it is passed over."""
+    try:
+        hq, lr = job.make()
+    except SkippedError as error:
+        return str(error)
+    _save(hq, output / HR_FOLDER / f"{job.name}.png")
+    _save(lr, output / LR_FOLDER / f"{job.name}.png")
+    return None
+
+
+def _given(pair: EvalPair) -> tuple[np.ndarray, np.ndarray]:
+    return pair.hq, pair.lr
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    rgb = torch.from_numpy(pixels.astype(np.float32) / np.float32(255.0)).permute(2, 0, 1)[None]  # (1, 3, H, W)
+    save_picture(Picture(rgb), path, overwrite=True)  # whole or not at all; existing outputs were refused before
+
+
+def _write_table(path: Path, jobs: Sequence[Job], options: PairOptions) -> None:
+    lines = ["name\tseed\tindex\tpreset\tscale"]
+    lines += [f"{job.name}\t{options.seed}\t{job.index}\t{options.preset}\t{options.scale}" for job in jobs]
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): make room or give another folder") from None
+    finally:
+        temporary.unlink(missing_ok=True)

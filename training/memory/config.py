@@ -1,0 +1,43 @@
+"""The `[memory]` table of a distillation config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from teasr_core.errors import ConfigError
+
+from .checkpointing import Checkpointing
+from .groups import BLOCK_GROUPS, GroupPlan
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What the planner may not choose freely; "auto" leaves it to `planner.plan`."""
+
+    vram_gb: float = 0.0  # GiB the plan must fit in; 0 = what is free on the GPU, without a GPU no limit
+    image_stream: str = AUTO  # precision (bf16, fp8, nf4) and placement (resident, streamed), e.g. "fp8 resident"
+    text_stream: str = AUTO
+    modulation: str = AUTO  # its placement may be "swept" too
+    checkpointing: str = AUTO  # none | every K | all | offload
+
+    @property
+    def budget_gb(self) -> float | str:
+        return self.vram_gb or AUTO
+
+    @property
+    def groups(self) -> dict[str, GroupPlan]:
+        """The groups that are fixed. ConfigError for a value that says nothing."""
+        values = {group: getattr(self, group) for group in BLOCK_GROUPS}
+        return {group: GroupPlan.parse(text, group) for group, text in values.items() if text != AUTO}
+
+    @property
+    def fixed_checkpointing(self) -> Checkpointing | None:
+        return None if self.checkpointing == AUTO else Checkpointing.parse(self.checkpointing)
+
+    def check(self) -> None:
+        """ConfigError for a value that is out of range or says nothing."""
+        if self.vram_gb < 0:
+            raise ConfigError(f"memory.vram_gb is {self.vram_gb:g}: expected GiB, or 0 for what the GPU has free")
+        _ = self.groups, self.fixed_checkpointing

@@ -1,0 +1,197 @@
+"""Which plan fits a card: `plan` walks METHOD 5's table from the fastest to the smallest and takes the first that fits.
+
+Arithmetic from shapes (`costs`), before anything is loaded. What it cannot know is an allowance: the CUDA context,
+workspaces of cuBLAS and cuDNN, and the allocator's fragmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from teasr_core.architecture import QwenArchitecture
+from teasr_core.errors import ConfigError, InputError
+
+from . import costs
+from .checkpointing import Checkpointing
+from .config import AUTO, MemoryConfig
+from .costs import OPTIMISERS, Problem
+from .groups import BLOCK_GROUPS, GroupPlan
+
+GIB = 2**30
+CONTEXT_GIB = 0.8  # allowance, not measured
+FRAGMENTATION = 0.04  # allowance, share of everything else
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the budget, in bytes. `is_peak`: of these, only the largest is alive at a time."""
+
+    name: str
+    how: str
+    device: int
+    host: int = 0
+    is_peak: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How everything is held, and what that takes. `apply.prepare` carries out groups and checkpointing.
+
+    optimiser: a key of `costs.OPTIMISERS`; decode_dtype: "fp32" or "bf16", the VAE's.
+    """
+
+    groups: Mapping[str, GroupPlan]
+    checkpointing: Checkpointing
+    optimiser: str
+    decode_dtype: str
+    lines: tuple[Line, ...] = ()
+
+    @property
+    def device_gib(self) -> float:
+        """Peak on the device."""
+        together = sum(line.device for line in self.lines if not line.is_peak)
+        return (together + max((line.device for line in self.lines if line.is_peak), default=0)) / GIB
+
+    @property
+    def host_gib(self) -> float:
+        return sum(line.host for line in self.lines) / GIB
+
+    def __str__(self) -> str:
+        groups = ", ".join(f"{group.replace('_', ' ')} {self.groups[group]}" for group in BLOCK_GROUPS)
+        return (
+            f"{groups}, checkpointing {self.checkpointing}, optimiser {self.optimiser}, decode in {self.decode_dtype}"
+        )
+
+    def format_table(self) -> str:
+        """The budget as text, one line a part, for the log before anything is loaded."""
+        rows = [("", "", "GPU GiB", "host GiB")]
+        for line in self.lines:
+            host = f"{line.host / GIB:.2f}" if line.host else ""
+            rows.append((line.name + (" *" if line.is_peak else ""), line.how, f"{line.device / GIB:.2f}", host))
+        rows.append(("peak", "", f"{self.device_gib:.2f}", f"{self.host_gib:.2f}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        text = [
+            f"{name:<{widths[0]}}  {how:<{widths[1]}}  {device:>{widths[2]}}  {host:>{widths[3]}}".rstrip()
+            for name, how, device, host in rows
+        ]
+        return "\n".join([*text, "* one after the other: the largest counts"])
+
+
+_RESIDENT, _FP8 = GroupPlan(), GroupPlan("fp8")
+_STREAMED, _SWEPT = GroupPlan("fp8", "streamed"), GroupPlan("bf16", "swept")
+# METHOD 5, then a smaller one: (image stream, text stream, modulation), optimiser, dtype of the decode
+LADDER: tuple[tuple[tuple[GroupPlan, GroupPlan, GroupPlan], str, str], ...] = (
+    ((_RESIDENT, _RESIDENT, _RESIDENT), "adamw", "fp32"),  # 80 GB
+    ((_RESIDENT, _FP8, _FP8), "adamw-8bit", "bf16"),  # 48 GB
+    ((_FP8, _FP8, _SWEPT), "adamw-cpu bf16", "bf16"),  # 24 GB
+    ((_FP8, _STREAMED, _SWEPT), "adamw-cpu bf16", "bf16"),  # 16 GB
+    ((GroupPlan("nf4"), _STREAMED, _SWEPT), "adamw-cpu bf16", "bf16"),
+)
+# Within a rung: from no recompute to the least memory
+CHECKPOINTINGS = tuple(
+    Checkpointing(mode, every) for mode, every in (("none", 1), ("every", 3), ("every", 2), ("all", 1), ("offload", 1))
+)
+
+
+def plan(
+    architecture: QwenArchitecture,
+    resolution_px: int,
+    rank: int,
+    batch: int,
+    budget_gb: float | str = AUTO,
+    layout: str = "sequential",
+    optimiser: str = AUTO,
+    perceptual: str = "lpips-alex",
+    config: MemoryConfig | None = None,
+    prompt_tokens: int = 16,
+) -> MemoryPlan:
+    """The fastest plan that fits in `budget_gb`.
+
+    Args:
+        resolution_px: side of the training crop.
+        budget_gb: GiB, or "auto": what is free on the current CUDA device; without one there is no limit.
+        layout: of the step (`objective.LAYOUTS`). optimiser: a key of `costs.OPTIMISERS`, or "auto".
+        config: what the user has fixed.
+
+    Raises InputError, naming the smallest plan and what it takes, when nothing fits; ConfigError for an unknown name.
+    """
+    config = config or MemoryConfig()
+    config.check()
+    if optimiser not in (AUTO, *OPTIMISERS):
+        raise ConfigError(f"optimiser is '{optimiser}': expected auto, {', '.join(OPTIMISERS)}")
+    if perceptual not in costs.LPIPS_PEAK:
+        raise ConfigError(f"perceptual is '{perceptual}': expected {', '.join(costs.LPIPS_PEAK)}")
+    if layout == "batched" and "swept" in config.modulation:
+        raise ConfigError("memory.modulation is swept: the batched layout has no sweep, use sequential, or streamed")
+    problem = Problem(architecture, resolution_px, rank, batch, layout, perceptual, prompt_tokens)
+    budget = _budget_gib(budget_gb)
+    candidates = [budgeted(candidate, problem) for candidate in _candidates(config, layout, optimiser)]
+    for candidate in candidates:
+        if candidate.device_gib <= budget:
+            return candidate
+    raise InputError(_refusal(candidates, budget, problem))
+
+
+def budgeted(candidate: MemoryPlan, problem: Problem) -> MemoryPlan:
+    """The plan with its budget lines."""
+    architecture, groups = problem.architecture, dict(candidate.groups)
+    lines = []
+    for group, group_plan in {**groups, "rest": GroupPlan()}.items():
+        device, host = costs.weight_bytes(architecture, group, group_plan)
+        lines.append(Line(group.replace("_", " "), str(group_plan), device, host))
+    rows, ring = costs.sweep_bytes(problem, groups["modulation"])
+    optimiser, lora = OPTIMISERS[candidate.optimiser], costs.lora_parameters(architecture, problem.rank)
+    held, held_host = costs.activation_bytes(problem, candidate.checkpointing, optimiser.weight)
+    decode, decode_weights = costs.decode_bytes(problem, candidate.decode_dtype)
+    working = costs.working_bytes(problem, candidate.checkpointing)
+    lines += [
+        Line("modulation rows", "of a step", rows),
+        Line("LoRA + optimiser", candidate.optimiser, int(lora * optimiser.device), int(lora * optimiser.host)),
+        Line("activations", f"checkpointing {candidate.checkpointing}", held, held_host),
+        Line("VAE + LPIPS weights", candidate.decode_dtype, decode_weights),
+        Line("transformer at work", "one block's backward, or the pair for Delta", working, is_peak=True),
+        Line("decode + LPIPS", f"{candidate.decode_dtype}, one up-block at a time", decode, is_peak=True),
+    ]
+    if ring:
+        lines.append(Line("sweep", "two blocks of modulation", ring, is_peak=True))
+    scratch = costs.scratch_bytes(architecture, groups)
+    fragments = int(FRAGMENTATION * replace(candidate, lines=tuple(lines)).device_gib * GIB)
+    lines.append(Line("overhead", "unpacking; allowance for CUDA", scratch + fragments + int(CONTEXT_GIB * GIB)))
+    return replace(candidate, lines=tuple(lines))
+
+
+def _candidates(config: MemoryConfig, layout: str, optimiser: str) -> Iterator[MemoryPlan]:
+    """The ladder with what is fixed put in, each plan once. The batched layout streams instead of sweeping."""
+    seen = []
+    for plans, rung_optimiser, decode_dtype in LADDER:
+        for checkpointing in [config.fixed_checkpointing] if config.fixed_checkpointing else CHECKPOINTINGS:
+            groups = dict(zip(BLOCK_GROUPS, plans, strict=True)) | config.groups
+            if layout == "batched" and groups["modulation"].placement == "swept":
+                groups["modulation"] = GroupPlan(groups["modulation"].precision, "streamed")
+            chosen = rung_optimiser if optimiser == AUTO else optimiser
+            candidate = MemoryPlan(groups, checkpointing, chosen, decode_dtype)
+            if candidate not in seen:
+                seen.append(candidate)
+                yield candidate
+
+
+def _budget_gib(budget_gb: float | str) -> float:
+    if budget_gb != AUTO:
+        return float(budget_gb)
+    if not torch.cuda.is_available():
+        return float("inf")
+    free, _ = torch.cuda.mem_get_info()
+    return free / GIB
+
+
+def _refusal(candidates: Sequence[MemoryPlan], budget: float, problem: Problem) -> str:
+    smallest = min(candidates, key=lambda candidate: candidate.device_gib)
+    return (
+        f"{budget:.1f} GiB of GPU memory at {problem.resolution_px} px, batch {problem.batch}, rank {problem.rank}: "
+        f"the smallest plan needs {smallest.device_gib:.1f} GiB ({smallest}); "
+        "use a larger card, a smaller crop, batch or rank, leave more of [memory] to auto, or set optim.kind to "
+        "adamw-cpu and adapter.dtype to bf16"
+    )

@@ -1,0 +1,113 @@
+"""A Qwen-Image on disk as a distillation's base: packed tensor by tensor, never whole in memory in bf16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from teasr_core.errors import ConfigError, InputError, ModelFileError
+from teasr_core.lora_file import fingerprint
+from teasr_core.model_folder import component_folder
+from teasr_core.qwen import QwenVelocity
+from teasr_core.qwen_file import QwenSource, load_qwen_transformer, read_qwen
+from teasr_core.qwen_vae import QwenVaeCodec, load_qwen_vae
+
+from .base_model import DTYPES, TrainingBase, base_dtype, memory_plan
+from .distill_config import DistillConfig
+from .memory.apply import prepare
+from .memory.groups import GroupPlan, group_of
+from .memory.quantised_linear import FrozenLinear, replace_linears
+from .memory.vae_decode import decode_checkpointed
+from .prompt_cache import read_prompt
+
+
+class CheckpointedVaeCodec(QwenVaeCodec):
+    """The VAE with a decode whose backward holds one up-block's activations at a time."""
+
+    def _decode_tile(self, latent: torch.Tensor) -> torch.Tensor:
+        return decode_checkpointed(self.vae, latent).float()  # (B, 3, 8h, 8w)
+
+
+def load_qwen_base(
+    path: Path, config: DistillConfig, device: torch.device, note: Callable[[str], None]
+) -> TrainingBase:
+    """From a diffusers folder or a ComfyUI single file, with `base.vae` and `base.prompt`.
+
+    Everything is checked and the plan's table shown before the weights are read. Errors as `load_training_base`.
+    """
+    _check_settings(path, config)
+    source = read_qwen(path)
+    if source.is_fingerprint_fp8:
+        raise ModelFileError(
+            f"{path.name} keeps even its small tensors in fp8: a LoRA could not tell its base by them, give the bf16 "
+            "file; fp8 is made while it is loaded ([memory])"
+        )
+    prompt = read_prompt(Path(config.base.prompt))  # (T, text_width)
+    if prompt.shape[1] != source.architecture.text_width:
+        raise ModelFileError(
+            f"{Path(config.base.prompt).name} holds embeddings {prompt.shape[1]} wide, the transformer takes "
+            f"{source.architecture.text_width}: make the prompt file with this model's text encoder"
+        )
+    dtype = base_dtype(config, "bf16")
+    found = memory_plan(config, source.architecture, prompt.shape[0])
+    note(found.format_table())
+    vae = load_qwen_vae(Path(config.base.vae or path), DTYPES[found.decode_dtype], device).vae
+    codec = CheckpointedVaeCodec(vae)
+    if codec.channels != source.architecture.latent_channels:
+        raise InputError(
+            f"the VAE has {codec.channels} latent channels, the transformer {source.architecture.latent_channels}: "
+            "set base.vae to the one it goes with"
+        )
+    transformer = load_packed(source, dtype, device, found.groups)
+    return TrainingBase(
+        velocity=QwenVelocity(transformer, prompt.to(device), source.prediction),
+        codec=codec,
+        memory=prepare(transformer, found, device),
+        architecture=source.architecture,
+        base_id=source.kind.model,
+        base_fingerprint=fingerprint(source.fingerprint_tensors()),
+    )
+
+
+def load_packed(
+    source: QwenSource, dtype: torch.dtype, device: torch.device, groups: Mapping[str, GroupPlan]
+) -> nn.Module:
+    """The transformer with every weight packed on the device as it is read, and sent back where it does not live."""
+    frozen: dict[str, FrozenLinear] = {}
+
+    def replace(model: nn.Module) -> None:
+        replace_linears(model, groups)
+        frozen.update({f"{name}.weight": one for name, one in model.named_modules() if isinstance(one, FrozenLinear)})
+
+    def pack(name: str, tensor: torch.Tensor) -> torch.Tensor | None:
+        layer = frozen.get(name)
+        if layer is None:
+            return tensor
+        layer.store(tensor)
+        if groups[group_of(name)].placement != "resident":
+            layer.move(torch.device("cpu"))
+        return None
+
+    return load_qwen_transformer(source, dtype, device, place=pack, prepare=replace)
+
+
+def _check_settings(path: Path, config: DistillConfig) -> None:
+    if not config.ablation.dtc:
+        raise ConfigError("ablation.dtc is false: Qwen-Image's modulation is split by branch, only a TEASR base is not")
+    if config.adapter.trainable != "lora":
+        raise ConfigError('adapter.trainable is "all": only a small TEASR base is trained whole, set it to "lora"')
+    if config.loss.loss_space != "latent":
+        raise ConfigError(f"loss.loss_space is '{config.loss.loss_space}': Qwen-Image's latents have 'latent' alone")
+    if config.train.crop_px % 32:
+        raise ConfigError(f"train.crop_px is {config.train.crop_px}: Qwen-Image takes multiples of 32")
+    if not config.base.prompt:
+        raise ConfigError(
+            "base.prompt is empty: Qwen-Image needs the file of the empty prompt's embedding, made once by "
+            "`python -m training cache-prompt ENCODER_FOLDER prompt.safetensors`"
+        )
+    has_vae = path.is_dir() and component_folder(path, "vae") == path / "vae"
+    if not config.base.vae and not has_vae:
+        raise ConfigError(f"base.vae is empty and {path.name} comes without one: name qwen_image_vae.safetensors")

@@ -1,0 +1,101 @@
+"""The sources of a run (`data.folders`, `data.pairs`): their usable images, and what was passed over and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from teasr_core.errors import InputError
+
+from .config import DataConfig
+from .photographs import list_pairs, list_source, name_some, scan_photographs
+
+MARGIN_PX = 16  # around a crop, so that its borders are made from real content
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that share a weight. `low` is the LR file of each HR file in `high`; None where LR is to be made."""
+
+    name: str
+    high: tuple[Path, ...]
+    low: tuple[Path, ...] | None
+    count: int  # files (pairs) found, usable or not
+    skipped: tuple[str, ...]  # one line for each kind of file that is passed over
+
+    def lines(self) -> list[str]:
+        """What a run says at its start."""
+        kind = "images" if self.low is None else "pairs"
+        head = f"data '{self.name}': {len(self.high)} of {self.count} {kind} usable"
+        return [head, *(f"data '{self.name}': {line}" for line in self.skipped)]
+
+
+def open_sources(config: DataConfig, crop_px: int) -> list[Source]:
+    """The sources in the order of `data.weights`, each with the images that give crops of `crop_px`.
+
+    Raises InputError for no source, one that is missing or empty, one that has a weight and no usable image, and
+    where nothing is usable at all.
+    """
+    if not config.folders and not config.pairs:
+        raise InputError("data.folders is empty: name at least one folder of photographs")
+    sources = [_photographs(folder, crop_px) for folder in config.folders]
+    sources += [_ready_pairs(folder, crop_px) for folder in config.pairs]
+    wanted = config.weights or [1.0] * len(sources)
+    useless = [source for source, weight in zip(sources, wanted, strict=True) if weight and not source.high]
+    if useless and (config.weights or len(useless) == len(sources)):
+        source = useless[0]
+        raise InputError(
+            f"data '{source.name}' has no readable {'photograph' if source.low is None else 'pair'} of at least "
+            f"{needed_px(crop_px, source.low is not None)} px a side among {source.count} ("
+            f"{'; '.join(source.skipped)}): check data.folders, data.pairs or crop_px"
+        )
+    return sources
+
+
+def needed_px(crop_px: int, is_pair: bool = False) -> int:
+    """Smallest side of a photograph (of a pair's HR) that a crop can be cut from."""
+    return crop_px if is_pair else crop_px + 2 * MARGIN_PX
+
+
+def data_summary(config: DataConfig, crop_sizes: Sequence[int]) -> list[str]:
+    """Lines that say what a run with these crops will learn from, each once. Errors as `open_sources`."""
+    lines = [
+        line
+        for crop_px in sorted(set(crop_sizes))
+        for source in open_sources(config, crop_px)
+        for line in source.lines()
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def _photographs(entry: str, crop_px: int) -> Source:
+    scan = scan_photographs(list_source(entry), needed_px(crop_px))
+    return Source(entry, scan.usable, None, scan.count, tuple(scan.skipped()))
+
+
+def _ready_pairs(entry: str, crop_px: int) -> Source:
+    pairs, lonely = list_pairs(entry)
+    sizes = {}
+    for scan in (scan_photographs([pair[side] for pair in pairs]) for side in (0, 1)):
+        sizes |= dict(zip(scan.usable, scan.sizes, strict=True))
+    usable, reasons = [], {"without a partner": lonely}
+    for high, low in pairs:
+        if high not in sizes or low not in sizes:
+            reason = "unreadable"
+        elif pair_scale(sizes[high], sizes[low]) is None:
+            reason = "HR is no whole multiple of LR"
+        elif min(sizes[high]) < needed_px(crop_px, is_pair=True):
+            reason = f"smaller than {crop_px} px a side"
+        else:
+            usable.append((high, low))
+            continue
+        reasons.setdefault(reason, []).append(high)
+    skipped = [f"skipped, {reason}: {len(paths)} ({name_some(paths)})" for reason, paths in reasons.items() if paths]
+    return Source(entry, tuple(high for high, _ in usable), tuple(low for _, low in usable), len(pairs), tuple(skipped))
+
+
+def pair_scale(high: tuple[int, ...], low: tuple[int, ...]) -> int | None:
+    """How many times larger HR is than LR, both (a, b) pixels: a whole number, or None."""
+    scale = high[0] // low[0]
+    return scale if scale >= 1 and tuple(high[:2]) == (low[0] * scale, low[1] * scale) else None
