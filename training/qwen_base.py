@@ -106,7 +106,7 @@ def _check_settings(path: Path, config: DistillConfig) -> None:
     if not config.base.prompt:
         raise ConfigError(
             "base.prompt is empty: Qwen-Image needs the file of the empty prompt's embedding, made once by "
-            "`python -m training cache-prompt ENCODER_FOLDER prompt.safetensors`"
+            "`python -m training cache-prompt --text-encoder DIR prompt.safetensors`"
         )
     has_vae = path.is_dir() and component_folder(path, "vae") == path / "vae"
     if not config.base.vae and not has_vae:
