@@ -95,37 +95,44 @@ def train(values: Mapping[str, Any]) -> None:
     Distiller(_config(values)).train()
 
 
-def train_until_killed_while_saving(values: Mapping[str, Any], moment: str, save: int) -> None:
-    """Train, and die of SIGKILL in the middle of the `save`-th checkpoint (from 1) at this moment."""
+def train_until_killed_in_a_save(values: Mapping[str, Any], moment: str, save: int) -> None:
+    """Train, and die of SIGKILL within the `save`-th checkpoint (from 1).
+
+    moment: "half" of the file is written, or it is whole and about to be "flushed" or "renamed", or it has its name and
+    an older one is about to be "deleted".
+    """
     from training import checkpoint
 
     saves = 0
     save_file, fsync, replace, unlink = checkpoint.save_file, os.fsync, os.replace, Path.unlink
 
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def die_at(name: str) -> None:
+        if moment == name and saves == save:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    def half_a_file(tensors: Any, path: Path, **options: Any) -> None:
+    def watched_save(tensors: Any, path: Path, **options: Any) -> None:
         nonlocal saves
         saves += 1
         save_file(tensors, path, **options)
-        if moment == "writing" and saves == save:
+        if moment == "half" and saves == save:
             os.truncate(path, path.stat().st_size // 2)
-            die()
+        die_at("half")
 
-    def at(name: str, function: Any, after: bool) -> Any:
-        def watched(*arguments: Any, **options: Any) -> Any:
-            result = function(*arguments, **options) if after else None
-            if moment == name and saves == save:
-                die()
-            return result if after else function(*arguments, **options)
+    def watched_fsync(file: int) -> None:
+        die_at("flushed")
+        fsync(file)
 
-        return watched
+    def watched_replace(source: Path, target: Path) -> None:
+        die_at("renamed")
+        replace(source, target)
 
-    checkpoint.save_file = half_a_file
-    os.fsync = at("written", fsync, after=False)
-    os.replace = at("renamed", at("renaming", replace, after=False), after=True)
-    Path.unlink = at("deleting", unlink, after=False)  # type: ignore[method-assign]
+    def watched_unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("step_"):
+            die_at("deleted")
+        unlink(path, missing_ok)
+
+    checkpoint.save_file, os.fsync, os.replace = watched_save, watched_fsync, watched_replace
+    Path.unlink = watched_unlink  # type: ignore[method-assign]
     train(values)
 
 

@@ -178,12 +178,16 @@ class Objective:
 
     @torch.no_grad()
     def score_difference(self, batch: Batch, draws: Draws, z_fake: torch.Tensor) -> torch.Tensor:
-        """Delta at z_s between the fake and the real trajectory, one batch of 2B rows. Eq. 9, 10"""
+        """Delta at z_s between the fake and the real trajectory, for the same z_s. Eq. 9, 10
+
+        One forward after the other: the graph of the one-step result is alive, and a batch of both would double what
+        is held on top of it.
+        """
         s = draws.s
         check_target_times(-s)
         z_s = losses.adversarial_point(z_fake, draws.noise_s, s)  # (B, C, h, w)
-        twice = (torch.cat([z_s, z_s]), torch.cat([s, s]), torch.cat([batch.z_lq, batch.z_lq]), torch.cat([s, -s]))
-        real, fake = self._output(*twice).chunk(2)  # (B, C, h, w)
+        real = self._output(z_s, s, batch.z_lq, s)  # (B, C, h, w)
+        fake = self._output(z_s, s, batch.z_lq, -s)  # (B, C, h, w)
         return losses.score_difference(real, fake, self.prediction)
 
     def _one_step(
@@ -291,6 +295,7 @@ def velocity_calls(draws: Draws) -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
         (m, draws.s_cons),
         (draws.t_cons, draws.s_cons),
         (ones, torch.zeros_like(ones)),
-        (torch.cat([s, s]), torch.cat([s, -s])),
+        (s, s),
+        (s, -s),
         (t_fake, -t_fake),
     ]

@@ -39,6 +39,10 @@ async function convert(page) {
   const api = JSON.parse(fs.readFileSync(input, 'utf8'))
   const graph = await page.evaluate(async (api) => {
     await app.loadApiJson(api, 'teasr')
+    for (const node of app.graph.nodes) {
+      const { models } = api[node.id]._meta  // what the frontend offers to download where it is missing
+      if (models) node.properties.models = models
+    }
     for (const node of app.graph.nodes)
       for (const widget of node.widgets || []) if (widget.name === 'control_after_generate') widget.value = 'fixed'
     app.graph.arrange(70)
@@ -68,6 +72,8 @@ async function check(page) {
       types: nodes.map((node) => node.type).sort(),
       widgets: Object.fromEntries(nodes.filter((node) => node.type.startsWith('TEASR')).map((node) =>
         [node.type, (node.widgets || []).map((widget) => [widget.name, widget.value])])),
+      models: Object.fromEntries(nodes.filter((node) => node.properties.models)
+        .map((node) => [node.type, node.properties.models])),
       prompt: output
     }
   }, ui)

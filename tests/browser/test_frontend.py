@@ -11,6 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("frontend.cjs")
+QWEN_FILES = (
+    "diffusion_models/qwen_image_2512_fp8_e4m3fn.safetensors",
+    "vae/qwen_image_vae.safetensors",
+    "loras/teasr_qwen_image_2512.safetensors",
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +27,9 @@ def browse(server, tmp_path_factory):
     if subprocess.run(["node", "-e", "require('playwright-core')"], capture_output=True, check=False).returncode:
         pytest.skip("playwright-core is not installed: npm i playwright-core, and set NODE_PATH to its node_modules")
     comfy_server.write_picture(server, "example.png", 48, 40)  # the workflows' own input, small
+    for name in QWEN_FILES:  # only their names matter here: a missing file's node is red
+        (server.folder / "models" / name).parent.mkdir(parents=True, exist_ok=True)
+        (server.folder / "models" / name).touch()
     shots = tmp_path_factory.mktemp("shots")
 
     def check(name, use_vue=False, run=False):
@@ -37,7 +45,7 @@ def browse(server, tmp_path_factory):
 
 
 @pytest.mark.parametrize("use_vue", [False, True], ids=["classic", "nodes 2.0"])
-@pytest.mark.parametrize("name", ["teasr_quick_start", "teasr_building_blocks"])
+@pytest.mark.parametrize("name", ["teasr_quick_start", "teasr_building_blocks", "qwen_image_teasr"])
 def test_a_shipped_workflow_loads_without_a_missing_or_red_node(browse, name, use_vue):
     report = browse(name, use_vue)
     assert report["missing"] == report["red"] == report["unwired"] == report["errors"] == []
@@ -52,6 +60,20 @@ def test_a_shipped_workflow_loads_without_a_missing_or_red_node(browse, name, us
         if widget == "control_after_generate"
     ]
     assert set(seeds) <= {"fixed"}
+
+
+def test_the_qwen_image_workflow_says_where_its_files_come_from(browse):
+    """The frontend offers to download what `properties.models` names; there is no public TEASR LoRA."""
+    models = browse("qwen_image_teasr")["models"]
+    found = [(node, entry["directory"], entry["name"]) for node, entries in models.items() for entry in entries]
+    assert sorted(found) == [
+        ("UNETLoader", "diffusion_models", "qwen_image_2512_fp8_e4m3fn.safetensors"),
+        ("VAELoader", "vae", "qwen_image_vae.safetensors"),
+    ]
+    for entries in models.values():
+        for entry in entries:
+            folder = "https://huggingface.co/Comfy-Org/Qwen-Image_ComfyUI/resolve/main/split_files"
+            assert entry["url"] == f"{folder}/{entry['directory']}/{entry['name']}"
 
 
 def test_the_quick_start_runs(browse, server):

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from teasr_core.architecture import QWEN_IMAGE
 from teasr_core.errors import ConfigError
 from training.ablation import AblationConfig
+from training.base_model import memory_plan
 from training.config import PretrainConfig, StageConfig, load_config
 from training.distill_config import DistillConfig, load_distill_config
 from training.toml_config import from_mapping, read_toml, to_mapping
@@ -183,6 +185,15 @@ def test_every_shipped_distillation_config_loads(path):
 def test_every_preset_is_there():
     assert {path.stem for path in PRETRAIN} >= {"smoke", "builtin"}
     assert {path.stem for path in DISTILL} >= {"smoke", "builtin", "h200", "a100-80", "48gb", "24gb", "16gb"}
+
+
+@pytest.mark.parametrize("name", ["h200", "a100-80", "48gb", "24gb", "16gb"])
+def test_what_is_documented_of_a_card_is_what_its_preset_is_planned_to_take(name):
+    config = load_distill_config(CONFIGS / "distill" / f"{name}.toml")
+    found = memory_plan(config, QWEN_IMAGE, prompt_tokens=16)
+    text = (CONFIGS.parents[1] / "docs" / "qwen_image.md").read_text(encoding="utf-8")
+    assert f"| `{name}` | {found.device_gib:.0f} | {found.host_gib:.0f} |" in text
+    assert found.device_gib <= config.memory.vram_gb
 
 
 def test_the_ablation_names_its_two_configs():

@@ -14,56 +14,78 @@ from training.toml_config import to_mapping
 
 KILLS = 20
 SEED = 0  # of the moments
-STEPS = 40
+EARLY = 0.25  # share of the kills that may come before the process has done a step
 
 
 @pytest.fixture
 def short_run(distillation):
-    """short_run(name): the smallest run that saves after every step."""
+    """short_run(name, steps): it saves after every step."""
     return lambda name, steps: distillation(name, run={"checkpoint_every": 1}, train={"steps": steps})
 
 
-def check_files(folder: Path, shapes: dict) -> int:
-    """Every checkpoint that is listed loads whole; the step of the newest, 0 without one."""
-    step = 0
+def newest_step(folder):
+    checkpoints = list_checkpoints(folder)
+    return int(checkpoints[-1].stem.removeprefix("step_")) if checkpoints else 0
+
+
+def whole_checkpoints(folder, shapes):
+    """Steps of the checkpoints that are listed, every one of them loaded in full."""
+    steps = []
     for path in list_checkpoints(folder):
         tensors, state = load_checkpoint(path)
-        step = state["step"]
         assert {key: value.shape for key, value in tensors.items()} == shapes
-        assert path.stem == f"step_{step:08d}"
-    return step
+        steps.append(state["step"])
+    return steps
+
+
+def shapes_of(checkpoint):
+    return {key: value.shape for key, value in checkpoint[0].items()}
 
 
 def test_kill_9_at_random_moments_changes_nothing(forks, short_run):
-    whole, killed = short_run("whole", STEPS), short_run("killed", STEPS)
-    values, folder = to_mapping(killed), Path(killed.run.output_dir)
+    """No process gets further than two steps, so that the run cannot end before the last kill."""
+    steps = 2 * KILLS + 4
+    whole, killed = short_run("whole", steps), short_run("killed", steps)
+    folder, moments = Path(killed.run.output_dir), random.Random(SEED)
     begin = time.perf_counter()
     assert forks.wait(forks.start("tiny_distill_run:train", to_mapping(whole))) == 0
-    seconds_per_step = (time.perf_counter() - begin) / STEPS
-    wanted = newest(whole, STEPS)
-    shapes = {key: value.shape for key, value in wanted[0].items()}
+    step_seconds = (time.perf_counter() - begin) / steps
+    wanted = newest(whole, steps)
 
-    moments, met, log = random.Random(SEED), [], []
+    met = [0]
     for _ in range(KILLS):
-        pid = forks.start("tiny_distill_run:train", values)
-        before = check_files(folder, shapes)
-        start = time.perf_counter()
-        # One in four may die before its first step; the others have saved something of their own.
-        if moments.random() < 0.75:
-            while check_step(folder) == before and time.perf_counter() - start < 30:
-                time.sleep(0.0005)
-        time.sleep(moments.uniform(0, 2 * seconds_per_step))
+        pid = forks.start("tiny_distill_run:train", to_mapping(killed))
+        if moments.random() >= EARLY:
+            while newest_step(folder) == met[-1]:
+                time.sleep(step_seconds / 50)
+        end = time.perf_counter() + moments.uniform(0, 2 * step_seconds)
+        while time.perf_counter() < end and newest_step(folder) < met[-1] + 2:
+            time.sleep(step_seconds / 50)
         os.kill(pid, signal.SIGKILL)
         assert forks.wait(pid) == -signal.SIGKILL, forks.log.read_text()[-2000:]  # it was still at work
-        met.append(check_files(folder, shapes))
-        log.append((round(time.perf_counter() - start, 3), sorted(p.name for p in folder.glob(".*"))))
-    print(seconds_per_step, met, log)
+        met.append(max([0, *whole_checkpoints(folder, shapes_of(wanted))]))
     assert met == sorted(met)
-    assert 0 < met[-1] < STEPS
-    assert forks.wait(forks.start("tiny_distill_run:train", values)) == 0
-    assert_equal(newest(killed, STEPS), wanted)
+    assert KILLS / 2 < met[-1] < steps
+    assert forks.wait(forks.start("tiny_distill_run:train", to_mapping(killed))) == 0
+    assert_equal(newest(killed, steps), wanted)
 
 
-def check_step(folder: Path) -> int:
-    checkpoints = list_checkpoints(folder)
-    return int(checkpoints[-1].stem.removeprefix("step_")) if checkpoints else 0
+def test_kill_9_within_a_save_changes_nothing(forks, short_run):
+    whole, killed = short_run("whole", 14), short_run("killed", 14)
+    folder = Path(killed.run.output_dir)
+    assert forks.wait(forks.start("tiny_distill_run:train", to_mapping(whole))) == 0
+    wanted = newest(whole, 14)
+    for moment, kept, leaves_temporary in (
+        ("half", [1, 2], True),
+        ("flushed", [3, 4], True),
+        ("renamed", [5, 6], True),
+        ("deleted", [7, 8, 9], False),
+    ):
+        pid = forks.start("tiny_distill_run:train_until_killed_in_a_save", to_mapping(killed), moment, 3)
+        assert forks.wait(pid) == -signal.SIGKILL, forks.log.read_text()[-2000:]
+        assert whole_checkpoints(folder, shapes_of(wanted)) == kept, moment
+        assert bool(list(folder.glob(".step_*.tmp"))) == leaves_temporary, moment
+    assert forks.wait(forks.start("tiny_distill_run:train", to_mapping(killed))) == 0
+    assert_equal(newest(killed, 14), wanted)
+    assert [path.name for path in folder.glob(".*")] == []
+    assert whole_checkpoints(folder, shapes_of(wanted)) == [13, 14]

@@ -63,8 +63,8 @@ def test_a_sample_costs_eight_rows_four_of_them_with_a_gradient(watch, size, lay
     objective(velocity).backward(batch, tiny_objective.draws(size, torch.float32), WEIGHTS, layout=layout)
     assert sum(calls.rows) == 8 * size
     assert sum(rows for rows, kept in zip(calls.rows, calls.with_grad, strict=True) if kept) == 4 * size
-    if layout == "sequential":  # one graph at a time: no forward is larger than a batch but the pair of scores
-        assert sorted(calls.rows) == [size] * 6 + [2 * size]
+    if layout == "sequential":  # one graph at a time: no forward is larger than a batch
+        assert calls.rows == [size] * 8
 
 
 def test_rotate_costs_what_its_role_costs(watch):
@@ -82,14 +82,15 @@ def test_the_times_are_those_announced_and_those_of_the_equations(watch):
     calls = watch(velocity)
     objective(velocity).backward(BATCH, DRAWS, WEIGHTS)
     announced = velocity_calls(DRAWS)
-    assert len(calls.times) == len(announced) == 7
+    assert len(calls.times) == len(announced) == 8
     for found, wanted in zip(calls.times, announced, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    flow, first, second, step, one, scores, adv = calls.times
+    flow, first, second, step, one, real, fake, adv = calls.times
     assert torch.equal(*flow)  # Eq. 5, 10: the real score is read where it was learnt
     assert torch.equal(first[1], second[0]) and torch.equal(first[0], step[0]) and torch.equal(second[1], step[1])
     assert one[0].tolist() == [1, 1] and one[1].tolist() == [0, 0] and not torch.signbit(one[1]).any()  # Eq. 6
-    assert torch.equal(scores[1], torch.cat([DRAWS.s, -DRAWS.s])) and torch.equal(scores[0], DRAWS.s.repeat(2))
+    assert torch.equal(real[0], DRAWS.s) and torch.equal(real[1], DRAWS.s)  # Eq. 9, 10
+    assert torch.equal(fake[0], DRAWS.s) and torch.equal(fake[1], -DRAWS.s)
     assert torch.equal(adv[0], DRAWS.t_fake) and torch.equal(adv[1], -DRAWS.t_fake)  # Eq. 7
 
 
