@@ -34,7 +34,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def config(photos: Path, base: Path, output_dir: Path, **sections: Mapping[str, Any]) -> DistillConfig:
+def config(photos: Path, base: Path, output_dir: Path, /, **sections: Mapping[str, Any]) -> DistillConfig:
     """A tiny run; `sections` replace fields of the defaults."""
     places = {"run": {"output_dir": str(output_dir)}, "base": {"path": str(base)}, "data": {"folders": [str(photos)]}}
     names = DEFAULTS.keys() | places.keys() | sections.keys()

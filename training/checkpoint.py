@@ -40,9 +40,19 @@ def write_atomically(path: Path, tensors: Mapping[str, torch.Tensor], metadata: 
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], keep: int
 ) -> Path:
-    """Write `step_XXXXXXXX.safetensors` with JSON `state`, then delete all but the newest `keep`."""
+    """Write `step_XXXXXXXX.safetensors` with JSON `state`, then delete all but the newest `keep`.
+
+    InputError when it cannot be written, as on a full disk; the checkpoints before it stay as they are.
+    """
     path = folder / f"step_{step:08d}.safetensors"
-    write_atomically(path, tensors, {STATE_KEY: json.dumps({"step": step, **state})})
+    try:
+        write_atomically(path, tensors, {STATE_KEY: json.dumps({"step": step, **state})})
+    except (OSError, SafetensorError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        raise InputError(
+            f"{path} cannot be written ({cause}): checkpoints before it are whole, make room and run the command again "
+            "to resume"
+        ) from error
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()
     for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while it wrote

@@ -23,6 +23,11 @@ def check_resumable(
     elsewhere, not in another precision.
     """
     saved, wanted = dict(state["config"]), to_mapping(config)
+    if "adapter" not in saved:
+        raise ConfigError(
+            f"run.output_dir '{config.run.output_dir}' holds a checkpoint that distill did not write, its config has "
+            f"{', '.join(saved)}: give the distillation a run.output_dir of its own"
+        )
     ramps = [rectify_ramp(steps) for steps in (saved["train"]["steps"], config.train.steps)]
     same_ramp, ramp_over = ramps[0] == ramps[1], state["step"] >= 2 * max(ramps)
     if config.optim.lr == config.optim.lr_end and (same_ramp or ramp_over):

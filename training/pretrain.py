@@ -258,6 +258,11 @@ def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) ->
 
     Bookkeeping may change, and stages that have not begun; a stage under way may only change its length.
     """
+    if "stages" not in saved:
+        raise ConfigError(
+            f"run.output_dir '{wanted['run']['output_dir']}' holds a checkpoint that pretrain did not write, its "
+            f"config has {', '.join(saved)}: give the run a run.output_dir of its own"
+        )
     check_same(saved, wanted, PretrainConfig(), ("data", "model", "optim", "loss", "run"))
     saved, wanted = plain(saved), plain(wanted)
     begin = 0

@@ -50,7 +50,7 @@ class RunLog:
         """Record values of a step; the terminal shows `shown` of them, or all."""
         if not self.is_main:
             return
-        rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
+        rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}  # losses get small
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 1), "step": step, **rounded}) + "\n")
         if self.board is not None:

@@ -1,6 +1,5 @@
 """A distillation resumes exactly, after a stop or a signal, and refuses what would make it another run (T10)."""
 
-import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -8,9 +7,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_distill_run import assert_equal, changed, newest
 
+from teasr_core.builtin import base_metadata
 from teasr_core.errors import ConfigError, ModelFileError
+from teasr_core.lora_file import PROMPT_KEY
 from training.checkpoint import list_checkpoints
 from training.distill import Distiller
 from training.distill_resume import check_resumable
@@ -139,7 +141,8 @@ def test_a_run_says_so_when_it_is_built(distillation):
 def test_bookkeeping_may_change_and_files_may_move(distillation, tmp_path):
     run = distillation()
     Distiller(run).train(last_step=1)
-    moved = tiny.write_base(tmp_path / "moved" / "tiny_base.safetensors") if (tmp_path / "moved").mkdir() is None else 0
+    (tmp_path / "moved").mkdir()
+    moved = tiny.write_base(tmp_path / "moved" / "tiny_base.safetensors")
     bookkeeping = {"log_every": 1, "checkpoint_every": 7, "keep_checkpoints": 1, "workers": 2, "preview_every": 3}
     assert Distiller(changed(run, run=bookkeeping, base={"path": str(moved)})).step == 1
 
@@ -163,11 +166,9 @@ def test_another_base_of_the_same_name_is_refused(distillation, tmp_path):
     run = distillation()
     Distiller(run).train(last_step=1)
     other = tmp_path / "tiny_base.safetensors"
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(run.base.path)
     tensors["proj_out.bias"] += 1
-    save_file(tensors, other, metadata=tiny.base_metadata(tiny.ARCHITECTURE, "lq_residual", True, tiny.codec(), {}))
+    save_file(tensors, other, metadata=base_metadata(tiny.ARCHITECTURE, "lq_residual", True, tiny.codec(), {}))
     with pytest.raises(ConfigError, match=r"base\.path names another model"):
         Distiller(changed(run, base={"path": str(other)}))
 
@@ -227,14 +228,24 @@ def test_a_folder_of_pretraining_is_refused(distillation, config):
 
     run = distillation("pretrained")
     Pretrainer(config("pretrained")).train(last_step=1)
-    with pytest.raises(ConfigError, match=r"step_00000001.*pretrain.*run\.output_dir"):
+    with pytest.raises(ConfigError, match=r"pretrained' holds a checkpoint that distill did not write, .*stages"):
         Distiller(run)
 
 
-def test_other_prompts_are_refused(distillation, monkeypatch):
+def test_pretraining_refuses_a_folder_of_distillation(distillation, config):
+    from training.pretrain import Pretrainer
+
+    Distiller(distillation("distilled")).train(last_step=1)
+    with pytest.raises(ConfigError, match=r"distilled' holds a checkpoint that pretrain did not write, .*adapter"):
+        Pretrainer(config("distilled"))
+
+
+def test_another_prompt_is_refused(distillation, tmp_path):
     run = distillation()
     Distiller(run).train(last_step=1)
-    other = Distiller(dataclasses.replace(changed(run, run={"output_dir": run.run.output_dir + "2"})))
-    other.model.velocity.prompt_embeds = other.model.velocity.prompt_embeds + 1
+    other = tmp_path / "tiny_base.safetensors"
+    tensors = load_file(run.base.path)
+    tensors[PROMPT_KEY] += 1
+    save_file(tensors, other, metadata=base_metadata(tiny.ARCHITECTURE, "lq_residual", True, tiny.codec(), {}))
     with pytest.raises(ConfigError, match=r"base\.prompt names another prompt"):
-        other._load(list_checkpoints(Path(run.run.output_dir))[-1])
+        Distiller(changed(run, base={"path": str(other)}))
