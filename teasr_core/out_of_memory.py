@@ -1,0 +1,96 @@
+"""When a tile does not fit: cut it into smaller ones and go on, keeping every tile that is finished (R8).
+
+`SteppingDown` is a velocity around a velocity, below the tiles: `TiledVelocity` adds up what it returns and never hears
+that a tile came in pieces. What did not fit once is not tried again.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+from .errors import InputError
+from .tiling import TiledVelocity, plan_tiles
+from .velocity import Velocity
+
+OVERLAP_SHARE = 4  # pieces of side s overlap by s / 4
+# How allocators without an error class of their own say it: the CPU's, Apple's.
+_MESSAGES = ("not enough memory", "can't allocate memory", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator, of whatever device, ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error).lower() for message in _MESSAGES)
+
+
+def release_memory() -> None:
+    """Give what the allocator holds in reserve back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class SteppingDown:
+    """`velocity` that halves its input while memory does not suffice. A `velocity.Velocity`.
+
+    Args:
+        multiple: sides of the pieces are multiples of it (`QwenArchitecture.block_multiple`), and it is the least side.
+        release: called after each failure, when nothing of the failed call is alive any more.
+        on_step_down: told the new side in latent pixels, for the report.
+    Raises InputError when not even the smallest piece fits.
+    """
+
+    def __init__(
+        self,
+        velocity: Velocity,
+        multiple: int,
+        release: Callable[[], None] = release_memory,
+        on_step_down: Callable[[int], None] | None = None,
+    ) -> None:
+        self.velocity = velocity
+        self.multiple = multiple
+        self.release = release
+        self.on_step_down = on_step_down
+        self.largest: int | None = None  # side that is tried at most; None before the first failure
+
+    def __call__(self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
+        """As `Velocity`: latents (B, C, H, W), times (B,)."""
+        while True:
+            v = self._try(z_t, t_cur, z_lq, t_tar)
+            if v is not None:
+                return v
+            self.release()
+            self._halve(max(z_t.shape[-2:]))
+
+    def _try(
+        self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor
+    ) -> torch.Tensor | None:
+        """None when memory ran out; the failed call's tensors are gone when this returns."""
+        velocity: Velocity = self.velocity
+        if self.largest is not None:
+            overlap = self.largest // OVERLAP_SHARE // self.multiple * self.multiple
+            height, width = z_t.shape[-2:]
+            plan = plan_tiles(height, width, self.largest, overlap, self.multiple)
+            velocity = TiledVelocity(self.velocity, plan) if plan.count > 1 else self.velocity
+        try:
+            return velocity(z_t, t_cur, z_lq, t_tar)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _halve(self, side: int) -> None:
+        tried = side if self.largest is None else min(side, self.largest)
+        smaller = tried // 2 // self.multiple * self.multiple
+        if smaller < self.multiple:
+            raise InputError(
+                f"memory ran out even for a piece of {tried} latent pixels: close other programs, choose a smaller "
+                "dtype, or keep the weights off the device (--lowvram in ComfyUI, --offload on the command line)"
+            )
+        self.largest = smaller
+        if self.on_step_down is not None:
+            self.on_step_down(smaller)
