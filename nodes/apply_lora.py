@@ -10,12 +10,12 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..teasr_core.errors import LoraFileError
-from ..teasr_core.lora_file import LoraFile, check_base, read_lora
+from ..teasr_core.lora_file import LoraFile, check_base, fingerprint, read_lora
 from .adapter import adapter_patcher
 from .bridge import DualBranch, attach
 from .builtin_model import base_traits
 from .conditioning import prompt_conditioning
-from .qwen_probe import fingerprint_tensors, is_cast_to_fp8, probe_architecture
+from .qwen_probe import fingerprint_tensors, is_2511, is_cast_to_fp8, probe_architecture
 
 
 class TEASRApplyLoRA(io.ComfyNode):
@@ -70,13 +70,19 @@ class TEASRApplyLoRA(io.ComfyNode):
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         lora = read_lora(path)
         traits = base_traits(model)
+        architecture = probe_architecture(model)
         tensors = fingerprint_tensors(model)
         if is_cast_to_fp8(tensors) and not allow_other_base:
             raise LoraFileError(
                 f"this MODEL was rounded to fp8 while loading, so that {lora.name} cannot tell its base: choose the "
                 "loader's weight_dtype default (with an fp8 file if need be), or set allow_other_base"
             )
-        check_base(lora, probe_architecture(model), traits.prediction, tensors, allow_other_base)
+        if is_2511(model) and not allow_other_base and fingerprint(tensors) != lora.base_fingerprint:
+            raise LoraFileError(
+                f"this MODEL is Qwen-Image-Edit-2511, {lora.name} was trained on '{lora.base}': load that base, or set "
+                "allow_other_base to try it all the same"
+            )
+        check_base(lora, architecture, traits.prediction, tensors, allow_other_base)
         adapter = adapter_patcher(lora, path) if lora_strength != 0 else None
         branch = DualBranch(traits.prediction, traits.use_dtc, lora_strength, use_adapter=adapter is not None)
         return io.NodeOutput(attach(model, branch, adapter), conditioning_output(lora))

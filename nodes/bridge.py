@@ -25,6 +25,7 @@ from ..teasr_core.branch_lora import BranchLora, branch_overrides, forward_overr
 from ..teasr_core.dtc import dual_times
 from ..teasr_core.errors import InputError
 from ..teasr_core.tiling import TileCallback, TiledVelocity, TilePlan
+from .conditioning import check_channels
 
 KEY = "teasr"
 # Transformer options. The first overrides the target time; the second makes `DualBranch` run tile by tile.
@@ -151,10 +152,11 @@ def counted_overrides(overrides: list[Override], use_compile: bool) -> Iterator[
 def attach(model: ModelPatcher, branch: DualBranch, adapter: ModelPatcher | None) -> ModelPatcher:
     """A clone of MODEL with the dual-branch forward; any TEASR adapter on it is replaced. `model` stays as it is."""
     patched = model.clone()
-    patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
+    for kind, wrapper in ((WrappersMP.APPLY_MODEL, branch), (WrappersMP.OUTER_SAMPLE, check_channels)):
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
     patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
     patched.remove_additional_models(KEY)
-    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, branch)
     if adapter is not None:
         patched.set_additional_models(KEY, [adapter])
         demote_adapter(model, patched)

@@ -46,3 +46,17 @@ def of_image(conditioning: Conditioning, k: int) -> Conditioning:
             values[LQ_KEY] = [pick(latent) for latent in values[LQ_KEY]]
         entries.append([pick(embeds), values])
     return entries
+
+
+def check_channels(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """OUTER_SAMPLE wrapper: InputError before anything is loaded when the LQ latent is another VAE's."""
+    guider = executor.class_obj
+    channels = guider.model_patcher.get_model_object("latent_format").latent_channels
+    for entries in guider.conds.values():
+        for latent in (latent for entry in entries for latent in entry.get(LQ_KEY, [])):
+            if latent.shape[1] != channels:
+                raise InputError(
+                    f"the LQ latent has {latent.shape[1]} channels, the MODEL works on {channels}: wire the VAE that "
+                    "belongs to this MODEL into TEASRCondition"
+                )
+    return executor(*args, **kwargs)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .apply_lora import TEASRApplyLoRA
+from .auto_sampler import TEASRUpscaleAutoSampler
 from .color_fix import TEASRColorFix
+from .compare_parts import TEASRCompareStepsColumn, TEASRCompareStepsGrid
+from .compare_steps import TEASRCompareSteps
 from .condition import TEASRCondition
 from .load_builtin import TEASRLoadBuiltin
 from .sampler import TEASRSampler
@@ -20,9 +23,13 @@ NODES: list[type[io.ComfyNode]] = [
     TEASRCondition,
     TEASRStepSelector,
     TEASRSampler,
+    TEASRCompareSteps,
     TEASRColorFix,
     TEASRUpscaleInput,
+    TEASRUpscaleAutoSampler,
     TEASRUpscaleOutput,
+    TEASRCompareStepsColumn,
+    TEASRCompareStepsGrid,
 ]
 
 

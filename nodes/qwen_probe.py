@@ -24,6 +24,11 @@ def probe_architecture(model: ModelPatcher) -> QwenArchitecture:
         raise ModelFileError(
             f"this MODEL is a {kind}: expected Qwen-Image (bf16, fp8 or GGUF) or TEASRLoadBuiltin's; load one of them"
         )
+    if getattr(transformer.time_text_embed, "use_additional_t_cond", False):
+        raise ModelFileError(
+            "this MODEL is Qwen-Image-Layered, which takes a picture apart into layers: expected Qwen-Image (bf16, fp8 "
+            "or GGUF) or TEASRLoadBuiltin's; load one of them"
+        )
     fused = [path for path in BLOCK_TARGETS if not has_module(blocks[0], path)]
     if fused or "timestep_zero_index" not in inspect.signature(blocks[0].forward).parameters:
         found = f"no {fused[0]}" if fused else "no second timestep"
@@ -42,6 +47,11 @@ def probe_architecture(model: ModelPatcher) -> QwenArchitecture:
         text_width=transformer.txt_in.in_features,
         patch_size=patch_size,
     )
+
+
+def is_2511(model: ModelPatcher) -> bool:
+    """Qwen-Image-Edit-2511: the same architecture, told by a mark in its file that sets the host's default here."""
+    return getattr(model.get_model_object("diffusion_model"), "default_ref_method", "") == "index_timestep_zero"
 
 
 def has_module(module: torch.nn.Module, path: str) -> bool:

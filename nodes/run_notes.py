@@ -24,10 +24,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class RunNotes:
+    """image_seconds: what sampling each image takes, the time it once took where its latent came from memory."""
+
     phases: Mapping[str, Phase] = field(default_factory=dict)
     tiles: int = 1
     steps: int = 0
     dtype: str = ""
+    reason: str = ""
+    image_seconds: tuple[float, ...] = ()
 
     @contextmanager
     def phase(self, name: str, into: dict[str, Phase]) -> Iterator[None]:
@@ -45,7 +49,7 @@ class RunNotes:
         seconds = {
             name: phase.end - phase.start if phase.start >= started else 0.0 for name, phase in self.phases.items()
         }
-        return Report(size=size, tiles=self.tiles, steps=self.steps, dtype=self.dtype, seconds=seconds)
+        return Report(size, self.tiles, self.steps, self.dtype, self.reason, seconds)
 
 
 def notes_of(latent: Mapping[str, Any]) -> RunNotes:

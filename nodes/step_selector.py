@@ -1,13 +1,21 @@
-"""TEASRStepSelector: any number of steps from 1 to 30 as SIGMAS."""
+"""TEASRStepSelector: any number of steps from 1 to 30 as SIGMAS, chosen by hand or by the picture."""
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from typing import Any
 
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+
+from ..teasr_core.auto_steps import DEFAULT_TOLERANCE, MAX_TOLERANCE, AutoSteps
 from ..teasr_core.errors import InputError
-from ..teasr_core.schedule import MAX_STEPS, MIN_STEPS, manual_plan
+from ..teasr_core.schedule import MAX_STEPS, MIN_STEPS, StepPlan, manual_plan
+from .conditioning import Conditioning
+from .image_batch import image_batch, summary
+from .node_text import own_id, show_on_node
+from .sampler import MAX_SEED
 
-STEP_MODES = ("manual",)
+STEP_MODES = ("manual", "auto")
 
 
 def steps_input() -> io.Int.Input:
@@ -23,7 +31,24 @@ def steps_input() -> io.Int.Input:
 
 def mode_input(name: str) -> io.Combo.Input:
     return io.Combo.Input(
-        name, options=list(STEP_MODES), default="manual", tooltip="manual: the number of steps on the slider."
+        name,
+        options=list(STEP_MODES),
+        default="manual",
+        tooltip="manual: the number of steps on the slider. auto: as many as the picture needs, whatever the slider "
+        "says.",
+    )
+
+
+def tolerance_input() -> io.Float.Input:
+    return io.Float.Input(
+        "tolerance",
+        optional=True,
+        default=DEFAULT_TOLERANCE,
+        min=0.001,
+        max=MAX_TOLERANCE,
+        step=0.005,
+        advanced=True,
+        tooltip="auto: the error a step may have. Smaller takes more steps; 1 always takes one.",
     )
 
 
@@ -40,17 +65,61 @@ class TEASRStepSelector(io.ComfyNode):
             display_name="TEASR Steps",
             category="TEASR",
             description="The times a TEASR model visits, for TEASRSampler or SamplerCustomAdvanced with euler.",
-            search_aliases=["scheduler", "sigmas", "steps", "teasr"],
-            inputs=[steps_input(), mode_input("mode")],
+            search_aliases=["scheduler", "sigmas", "steps", "adaptive", "teasr"],
+            inputs=[
+                steps_input(),
+                mode_input("mode"),
+                tolerance_input(),
+                io.Model.Input("model", optional=True, tooltip="auto: the MODEL that the sampler gets."),
+                io.Conditioning.Input("conditioning", optional=True, tooltip="auto: from TEASRCondition."),
+                io.Latent.Input("latent", optional=True, tooltip="auto: from TEASRCondition."),
+                io.Int.Input(
+                    "seed",
+                    optional=True,
+                    min=0,
+                    max=MAX_SEED,
+                    force_input=True,
+                    tooltip="auto: the noise, the same number as the sampler's.",
+                ),
+            ],
             outputs=[
                 io.Sigmas.Output(display_name="sigmas"),
                 io.Int.Output(display_name="steps"),
                 io.String.Output(display_name="reason", tooltip="Why this number of steps."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, steps: int = 1, mode: str = "manual") -> io.NodeOutput:
+    def execute(
+        cls,
+        steps: int = 1,
+        mode: str = "manual",
+        tolerance: float = DEFAULT_TOLERANCE,
+        model: ModelPatcher | None = None,
+        conditioning: Conditioning | None = None,
+        latent: dict[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> io.NodeOutput:
         check_mode(mode)
-        plan = manual_plan(steps)
-        return io.NodeOutput(plan.taus, plan.steps, plan.reason)
+        if mode == "auto":
+            wires = {"model": model, "conditioning": conditioning, "latent": latent, "seed": seed}
+            missing = [name for name, value in wires.items() if value is None]
+            if missing:
+                raise InputError(
+                    f"mode auto looks at the picture, {' and '.join(missing)} not wired: wire what the sampler gets, "
+                    "or set mode to manual"
+                )
+            plan = largest(image_batch(model, conditioning, latent, seed).choose(AutoSteps(tolerance)))
+        else:
+            plan = manual_plan(steps)
+        show_on_node(plan.reason, own_id(cls))
+        return io.NodeOutput(plan.taus, plan.steps, plan.reason, ui=ui.PreviewText(plan.reason))
+
+
+def largest(plans: list[StepPlan]) -> StepPlan:
+    """One plan for a whole batch, as one SIGMAS wire needs it: the image that asks for most decides."""
+    most = max(plans, key=lambda plan: plan.steps)
+    if len(plans) == 1:
+        return most
+    return StepPlan(most.taus, f"{most.reason}; the most of {summary(plans).removeprefix('auto: ')}")

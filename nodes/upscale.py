@@ -12,13 +12,41 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
-from ..teasr_core.errors import InputError
+from ..teasr_core.auto_steps import DEFAULT_TOLERANCE
 from .color_fix import color_fix_input, color_strength_input
-from .sampler import seed_input, tile_inputs
-from .size_inputs import max_megapixels_input, size_input, size_values
-from .step_selector import mode_input, steps_input
+from .node_text import own_id
+from .sampler import fidelity_input, seed_input, tile_inputs
+from .size_inputs import max_megapixels_input, size_input
+from .step_selector import mode_input, steps_input, tolerance_input
+from .upscale_graph import Link, ModelWires, add_condition, add_source
 
-Link = list[Any]
+
+def strength_input() -> io.Float.Input:
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        display_mode=io.NumberDisplay.slider,
+        tooltip="1 is the restored picture, 0 the plain resize (then no model runs).",
+    )
+
+
+def model_inputs() -> list[io.Input]:
+    """What may be wired beside the picture. Raw links, as the picture."""
+    return [
+        io.Model.Input(
+            "model", optional=True, raw_link=True, tooltip="Another TEASR model, with vae and conditioning."
+        ),
+        io.Vae.Input("vae", optional=True, raw_link=True, tooltip="The VAE that belongs to the wired model."),
+        io.Conditioning.Input(
+            "conditioning", optional=True, raw_link=True, tooltip="The prompt that belongs to the wired model."
+        ),
+        io.Mask.Input(
+            "mask", optional=True, raw_link=True, tooltip="The picture's transparency, as LoadImage gives it."
+        ),
+    ]
 
 
 class TEASRUpscale(io.ComfyNode):
@@ -39,29 +67,15 @@ class TEASRUpscale(io.ComfyNode):
                 steps_input(),
                 mode_input("step_mode"),
                 seed_input(),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    display_mode=io.NumberDisplay.slider,
-                    tooltip="1 is the restored picture, 0 the plain resize (then no model runs).",
-                ),
+                strength_input(),
                 color_fix_input(),
-                io.Model.Input(
-                    "model", optional=True, raw_link=True, tooltip="Another TEASR model, with vae and conditioning."
-                ),
-                io.Vae.Input("vae", optional=True, raw_link=True, tooltip="The VAE that belongs to the wired model."),
-                io.Conditioning.Input(
-                    "conditioning", optional=True, raw_link=True, tooltip="The prompt that belongs to the wired model."
-                ),
-                io.Mask.Input(
-                    "mask", optional=True, raw_link=True, tooltip="The picture's transparency, as LoadImage gives it."
-                ),
+                *model_inputs(),
                 *tile_inputs(),
                 color_strength_input(use_advanced=True),
+                fidelity_input(),
+                tolerance_input(),
             ],
+            hidden=[io.Hidden.unique_id],
             # Lists, since pictures of several sizes may come in as one. The host hands what an expanded graph returns
             # on as it is: only an output that is declared a list keeps the pictures of a list apart.
             outputs=[
@@ -93,56 +107,32 @@ class TEASRUpscale(io.ComfyNode):
         tile_px: int = 0,
         overlap_px: int = 0,
         color_strength: float = 1.0,
+        fidelity: float = 0.0,
+        tolerance: float = DEFAULT_TOLERANCE,
     ) -> io.NodeOutput:
-        use_own_model = check_wires(model, vae, conditioning)
+        wires = ModelWires(model, vae, conditioning)
+        wires.are_given()
         graph = GraphBuilder()
-        source = graph.node("TEASRUpscaleInput", image=image, max_megapixels=max_megapixels, **size_values(size))
-        source.set_input("mask", mask)
+        resized, out_mask = add_source(graph, image, mask, size, max_megapixels)
         result = graph.node(
             "TEASRUpscaleOutput",
-            resized=source.out(0),
-            mask=source.out(1),
+            resized=resized,
+            mask=out_mask,
             strength=strength,
             color_fix=color_fix,
             color_strength=color_strength,
             started=time.perf_counter(),
+            shown_on=own_id(cls) or "",
         )
         if strength > 0:
-            if not use_own_model:
-                builtin = graph.node("TEASRLoadBuiltin", lora_strength=1.0, dtype="auto")
-                model, vae, conditioning = builtin.out(0), builtin.out(1), builtin.out(2)
-            # `source` is at the target size already, so that strength 0 needs no VAE: the factor is 1 from here on.
-            condition = graph.node(
-                "TEASRCondition",
-                image=source.out(0),
-                vae=vae,
-                conditioning=conditioning,
-                max_megapixels=0.0,
-                **size_values({"size": "factor", "scale": 1.0}),
-            )
-            selector = graph.node("TEASRStepSelector", steps=steps, mode=step_mode)
-            sampler = graph.node(
-                "TEASRSampler",
-                model=model,
-                conditioning=condition.out(0),
-                latent=condition.out(2),
-                sigmas=selector.out(0),
-                seed=seed,
-                tile_px=tile_px,
-                overlap_px=overlap_px,
-            )
+            encoded = add_condition(graph, resized, wires)
+            options = {"seed": seed, "tile_px": tile_px, "overlap_px": overlap_px, "fidelity": fidelity}
+            options |= encoded.sampler_inputs()
+            if step_mode == "auto":
+                sampler = graph.node("TEASRUpscaleAutoSampler", tolerance=tolerance, **options)
+            else:
+                selector = graph.node("TEASRStepSelector", steps=steps, mode=step_mode)
+                sampler = graph.node("TEASRSampler", sigmas=selector.out(0), **options)
             result.set_input("latent", sampler.out(0))
-            result.set_input("decoded", graph.node("VAEDecode", samples=sampler.out(0), vae=vae).out(0))
+            result.set_input("decoded", graph.node("VAEDecode", samples=sampler.out(0), vae=encoded.vae).out(0))
         return io.NodeOutput(result.out(0), result.out(1), result.out(2), expand=graph.finalize())
-
-
-def check_wires(model: Link | None, vae: Link | None, conditioning: Link | None) -> bool:
-    """Whether a model is wired; all three or none. InputError naming the missing one."""
-    wires = {"model": model, "vae": vae, "conditioning": conditioning}
-    missing = [name for name, link in wires.items() if link is None]
-    if missing and len(missing) < len(wires):
-        raise InputError(
-            f"{' and '.join(name for name in wires if name not in missing)} wired, {' and '.join(missing)} not: wire "
-            f"{' and '.join(missing)} too, or unplug the rest for the built-in model"
-        )
-    return not missing

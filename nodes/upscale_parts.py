@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..teasr_core.geometry import TargetSize, resize
 from ..teasr_core.restore import RestoreOptions, finish
 from .color_fix import color_fix_input, color_strength_input
 from .host_images import from_host, rgb_and_alpha, to_host
+from .node_text import show_on_node
 from .run_notes import Phase, RunNotes, notes_of
 from .size_inputs import max_megapixels_input, size_input, target_size
 
@@ -80,6 +82,7 @@ class TEASRUpscaleOutput(io.ComfyNode):
                 io.Float.Input(
                     "started", default=0.0, min=0.0, max=1e15, tooltip="When the run began, for the report."
                 ),
+                io.String.Input("shown_on", default="", tooltip="The node in the graph that shows the report."),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
@@ -95,15 +98,20 @@ class TEASRUpscaleOutput(io.ComfyNode):
         mask: list[torch.Tensor],
         decoded: list[torch.Tensor] | None = None,
         latent: list[dict[str, Any]] | None = None,
+        shown_on: Sequence[str] = ("",),
         **options: list[Any],
     ) -> io.NodeOutput:
         """Lists in, and one list as the value of each output: see TEASRUpscale's outputs."""
         inputs = {"resized": resized, "mask": mask, "decoded": decoded or [None], "latent": latent or [{}], **options}
-        count = max(len(values) for values in inputs.values())
-        # The host's own rule for lists of unequal length: the last item stands for the missing ones.
-        runs = [{name: values[min(k, len(values) - 1)] for name, values in inputs.items()} for k in range(count)]
-        images, masks, reports = zip(*(finish_run(**run) for run in runs), strict=True)
+        images, masks, reports = zip(*(finish_run(**run) for run in aligned(inputs)), strict=True)
+        show_on_node("\n".join(reports), shown_on[0])
         return io.NodeOutput(list(images), list(masks), list(reports))
+
+
+def aligned(inputs: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Lists of inputs to the inputs of each run, by the host's own rule: the last item stands for the missing ones."""
+    count = max(len(values) for values in inputs.values())
+    return [{name: values[min(k, len(values) - 1)] for name, values in inputs.items()} for k in range(count)]
 
 
 def finish_run(
@@ -111,19 +119,30 @@ def finish_run(
     mask: torch.Tensor,
     decoded: torch.Tensor | None,
     latent: dict[str, Any],
-    strength: float = 1.0,
-    color_fix: str = "wavelet",
-    color_strength: float = 1.0,
     started: float = 0.0,
+    **look: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """(image, mask, report line) of one picture or batch. `decoded` None: no model ran, the image is `resized`."""
-    size = TargetSize(width=resized.shape[2], height=resized.shape[1])
-    image, notes = resized, RunNotes(tiles=0)
+    """(image, mask, report line) of one picture or batch; `look` is `finish_image`'s."""
+    image, notes = finish_image(resized, decoded, **look), RunNotes(tiles=0)
     if decoded is not None:
-        options = RestoreOptions(size, strength, color_fix, color_strength)
-        image = to_host(finish(from_host(decoded, "image"), from_host(resized, "resized"), options))
         notes = notes_of(latent)
         # The decode ran in the host's VAEDecode: it is what lies between the sampler's end and now.
         sampled = max([started, *(phase.end for phase in notes.phases.values())])
         notes = notes.with_phases({**notes.phases, "decode": Phase(sampled, time.perf_counter())})
+    size = TargetSize(width=resized.shape[2], height=resized.shape[1])
     return image, mask, notes.report(size, started).line()
+
+
+def finish_image(
+    resized: torch.Tensor,
+    decoded: torch.Tensor | None,
+    strength: float = 1.0,
+    color_fix: str = "wavelet",
+    color_strength: float = 1.0,
+) -> torch.Tensor:
+    """IMAGE (B, H, W, 3) of the size of `resized`. `decoded` None: no model ran, the image is `resized`."""
+    if decoded is None:
+        return resized
+    size = TargetSize(width=resized.shape[2], height=resized.shape[1])
+    options = RestoreOptions(size, strength, color_fix, color_strength)
+    return to_host(finish(from_host(decoded, "image"), from_host(resized, "resized"), options))

@@ -24,7 +24,7 @@ class VisitedLatents:
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
-        self.entries: OrderedDict[bytes, tuple[weakref.ref[ModelPatcher], torch.Tensor]] = OrderedDict()
+        self.entries: OrderedDict[bytes, tuple[weakref.ref[ModelPatcher], torch.Tensor, float]] = OrderedDict()
 
     def get(self, model: ModelPatcher, key: bytes | None) -> torch.Tensor | None:
         """A copy of the latent, or None. `key` None never matches."""
@@ -34,12 +34,16 @@ class VisitedLatents:
         self.entries.move_to_end(key)
         return entry[1].clone()
 
-    def put(self, model: ModelPatcher, key: bytes | None, samples: torch.Tensor) -> None:
+    def seconds(self, key: bytes | None) -> float:
+        """What sampling the entry took; 0 where there is none."""
+        return self.entries[key][2] if key in self.entries else 0.0
+
+    def put(self, model: ModelPatcher, key: bytes | None, samples: torch.Tensor, seconds: float = 0.0) -> None:
         if key is None or samples.nbytes > self.max_bytes:
             return
-        self.entries[key] = (weakref.ref(model), samples.clone())
+        self.entries[key] = (weakref.ref(model), samples.clone(), seconds)
         self.entries.move_to_end(key)
-        while sum(latent.nbytes for _, latent in self.entries.values()) > self.max_bytes:
+        while sum(latent.nbytes for _, latent, _ in self.entries.values()) > self.max_bytes:
             self.entries.popitem(last=False)
 
 

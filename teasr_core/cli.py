@@ -1,55 +1,55 @@
-"""Command line: `python -m teasr_core upscale | info | demo` (SPEC 12). Names and defaults are the nodes'.
+"""Command line: `python -m teasr_core upscale | compare | info | demo` (SPEC 12). Names and defaults are the nodes'.
 
-Exit code 0; 2 for bad input, with one line on stderr; 1 for a bug of ours.
+Exit code 0; 2 for bad input, with one line on stderr; 3 where some images of several failed, each named; 130 after an
+interruption; 1 for a bug of ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from .color import COLOR_FIXES
-from .errors import InputError, TeasrError
-from .precision import DTYPES, OFFLOADS, STORAGES
+from .auto_steps import DEFAULT_TOLERANCE
+from .cli_options import (
+    BAD_INPUT,
+    INTERRUPTED,
+    STEP_MODES,
+    OneLineParser,
+    add_look,
+    add_model,
+    add_size,
+    number,
+    one_line,
+    whole,
+)
+from .cli_signals import stop_signals
+from .errors import TeasrError
+from .precision import DTYPES
 from .schedule import MAX_STEPS, MIN_STEPS
 
-DEFAULT_SCALE = 4.0
-SEED_LIMIT = 2**64
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse's own complaints in the form of ours: one line, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {one_line(message)} (see '{self.prog} --help')", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def one_line(error: object) -> str:
-    """A file name may hold a line break; what stands on the terminal must not."""
-    return " ".join(str(error).splitlines())
+__all__ = ["OneLineParser", "build_parser", "main", "one_line"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
+        with stop_signals():
+            return args.run(args)
     except TeasrError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m teasr_core", description="Any-step restoration of photographs.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
     _add_upscale(commands.add_parser("upscale", help="restore and enlarge an image or a folder of images"))
+    _add_compare(commands.add_parser("compare", help="one labelled picture of several step counts"))
     info = commands.add_parser("info", help="say what a TEASR weight file is")
     info.add_argument("file", type=Path)
     info.set_defaults(run=_info)
@@ -63,45 +63,58 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, help="an image, or a folder of images")
     parser.add_argument("-o", "--output", type=Path, required=True, help="an image, or a folder for a folder")
-    size = parser.add_argument_group("size (one of; default --scale 4)")
-    size.add_argument("--scale", type=_number("scale"), help="factor, 0.25 to 8")
-    size.add_argument("--shortest", type=int, metavar="PX", help="shortest edge")
-    size.add_argument("--longest", type=int, metavar="PX", help="longest edge")
-    size.add_argument("--width", type=int, metavar="PX", help="with --height: exact size")
-    size.add_argument("--height", type=int, metavar="PX", help="with --width: exact size")
-    size.add_argument("--megapixels", type=_number("megapixels"), metavar="MP")
-    size.add_argument(
-        "--max-megapixels", type=_number("max-megapixels"), default=0.0, metavar="MP", help="cap, 0 = off"
+    add_size(parser)
+    steps = whole("steps", MIN_STEPS, MAX_STEPS)
+    look = add_look(parser)
+    look.add_argument("--steps", type=steps, default=1, help=f"{MIN_STEPS} to {MAX_STEPS}; default 1")
+    look.add_argument(
+        "--step-mode", choices=STEP_MODES, default="manual", help="auto: as many steps as each image needs"
     )
-    look = parser.add_argument_group("result")
-    look.add_argument("--steps", type=_steps, default=1, help=f"{MIN_STEPS} to {MAX_STEPS}; default 1")
-    look.add_argument("--seed", type=_seed, default=0, help="64-bit; default 0")
-    look.add_argument("--strength", type=_number("strength"), default=1.0, help="0 = plain resize, 1 = full model")
-    look.add_argument("--color-fix", choices=COLOR_FIXES, default="wavelet")
-    look.add_argument("--color-strength", type=_number("color-strength"), default=1.0, help="0 to 1")
-    model = parser.add_argument_group("model (the built-in one unless --model is given)")
-    model.add_argument("--model", type=Path, help="Qwen-Image: diffusers folder or safetensors; or a TEASR base file")
-    model.add_argument(
-        "--vae", type=Path, help="Qwen-Image VAE: folder or safetensors; default: the model folder's own"
+    look.add_argument(
+        "--tolerance",
+        type=number("tolerance"),
+        default=DEFAULT_TOLERANCE,
+        help=f"of auto: smaller takes more steps; default {DEFAULT_TOLERANCE:g}",
     )
-    model.add_argument("--lora", type=Path, help="a TEASR LoRA for the model, in place of the shipped one")
-    model.add_argument("--lora-strength", type=_number("lora-strength"), default=1.0, help="0 to 2")
-    model.add_argument("--allow-other-base", action="store_true", help="accept a LoRA trained on another base")
-    model.add_argument("--dtype", choices=["auto", *DTYPES, *STORAGES], default="auto", help="fp8, nf4: with --model")
-    model.add_argument("--device", default="auto", help="auto, cpu, or torch's name of an accelerator, such as cuda")
-    model.add_argument("--offload", choices=OFFLOADS, default="none", help="with --model: weights wait on the CPU")
-    model.add_argument("--tile-px", type=int, default=0, help="0 = automatic")
-    model.add_argument("--overlap-px", type=int, default=0, help="0 = automatic")
+    add_model(parser)
     files = parser.add_argument_group("files")
+    files.add_argument("--recursive", action="store_true", help="subfolders too, kept in the output folder")
+    files.add_argument("--resume", action="store_true", help="pass over images whose output exists already")
     files.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    files.add_argument("--quality", type=_quality, default=95, help="of JPEG and WebP, 1 to 100; default 95")
+    files.add_argument("--quality", type=whole("quality", 1, 100), default=95, help="of JPEG and WebP; default 95")
+    told = parser.add_argument_group("what is told")
+    told.add_argument("--json", metavar="FILE", help="a report of every image; - = on stdout")
+    told.add_argument("--quiet", action="store_true", help="errors only")
     parser.set_defaults(run=_upscale)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, nargs="+", help="images and folders of images: one row for each image")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the grid: PNG, JPEG, WebP or TIFF")
+    add_size(parser)
+    look = add_look(parser)
+    look.add_argument("--steps", default="1,2,4,8", help="step counts with commas; default 1,2,4,8")
+    look.add_argument("--crop", metavar="X,Y,SIZE", help="show this square of each result, in its pixels")
+    look.add_argument("--columns", type=whole("columns", 1, 99), help="go on in a new row after so many pictures")
+    add_model(parser)
+    files = parser.add_argument_group("files")
+    files.add_argument("--images", type=Path, metavar="DIR", help="save every whole result there too")
+    files.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    files.add_argument("--quality", type=whole("quality", 1, 100), default=95, help="of JPEG and WebP; default 95")
+    files.add_argument("--quiet", action="store_true", help="errors only")
+    parser.set_defaults(run=_compare)
 
 
 def _upscale(args: argparse.Namespace) -> int:
     from .cli_upscale import upscale  # torch and diffusers are slow to import: --help should not wait
 
     return upscale(args)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from .cli_compare import compare
+
+    return compare(args)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -114,44 +127,3 @@ def _demo(args: argparse.Namespace) -> int:
     from .cli_demo import demo
 
     return demo(args.output, args.dtype)
-
-
-def _number(name: str):
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{name} is '{text}', expected a number") from None
-        if not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{name} is {text}, expected a finite number")
-        return value
-
-    return parse
-
-
-def _whole(text: str, name: str, low: int, high: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"{name} is '{text}', expected a whole number from {low} to {high}")
-    return value
-
-
-def _steps(text: str) -> int:
-    return _whole(text, "steps", MIN_STEPS, MAX_STEPS)
-
-
-def _quality(text: str) -> int:
-    return _whole(text, "quality", 1, 100)
-
-
-def _seed(text: str) -> int:
-    return _whole(text, "seed", 0, SEED_LIMIT - 1)
-
-
-def check_lora_strength(value: float) -> float:
-    if not 0 <= value <= 2:
-        raise InputError(f"lora strength is {value:g}: expected a number from 0 to 2")
-    return value

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .errors import InputError
 from .picture import Picture
-from .picture_read import KNOWN_EXTENSIONS, load_picture
+from .picture_read import KNOWN_EXTENSIONS, load_picture, read_size
 from .picture_write import WRITABLE_EXTENSIONS, check_output, save_picture
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "check_output",
     "find_images",
     "load_picture",
+    "read_size",
     "save_picture",
 ]
 

@@ -58,6 +58,19 @@ def load_picture(path: str | Path) -> Picture:
         raise InputError(f"{path} is damaged ({cause}); expected a whole image; export or copy it again") from error
 
 
+def read_size(path: str | Path) -> tuple[int, int] | None:
+    """(width, height) of the upright picture by the file's header alone; None where it cannot be told."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_FORMATS) as image:
+                width, height = image.size
+                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except Exception:  # many types, see `load_picture`, which says what is wrong
+        return None
+    return (height, width) if is_turned else (width, height)
+
+
 def _read(path: Path) -> Picture:
     def open_image() -> Image.Image:
         return Image.open(path, formats=_FORMATS)

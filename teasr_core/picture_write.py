@@ -65,7 +65,7 @@ def save_picture(picture: Picture, path: str | Path, quality: int = 95, overwrit
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())
         raise InputError(f"{path} cannot hold this picture ({cause}); expected one it can; write PNG") from error
-    _write_whole(data, path)
+    write_whole(data, path)
 
 
 def _encode(picture: Picture, suffix: str, quality: int) -> bytes:
@@ -130,7 +130,8 @@ def _exif_for(picture: Picture, with_dpi: bool) -> bytes | None:
     return exif.tobytes()
 
 
-def _write_whole(data: bytes, path: Path) -> None:
+def write_whole(data: bytes, path: Path) -> None:
+    """A file that appears under its name at once or not at all. InputError, one line, where it cannot be written."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with open(temporary, "xb") as file:

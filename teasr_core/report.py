@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .geometry import TargetSize
+from .schedule import steps_text
 
 
 def peak_memory_mb() -> float:
@@ -29,12 +30,13 @@ def peak_memory_mb() -> float:
 
 @dataclass
 class Report:
-    """Filled while an image is restored."""
+    """Filled while an image is restored. reason: why this number of steps, where the pack chose it."""
 
     size: TargetSize | None = None
     tiles: int = 1
     steps: int = 0
     dtype: str = ""
+    reason: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -49,7 +51,8 @@ class Report:
         """E.g. `1024x1024, 25 tiles, 1 step, bf16 | encode 0.1 s, sample 4.2 s, decode 0.3 s | peak 812 MiB`."""
         size = f"{self.size.width}x{self.size.height}" if self.size else "?"
         tiles = f"{self.tiles} tile{'s' if self.tiles != 1 else ''}"
-        steps = f"{self.steps} step{'s' if self.steps != 1 else ''}"
+        steps = steps_text(self.steps)
         phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
         head = ", ".join(part for part in (size, tiles, steps, self.dtype) if part)
-        return f"{head} | {phases} | peak {peak_memory_mb():.0f} MiB"
+        reason = f" | {self.reason}" if self.reason else ""
+        return f"{head} | {phases} | peak {peak_memory_mb():.0f} MiB{reason}"

@@ -12,17 +12,22 @@ from dataclasses import dataclass
 
 import torch
 
+from .auto_steps import AutoSteps
 from .codec import Codec
 from .color import COLOR_FIXES, apply_strength, fix_color
 from .errors import InputError, OutputError
+from .fidelity import check_fidelity
 from .geometry import TargetSize, check_image, crop_to, pad_to_multiple, resize
 from .report import Report
 from .sampler import StepCallback, initial_noise, sample
+from .schedule import StepPlan
 from .tiling import TileCallback, TiledVelocity, plan_tiles
 from .velocity import Velocity
 
 # What one image's conditioning latent (1, C, h, w) becomes: the clean latent of the same shape.
 LatentSampler = Callable[[torch.Tensor], torch.Tensor]
+# What is called with the times of an image before its first step.
+PlanCallback = Callable[[StepPlan], None]
 
 # Automatic tiles of the built-in model. Attention is quadratic: on a CPU small tiles are the fast ones (docs/log.md).
 AUTO_TILE_PX = 128
@@ -40,10 +45,12 @@ class RestoreOptions:
     strength: float = 1.0
     color_fix: str = "wavelet"
     color_strength: float = 1.0
+    fidelity: float = 0.0
 
     def __post_init__(self) -> None:
         if self.color_fix not in COLOR_FIXES:
             raise InputError(f"color_fix is '{self.color_fix}': expected one of {', '.join(COLOR_FIXES)}")
+        check_fidelity(self.fidelity)
         for name in ("strength", "color_strength"):
             value = getattr(self, name)
             if not (math.isfinite(value) and 0 <= value <= 1):
@@ -121,27 +128,34 @@ def restore(
 
 def latent_sampler(
     velocity: Velocity,
-    taus: torch.Tensor,
+    plan: StepPlan | AutoSteps,
     seed: int,
     patch_multiple: int,
     tile: int,
     overlap: int,
     report: Report,
+    fidelity: float = 0.0,
     on_step: StepCallback | None = None,
     on_tile: TileCallback | None = None,
+    on_plan: PlanCallback | None = None,
 ) -> LatentSampler:
     """The standalone `LatentSampler`: Algorithm 1 on a velocity, in tiles of `tile` latent pixels where it is larger.
 
+    plan: the times, or `AutoSteps`, which chooses them for each image from the noise and tiles it is then sampled with.
     patch_multiple: `QwenArchitecture.block_multiple`. Every image gets the one noise field of `seed` (SPEC 10).
     """
 
     def sample_latent(z_lq: torch.Tensor) -> torch.Tensor:
         _, channels, height, width = z_lq.shape
-        plan = plan_tiles(height, width, tile, overlap, patch_multiple)
-        report.tiles = plan.count
+        tiles = plan_tiles(height, width, tile, overlap, patch_multiple)
         noise = initial_noise(seed, channels, height, width).to(z_lq)
-        tiled = TiledVelocity(velocity, plan, on_tile) if plan.count > 1 else velocity
-        return sample(tiled, noise, z_lq, taus, on_step)
+        tiled = TiledVelocity(velocity, tiles, on_tile) if tiles.count > 1 else velocity
+        chosen = plan.choose(tiled, noise, z_lq) if isinstance(plan, AutoSteps) else plan
+        report.tiles, report.steps = tiles.count, chosen.steps
+        report.reason = chosen.reason if isinstance(plan, AutoSteps) else ""
+        if on_plan is not None:
+            on_plan(chosen)
+        return sample(tiled, noise, z_lq, chosen.taus, on_step, fidelity)
 
     return sample_latent
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from .fidelity import quieter
 from .velocity import Velocity
 
 StepCallback = Callable[[int, torch.Tensor], None]
@@ -28,15 +29,17 @@ def sample(
     z_lq: torch.Tensor,
     taus: torch.Tensor,
     on_step: StepCallback | None = None,
+    fidelity: float = 0.0,
 ) -> torch.Tensor:
     """Integrate from noise to a clean latent: z <- z - (tau_i - tau_{i+1}) v(z, tau_i, z_lq, tau_{i+1}).
 
     Args:
         noise, z_lq: (B, C, H, W) float32. taus: (N+1,) float32, falling from 1 to 0.
+        fidelity: 0 to 1; above 0 the noise is quieter (`fidelity.quieter`), which the printed algorithm lacks.
         on_step: called after step i with (i, clean estimate (B, C, H, W)); exceptions stop the sampling.
     Returns the clean latent (B, C, H, W). Algorithm 1.
     """
-    z = noise.expand_as(z_lq)
+    z = quieter(noise, fidelity).expand_as(z_lq)
     for i in range(len(taus) - 1):
         t_cur = taus[i].to(z.device).expand(len(z))  # (B,)
         t_tar = taus[i + 1].to(z.device).expand(len(z))  # (B,)

@@ -40,4 +40,19 @@ def linear_taus(steps: int) -> torch.Tensor:
 
 def manual_plan(steps: int) -> StepPlan:
     """The user's own number of steps."""
-    return StepPlan(linear_taus(steps), f"{steps} step{'s' if steps > 1 else ''}, chosen by hand")
+    return StepPlan(linear_taus(steps), f"{steps_text(steps)}, chosen by hand")
+
+
+def steps_text(steps: int) -> str:
+    return f"{steps} step{'s' if steps != 1 else ''}"
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """ "1,2,4,8" to numbers, in their order. InputError for anything else, a repeated one, or one outside 1..30."""
+    try:
+        steps = tuple(check_steps(int(part)) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"steps are '{text}': expected whole numbers with commas, such as 1,2,4,8") from None
+    if len(set(steps)) < len(steps):
+        raise InputError(f"steps are '{text}': expected each number once; leave the repeated one out")
+    return steps

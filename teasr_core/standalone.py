@@ -15,6 +15,7 @@ import torch
 
 from . import builtin
 from .architecture import QWEN_IMAGE, QwenArchitecture
+from .auto_steps import AutoSteps
 from .branch_lora import BranchLora
 from .codec import Codec
 from .errors import InputError, LoraFileError
@@ -25,7 +26,15 @@ from .qwen import QwenVelocity
 from .qwen_file import QwenSource, read_qwen
 from .qwen_vae import DOWNSCALE, load_qwen_vae
 from .report import Report
-from .restore import AUTO_OVERLAP_PX, AUTO_TILE_PX, RestoreOptions, latent_sampler, restore, tile_in_latent
+from .restore import (
+    AUTO_OVERLAP_PX,
+    AUTO_TILE_PX,
+    PlanCallback,
+    RestoreOptions,
+    latent_sampler,
+    restore,
+    tile_in_latent,
+)
 from .sampler import StepCallback
 from .schedule import StepPlan
 from .tiling import TileCallback
@@ -90,20 +99,26 @@ class Restorer:
         self,
         image: torch.Tensor,
         options: RestoreOptions,
-        plan: StepPlan,
+        plan: StepPlan | AutoSteps,
         seed: int = 0,
         tile_px: int = 0,
         overlap_px: int = 0,
         on_step: StepCallback | None = None,
         on_tile: TileCallback | None = None,
+        on_plan: PlanCallback | None = None,
     ) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, 3, H', W') of options.size; `self.report` tells how it went."""
-        self.report = Report(steps=plan.steps, dtype=self.storage or dtype_name(self.dtype))
+        """(B, 3, H, W) in [0, 1] -> (B, 3, H', W') of options.size; `self.report` tells how it went.
+
+        plan: the times, or `AutoSteps`: chosen for each image, told to on_plan and, of the last one, by the report.
+        """
+        steps = 0 if isinstance(plan, AutoSteps) else plan.steps
+        self.report = Report(steps=steps, dtype=self.storage or dtype_name(self.dtype))
         tile, overlap = self.tile(tile_px, overlap_px)
         patch_multiple = self.base.architecture.block_multiple
         sampler = latent_sampler(
-            self.velocity, plan.taus, seed, patch_multiple, tile, overlap, self.report, on_step, on_tile
-        )
+            self.velocity, plan, seed, patch_multiple, tile, overlap, self.report, options.fidelity,
+            on_step, on_tile, on_plan,
+        )  # fmt: skip
 
         def sample_on_device(z_lq: torch.Tensor) -> torch.Tensor:
             with self.resident():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
-PRELOADED = ("accelerate", "peft.tuners.lora", "training.distill")  # nothing of torch runs before a fork
+PRELOADED = ("accelerate", "peft.tuners.lora", "training.distill", "training.pretrain", "training.cli")
 
 
 class Forks:
@@ -35,17 +35,22 @@ class Forks:
             )  # fmt: skip
 
     def start(self, function: str, *arguments: Any, env: Mapping[str, str] | None = None) -> int:
-        """Process id of a fork that calls `module:function`; it exits with 0, or 1 after an exception."""
+        """Process id of a fork that calls `module:function`. It exits with the number returned, 0 for None, or with 1
+        after an exception."""
         return self._ask({"call": function, "arguments": arguments, "env": dict(env or {})})
 
     def wait(self, pid: int) -> int:
         """The exit code of a fork, -N when signal N ended it."""
         return self._ask({"wait": pid})
 
+    def running(self, pid: int) -> bool:
+        return bool(self._ask({"running": pid}))
+
     def close(self) -> None:
         assert self._helper.stdin is not None and self._helper.stdout is not None
+        self._helper.kill()
+        self._helper.wait()
         self._helper.stdin.close()
-        self._helper.wait(30)
         self._helper.stdout.close()
 
     def _ask(self, request: dict[str, Any]) -> int:
@@ -57,17 +62,31 @@ class Forks:
 
 
 def _serve() -> None:
+    """Answer requests, a line each. One thread, and nothing of torch runs here before a fork."""
     for name in PRELOADED:
         importlib.import_module(name)
+    codes: dict[int, int] = {}  # of forks that have ended
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
-        if "wait" in request:
-            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
-        else:
+        if "call" in request:
             answer = os.fork()
             if answer == 0:
                 _child(request)
+        elif "wait" in request:
+            answer = _code(codes, request["wait"], 0)
+        else:
+            answer = int(_code(codes, request["running"], os.WNOHANG) is None)
         print(answer, flush=True)
+
+
+def _code(codes: dict[int, int], pid: int, options: int) -> int | None:
+    """The exit code of a fork; None for one that runs, with WNOHANG."""
+    if pid not in codes:
+        ended, status = os.waitpid(pid, options)
+        if not ended:
+            return None
+        codes[pid] = os.waitstatus_to_exitcode(status)
+    return codes[pid]
 
 
 def _child(request: Mapping[str, Any]) -> None:
@@ -77,8 +96,7 @@ def _child(request: Mapping[str, Any]) -> None:
         os.dup2(2, 1)  # the helper's own output carries its answers
         os.environ.update(request["env"])
         module, function = request["call"].split(":")
-        getattr(importlib.import_module(module), function)(*request["arguments"])
-        status = 0
+        status = getattr(importlib.import_module(module), function)(*request["arguments"]) or 0
     except BaseException:
         traceback.print_exc()
     finally:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -20,9 +21,10 @@ from teasr_core.flow import velocity_from_output
 from teasr_core.sampler import sample
 from teasr_core.schedule import linear_taus
 from training.draws import draw
+from training.ema import Ema
 from training.objective import Batch, LossWeights, Objective
 
-RADIUS, SPREAD, NARROW = 0.7, 0.6, 0.05  # modes at (1 +- SPREAD) RADIUS with this standard deviation
+RADIUS, SPREAD, NARROW = 0.7, 0.6, 0.1  # modes at (1 +- SPREAD) RADIUS with this standard deviation
 WIDTH, DEPTH = 48, 3
 TIME_FEATURES = 8
 
@@ -40,18 +42,20 @@ class PointCodec:
 
 
 class ToyVelocity(nn.Module):
-    """`seeds` perceptrons of (z_t, z_lq, t_cur, t_tar), as one velocity: row r belongs to the seed r // (rows / seeds).
+    """`seeds` perceptrons of (z_t, z_lq, t_cur, t_tar), as one velocity: a batch is of seeds x samples rows.
 
-    A call of several batches joined, as the objective makes them, is of k x seeds x samples rows.
+    A call may have several of them one after the other, as the objective joins them.
     """
 
-    def __init__(self, seeds: int, samples: int, prediction: str = "velocity", use_dtc: bool = True) -> None:
+    def __init__(
+        self, seeds: int, samples: int, prediction: str = "velocity", use_dtc: bool = True, first_seed: int = 0
+    ) -> None:
         super().__init__()
         self.seeds, self.samples, self.prediction, self.use_dtc = seeds, samples, prediction, use_dtc
         sizes = [4 + 2 * TIME_FEATURES, *[WIDTH] * DEPTH, 2]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        sources = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
-        for n_in, n_out in zip(sizes, sizes[1:], strict=False):
+        sources = [torch.Generator().manual_seed(seed) for seed in range(first_seed, first_seed + seeds)]
+        for n_in, n_out in pairwise(sizes):
             drawn = [torch.rand(n_in + 1, n_out, generator=g) * 2 - 1 for g in sources]
             layer = torch.stack(drawn) * n_in**-0.5  # (seeds, in + 1, out)
             self.weights.append(nn.Parameter(layer[:, :-1].clone()))
@@ -65,7 +69,8 @@ class ToyVelocity(nn.Module):
     ) -> torch.Tensor:
         if not self.use_dtc:
             t_cur = t_tar = t_cur - t_tar / 2  # as dtc.dual_times
-        rows = torch.cat([z_t.flatten(1), z_lq.flatten(1), time_features(t_cur), time_features(t_tar)], dim=1)
+        times = time_features(torch.stack([t_cur, t_tar], dim=1)).flatten(1)  # (B, 2 x 8)
+        rows = torch.cat([z_t.flatten(1), z_lq.flatten(1), times], dim=1)
         x = rows.reshape(-1, self.seeds, self.samples, rows.shape[1]).transpose(0, 1).flatten(1, 2)  # (seeds, n, in)
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x if k == 0 else nn.functional.silu(x), weight)  # (seeds, n, out)
@@ -78,9 +83,9 @@ class ToyVelocity(nn.Module):
 
 
 def time_features(t: torch.Tensor) -> torch.Tensor:
-    """(B,) -> (B, 8): the time, its sign, three sines and three cosines."""
-    angle = t[:, None] * (torch.tensor([1.0, 2.0, 4.0]) * math.pi / 2)  # (B, 3)
-    return torch.cat([t[:, None], t.sign()[:, None], angle.sin(), angle.cos()], dim=1)
+    """(B, 2) -> (B, 2, 8): the time, its sign, three sines and three cosines."""
+    angle = t[..., None] * (torch.tensor([1.0, 2.0, 4.0]) * math.pi / 2)  # (B, 2, 3)
+    return torch.cat([t[..., None], t.sign()[..., None], angle.sin(), angle.cos()], dim=-1)
 
 
 def points(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,26 +111,39 @@ def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def errors(velocity: ToyVelocity, steps: int, count: int = 1000) -> list[float]:
-    """For every seed, the energy distance of results with so many steps to the posterior, the LQ point taken out."""
+def results(velocity: ToyVelocity, steps: int, count: int = 1000) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For every seed, (results with so many steps, samples of the posterior), (count, 2) each, along the ray.
+
+    The same noises and LQ points for every velocity and number of steps.
+    """
     trained_on, velocity.samples = velocity.samples, count
     g = torch.Generator().manual_seed(1000)
     z_0, z_lq = points(count * velocity.seeds, g)
     found = along_the_ray(sample(velocity, torch.randn(z_0.shape, generator=g), z_lq, linear_taus(steps)), z_lq)
     velocity.samples = trained_on
-    wanted = along_the_ray(z_0, z_lq)
-    return [energy_distance(a, b) for a, b in zip(found.split(count), wanted.split(count), strict=True)]
+    return list(zip(found.split(count), along_the_ray(z_0, z_lq).split(count), strict=True))
+
+
+def errors(velocity: ToyVelocity, steps: int) -> torch.Tensor:
+    """Energy distance of results with so many steps to the posterior, (seeds,)."""
+    return torch.tensor([energy_distance(*pair) for pair in results(velocity, steps)])
+
+
+def step_gap(velocity: ToyVelocity, few: int = 1, many: int = 4) -> torch.Tensor:
+    """Mean distance between the results of few and of many steps from the same noise, (seeds,)."""
+    pairs = zip(results(velocity, few), results(velocity, many), strict=True)
+    return torch.stack([(a[0] - b[0]).norm(dim=1).mean() for a, b in pairs])
 
 
 def train(
-    weights: LossWeights, seeds: int, steps: int = 1200, samples: int = 128, lr: float = 3e-3, use_tar: bool = True,
-    **options: object,
+    weights: LossWeights, seeds: int, steps: int = 1000, samples: int = 128, lr: float = 3e-3, use_tar: bool = True,
+    first_seed: int = 0, **options: object,
 ) -> ToyVelocity:  # fmt: skip
     """Train by the real objective; the rate falls linearly, rectify is ramped as in `distill`."""
-    velocity = ToyVelocity(seeds, samples, **options)  # type: ignore[arg-type]
+    velocity = ToyVelocity(seeds, samples, first_seed=first_seed, **options)  # type: ignore[arg-type]
     objective = Objective(velocity, PointCodec(), use_tar=use_tar)  # type: ignore[arg-type]
-    optimizer = torch.optim.Adam(velocity.parameters(), lr=lr, betas=(0.9, 0.99))
-    generator, ramp = torch.Generator().manual_seed(0), steps / 10
+    optimizer = torch.optim.Adam(velocity.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
+    ema, generator, ramp = Ema(velocity.named_parameters(), 0.98), torch.Generator().manual_seed(first_seed), steps / 10
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         now = replace(weights, rectify=weights.rectify * min(1.0, max(0.0, (step - ramp) / ramp)))
@@ -134,4 +152,6 @@ def train(
         objective.backward(Batch(z_0, z_0, z_lq), drawn, now, scale=seeds, layout="batched")  # means over a seed
         optimizer.step()
         optimizer.zero_grad()
+        ema.update(velocity.named_parameters(), step + 1)
+    velocity.load_state_dict(ema.shadow)
     return velocity

@@ -6,9 +6,12 @@ would make "+DTC" win by construction (SPEC 9). The two arms with DTC share thei
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from teasr_core.errors import TeasrError
 
 from .config import PretrainConfig, load_config
 from .distill import Distiller
@@ -53,18 +56,40 @@ class TrainedArm:
 
 
 def train_arms(path: Path, note: Callable[[str], None] = print) -> list[TrainedArm]:
-    """Train what is missing of the ablation at `path`; an interrupted one goes on. Errors as the trainers."""
+    """Train what is missing of the ablation at `path`; an interrupted one goes on.
+
+    Errors as the trainers', with the arm's title or the base's name before them.
+    """
     config = from_mapping(AblationConfig, read_toml(path), where="")
     pretrain = load_config(path.parent / config.pretrain)
     distill = load_distill_config(path.parent / config.distill)
     folder = Path(config.output_dir)
-    bases = {dtc: train_base(pretrain, dtc, folder, note) for dtc in (False, True)}
-    return [train_arm(distill, arm, bases[arm.dtc], folder, note) for arm in ARMS]
+    bases = {}
+    for dtc in (False, True):
+        with _named(base_name(dtc)):
+            bases[dtc] = train_base(pretrain, dtc, folder, note)
+    arms = []
+    for arm in ARMS:
+        with _named(arm.title):
+            arms.append(train_arm(distill, arm, bases[arm.dtc], folder, note))
+    return arms
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except TeasrError as error:
+        raise type(error)(f"ablation, {what}: {error}") from error
+
+
+def base_name(dtc: bool) -> str:
+    return f"base_{'with' if dtc else 'without'}_dtc"
 
 
 def train_base(config: PretrainConfig, dtc: bool, folder: Path, note: Callable[[str], None]) -> Path:
     """The exported base of the arms with this `dtc`."""
-    name = f"base_{'with' if dtc else 'without'}_dtc"
+    name = base_name(dtc)
     output = folder / f"{name}.safetensors"
     if not output.exists():
         note(f"pretraining {name}")

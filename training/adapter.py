@@ -19,7 +19,8 @@ _PEFT_INIT: dict[str, bool | str] = {"kaiming": True, "gaussian": "gaussian", "o
 def new_adapter(transformer: nn.Module, architecture: QwenArchitecture, config: AdapterConfig, seed: int) -> BranchLora:
     """A float32 adapter for the transformer's targets: A random, B zero, so that step 0 equals the base.
 
-    The global random state is left as it was. B carries no alpha / rank: training multiplies by it (`lora_scale`).
+    With "orthogonal" both are random and their product is zero up to rounding. The global random state is left as it
+    was. B carries no alpha / rank: training multiplies by it (`lora_scale`).
     """
     tensors: dict[str, torch.Tensor] = {}
     with torch.random.fork_rng(devices=[]):
@@ -28,7 +29,7 @@ def new_adapter(transformer: nn.Module, architecture: QwenArchitecture, config: 
             layer = transformer.get_submodule(path)  # quantised layers are no nn.Linear but know their sizes
             for name, weight in _pair(int(layer.in_features), int(layer.out_features), config).items():  # type: ignore[arg-type]
                 tensors[f"{path}.{name}.weight"] = weight
-    return BranchLora.from_tensors(tensors)
+        return BranchLora.from_tensors(tensors)  # draws too, before it loads
 
 
 def lora_scale(config: AdapterConfig) -> float:
@@ -43,4 +44,5 @@ def _pair(in_features: int, out_features: int, config: AdapterConfig) -> Mapping
     layer = nn.utils.skip_init(nn.Linear, in_features, out_features, bias=False)
     options = LoraConfig(r=config.rank, lora_alpha=1, init_lora_weights=_PEFT_INIT[config.init])  # type: ignore[arg-type]
     pair = Linear(layer, "teasr", options, r=config.rank, lora_alpha=1)
-    return {"lora_A": pair.lora_A["teasr"].weight.detach(), "lora_B": pair.lora_B["teasr"].weight.detach()}
+    weights = dict(pair.named_parameters())
+    return {name: weights[f"{name}.teasr.weight"].detach() for name in ("lora_A", "lora_B")}

@@ -45,6 +45,8 @@ def save_checkpoint(
     InputError when it cannot be written, as on a full disk; the checkpoints before it stay as they are.
     """
     path = folder / f"step_{step:08d}.safetensors"
+    for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while it wrote
+        leftover.unlink(missing_ok=True)
     try:
         write_atomically(path, tensors, {STATE_KEY: json.dumps({"step": step, **state})})
     except (OSError, SafetensorError) as error:
@@ -55,8 +57,6 @@ def save_checkpoint(
         ) from error
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()
-    for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while it wrote
-        leftover.unlink(missing_ok=True)
     return path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from teasr_core.cli import OneLineParser, one_line
 from teasr_core.errors import TeasrError
 
-from . import cli_cache_prompt, cli_degrade, cli_doctor, cli_eval, cli_export
+from . import cli_bench, cli_cache_prompt, cli_degrade, cli_doctor, cli_eval, cli_export
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TeasrError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # a trainer has saved by then; the same command goes on
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        return 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_degrade.add_parser(commands)
     cli_cache_prompt.add_parser(commands)
     cli_doctor.add_parser(commands)
+    cli_bench.add_parser(commands)
     return parser
 
 

@@ -72,7 +72,7 @@ class OptimConfig:
 class LossConfig:
     loss_space: str = "pixel"  # pixel | latent (SPEC 9)
     perceptual: str = "none"  # none | lpips-squeeze | lpips-alex | lpips-vgg
-    perceptual_backbone: str = ""  # local file with the ImageNet features of that network (perceptual.py)
+    perceptual_backbone: str = ""  # local file with the ImageNet features of that network (lpips_metric.py)
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,13 @@ def check_data(data: DataConfig) -> None:
 
 
 def check_run(run: RunConfig) -> None:
-    for name in ("log_every", "checkpoint_every", "keep_checkpoints", "preview_every"):
-        if run.device not in ("auto", "cpu"):
-            raise ConfigError(f"run.device is '{run.device}': expected auto or cpu")
-        if getattr(run, name) < 1:
-            raise ConfigError(f"run.{name} is {getattr(run, name)}: expected at least 1")
+    if run.device not in ("auto", "cpu"):
+        raise ConfigError(f"run.device is '{run.device}': expected auto or cpu")
+    lowest = {"seed": 0, "threads": 0, "workers": 0}
+    lowest |= dict.fromkeys(("log_every", "checkpoint_every", "keep_checkpoints", "preview_every"), 1)
+    for name, least in lowest.items():
+        if getattr(run, name) < least:
+            raise ConfigError(f"run.{name} is {getattr(run, name)}: expected at least {least}")
 
 
 def check_loss(loss: LossConfig) -> None:

@@ -10,7 +10,7 @@ BUCKETS = (0.02, 0.2, 0.4, 0.6, 0.8, 0.98)
 
 
 class DifferenceLog:
-    """Means over a log window, by bucket of s."""
+    """Means over a log window, by bucket of s: of |Delta| (Eq. 9) and of w(s) Delta (Eq. 14)."""
 
     def __init__(self, w_max: float, use_tar: bool) -> None:
         self.w_max = w_max

@@ -141,10 +141,12 @@ class Distiller:
             if stop:
                 self.log.note(f"stopping after step {self.step}")
                 return
+            before = time.perf_counter()
             if self.step % run.checkpoint_every == 0:
                 self.save()
             if run.preview_images and self.step % run.preview_every == 0:
                 self._preview()
+            since += time.perf_counter() - before  # not a step's time
 
     def _update(self, micro_batches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
         """One step of the optimiser over this process's micro-batches.
@@ -211,8 +213,8 @@ class Distiller:
         if self.bad_steps >= self.config.train.max_bad_steps:
             raise DivergedError(
                 f"{self.bad_steps} steps in a row had no finite gradient or learning rate, the last one is step "
-                f"{self.step}: lower optim.lr or loss.rectify and start again from a checkpoint before; "
-                f"{self.folder.name}/bad_step_*.json has the losses"
+                f"{self.step}: {self.folder.name}/bad_step_*.json has the losses, the checkpoints are of before; lower "
+                "optim.lr or loss.rectify and start again in a new run.output_dir"
             )
 
     def _preview(self) -> None:

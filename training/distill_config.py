@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from .toml_config import from_mapping, read_toml
 
 BUILTIN = "builtin"
 INITS = ("kaiming", "gaussian", "orthogonal")
+PERCEPTUAL_CROP_PX = 32  # smallest side LPIPS takes
 DTYPES = ("fp32", "bf16")  # of the adapter, and with "auto" of the base
 
 
@@ -37,7 +39,7 @@ class AdapterConfig:
     rank: int = 32
     alpha: float = 32.0
     targets: tuple[str, ...] = BLOCK_TARGETS
-    init: str = "kaiming"  # of A, by peft: kaiming | gaussian | orthogonal; B starts at zero
+    init: str = "kaiming"  # by peft: kaiming | gaussian (of A, B is zero) | orthogonal (A and B, B A is zero)
     dtype: str = "fp32"  # on the device: fp32 | bf16 (with optim.kind = "adamw-cpu", which keeps float32 beside it)
 
 
@@ -53,7 +55,7 @@ class AblationConfig:
 class DistillLossConfig:
     loss_space: str = "latent"  # pixel | latent (SPEC 9)
     perceptual: str = "none"  # none | lpips-alex | lpips-vgg | lpips-squeeze
-    perceptual_backbone: str = ""  # local file with the ImageNet features of that network (perceptual.py)
+    perceptual_backbone: str = ""  # local file with the ImageNet features of that network (lpips_metric.py)
     data: float = 1.0
     lpips: float = 1.0
     flow: float = 1.0
@@ -140,6 +142,8 @@ def check_distill(config: DistillConfig) -> None:
             f"adapter.dtype is 'bf16' and optim.kind is '{config.optim.kind}': small updates would be rounded away, "
             "set optim.kind to adamw-cpu, which keeps the adapter in float32 on the CPU, or adapter.dtype to fp32"
         )
+    if config.adapter.init == "orthogonal" and config.adapter.rank % 2:
+        raise ConfigError(f"adapter.init is 'orthogonal' and adapter.rank is {config.adapter.rank}: expected it even")
     if config.adapter.alpha <= 0:
         raise ConfigError(f"adapter.alpha is {config.adapter.alpha:g}: expected more than 0")
     if config.train.crop_px < 16 or config.train.crop_px % 16:
@@ -152,3 +156,24 @@ def check_distill(config: DistillConfig) -> None:
             f"loss.perceptual is '{config.loss.perceptual}' and loss.perceptual_backbone is empty: "
             "name the local file of its ImageNet features (docs/training.md says where to get it)"
         )
+    if config.loss.perceptual != "none" and config.train.crop_px < PERCEPTUAL_CROP_PX:
+        raise ConfigError(
+            f"train.crop_px is {config.train.crop_px}: loss.perceptual '{config.loss.perceptual}' expects at least "
+            f"{PERCEPTUAL_CROP_PX}"
+        )
+    _check_optim(config.optim)
+
+
+def _check_optim(optim: DistillOptimConfig) -> None:
+    for name, fits, expected in (
+        ("lr", 0 < optim.lr < math.inf, "more than 0"),
+        ("lr_end", 0 <= optim.lr_end < math.inf, "at least 0"),
+        ("warmup_steps", optim.warmup_steps >= 0, "at least 0"),
+        ("betas", all(0 <= beta < 1 for beta in optim.betas), "two values of at least 0 and less than 1"),
+        ("eps", optim.eps >= 0, "at least 0"),
+        ("weight_decay", optim.weight_decay >= 0, "at least 0"),
+        ("clip_norm", optim.clip_norm > 0, "more than 0"),
+        ("ema_decay", 0 <= optim.ema_decay < 1, "at least 0 and less than 1"),
+    ):
+        if not fits:
+            raise ConfigError(f"optim.{name} is {getattr(optim, name)}: expected {expected}")

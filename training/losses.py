@@ -60,7 +60,7 @@ def velocity_loss(
     t: torch.Tensor,
     channel_weight: torch.Tensor,
 ) -> torch.Tensor:
-    """Squared error of the velocity that `output` means against `target`, (B, C, H, W) -> scalar. Eq. 4, 5
+    """Squared error of the velocity that `output` means against `target`, (B, C, H, W) -> scalar. Eq. 4, 5, 8
 
     For `lq_residual` it carries max(t, 0.1)**2; channel_weight (1, C, 1, 1) chooses latent or pixel space (SPEC 9).
     """

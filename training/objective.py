@@ -32,7 +32,10 @@ LAYOUTS = ("sequential", "rotate", "batched")
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Factors of the losses in the sum that is differentiated; `lpips` multiplies within the data loss (Eq. 13)."""
+    """Factors of the losses in the sum that is differentiated.
+
+    `cons` is the lambda of Eq. 5, `lpips` that of Eq. 13: it multiplies within the data loss.
+    """
 
     data: float = 1.0
     lpips: float = 1.0

@@ -30,7 +30,7 @@ class Processes:
             return
         for parameter in parameters:
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self._accelerator.reduce(grad, "mean")
+            parameter.grad = self._accelerator.reduce(grad, "mean")  # type: ignore[assignment]
 
     def any(self, flag: bool) -> bool:
         """True in every process if it is in one: all of them stop at the same step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,6 +23,9 @@ from .memory.groups import GroupPlan, group_of
 from .memory.quantised_linear import FrozenLinear, replace_linears
 from .memory.vae_decode import decode_checkpointed
 from .prompt_cache import read_prompt
+
+if TYPE_CHECKING:
+    from diffusers import QwenImageTransformer2DModel
 
 
 class CheckpointedVaeCodec(QwenVaeCodec):
@@ -74,7 +78,7 @@ def load_qwen_base(
 
 def load_packed(
     source: QwenSource, dtype: torch.dtype, device: torch.device, groups: Mapping[str, GroupPlan]
-) -> nn.Module:
+) -> QwenImageTransformer2DModel:
     """The transformer with every weight packed on the device as it is read, and sent back where it does not live."""
     frozen: dict[str, FrozenLinear] = {}
 

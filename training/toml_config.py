@@ -21,13 +21,14 @@ else:
 T = TypeVar("T")
 
 
-def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_toml(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A TOML file as plain values, with `section.key=value` overrides applied (TOML syntax, bare words are strings).
 
-    Raises ConfigError for a missing file, bad TOML or an override that names nothing.
+    Without a path, the overrides alone. Raises ConfigError for a missing file, bad TOML or an override that names
+    nothing.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = {} if path is None else tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no config at {path}: give a TOML file, e.g. training/configs/pretrain/smoke.toml") from None
     except (OSError, UnicodeDecodeError) as error:

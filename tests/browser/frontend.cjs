@@ -1,65 +1,59 @@
-// Drives ComfyUI's real frontend in headless Chromium. Prints one JSON line.
-//   node frontend.cjs convert URL API.json UI.json      an API prompt becomes a UI graph, seeds fixed, laid out
-//   node frontend.cjs check URL UI.json SHOT.png [run]  loads a UI graph; types, links, widgets; with `run`, queues it
-// playwright-core is found through NODE_PATH, Chromium through CHROMIUM (default: /usr/bin/chromium).
+// Asks ComfyUI's real frontend (page.cjs). Prints one JSON line.
+//   node frontend.cjs convert URL API.json UI.json       an API prompt becomes a UI graph, seeds fixed, laid out
+//   node frontend.cjs blueprint URL API.json OUT.json    an API prompt becomes a subgraph blueprint (blueprint.cjs)
+//   node frontend.cjs check URL UI.json SHOT.png [run]   loads a UI graph; types, links, widgets; with `run`, queues it
+//   node frontend.cjs check-all URL FOLDER SHOTS         the same of every *.json in a folder, by name
+//   node frontend.cjs templates|help|names|insert|slider URL ARGUMENT SHOTS   what views.cjs says of each
+// VUE_NODES=1 draws Nodes 2.0, LOCALE=zh speaks Chinese, PIXEL_RATIO=2 makes finer screenshots.
 const fs = require('fs')
-const os = require('os')
 const path = require('path')
-const { chromium } = require('playwright-core')
+const { withPage, load, run } = require('./page.cjs')
+const { arrange, ROOM } = require('./layout.cjs')
+const { blueprint } = require('./blueprint.cjs')
+const views = require('./views.cjs')
 
 const [mode, url, input, output, wantRun] = process.argv.slice(2)
-
-async function open() {
-  const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'teasr-chromium-'))
-  const context = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
-    headless: true,
-    viewport: { width: 1600, height: 900 },
-    args: ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-sync']
-  })
-  const page = context.pages()[0] || (await context.newPage())
-  const errors = []
-  page.on('pageerror', (error) => errors.push(String(error)))
-  // Nothing but the server: a test must not depend on the internet.
-  await page.route('**/*', (route) => (route.request().url().startsWith(url) ? route.continue() : route.abort()))
-  await page.goto(url)
-  await page.waitForFunction(
-    () => window.app?.graph && window.app.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 50,
-    null, { timeout: 120000 }
-  )
-  await page.evaluate(async (vue) => {
-    await app.extensionManager.setting.set('Comfy.TutorialCompleted', true)
-    await app.extensionManager.setting.set('LiteGraph.Canvas.MinFontSizeForLOD', 0)
-    await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)
-  }, process.env.VUE_NODES === '1')
-  return { context, page, profile, errors }
-}
+const options = { locale: process.env.LOCALE || 'en', vue: process.env.VUE_NODES === '1' }
+const readJson = (file) => JSON.parse(fs.readFileSync(file, 'utf8'))
+const writeJson = (file, value) => fs.writeFileSync(file, JSON.stringify(value, null, 1) + '\n')
 
 async function convert(page) {
-  const api = JSON.parse(fs.readFileSync(input, 'utf8'))
-  const graph = await page.evaluate(async (api) => {
+  const api = readJson(input)
+  await page.evaluate(async (api) => {
     await app.loadApiJson(api, 'teasr')
     for (const node of app.graph.nodes) {
-      const { models } = api[node.id]._meta  // what the frontend offers to download where it is missing
+      const { models } = api[node.id]._meta // what the frontend offers to download where it is missing
       if (models) node.properties.models = models
-    }
-    for (const node of app.graph.nodes)
       for (const widget of node.widgets || []) if (widget.name === 'control_after_generate') widget.value = 'fixed'
-    app.graph.arrange(70)
+    }
+  }, api)
+  await page.evaluate(arrange, ROOM)
+  const graph = await page.evaluate((api) => {
+    // A node's `note` becomes a Markdown note under the first column: pictures grow further right.
+    const left = Math.min(...app.graph.nodes.map((node) => node.pos[0]))
+    const column = app.graph.nodes.filter((node) => node.pos[0] === left)
+    const width = Math.max(300, ...column.map((node) => node.size[0]))
+    const bottom = Math.max(...column.map((node) => node.pos[1] + node.size[1]))
+    for (const { note } of Object.values(api).map((entry) => entry._meta)) {
+      if (!note) continue
+      const paper = LiteGraph.createNode('MarkdownNote')
+      app.graph.add(paper)
+      paper.widgets[0].value = note
+      paper.pos = [left, bottom + 80]
+      const lines = note.split('\n\n').map((text) => Math.ceil(text.length / 44))
+      paper.size = [width, lines.reduce((height, count) => height + 12 + 16 * count, 60)]
+    }
     return app.graph.serialize()
   }, api)
   graph.nodes.forEach((node) => { node.pos = node.pos.map(Math.round); node.size = Array.from(node.size, Math.round) })
   delete graph.id
-  fs.writeFileSync(output, JSON.stringify(graph, null, 1) + '\n')
+  writeJson(output, graph)
   return { nodes: graph.nodes.length, links: graph.links.length }
 }
 
-async function check(page) {
-  const ui = JSON.parse(fs.readFileSync(input, 'utf8'))
-  const report = await page.evaluate(async (ui) => {
-    await app.loadGraphData(ui)
-    await app.extensionManager.command.execute('Comfy.Canvas.FitView')
-    await new Promise((resolve) => setTimeout(resolve, 1500))
+async function check(page, file, shot, wantRun) {
+  await load(page, readJson(file))
+  const report = await page.evaluate(async () => {
     const nodes = app.graph.nodes
     const { output } = await app.graphToPrompt()
     return {
@@ -76,29 +70,38 @@ async function check(page) {
         .map((node) => [node.type, node.properties.models])),
       prompt: output
     }
-  }, ui)
+  })
   if (wantRun) {
-    report.run = await page.evaluate(() => new Promise((resolve) => {
-      for (const event of ['execution_success', 'execution_error', 'execution_interrupted'])
-        app.api.addEventListener(event, (message) => resolve({ event, detail: message.detail }))
-      app.extensionManager.command.execute('Comfy.QueuePrompt')
-    }))
-    await page.waitForTimeout(2500)
+    report.run = await run(page, () => page.evaluate(() => app.extensionManager.command.execute('Comfy.QueuePrompt')))
     report.red = await page.evaluate(() => app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type))
   }
-  await page.screenshot({ path: output })
+  await page.screenshot({ path: shot })
   return report
 }
 
-async function main() {
-  const { context, page, profile, errors } = await open()
-  try {
-    const report = mode === 'convert' ? await convert(page) : await check(page)
-    console.log(JSON.stringify({ ...report, errors }))
-  } finally {
-    await context.close()
-    fs.rmSync(profile, { recursive: true, force: true })
+async function checkAll(page) {
+  const reports = {}
+  for (const file of fs.readdirSync(input).filter((name) => name.endsWith('.json')).sort()) {
+    const name = path.basename(file, '.json')
+    reports[name] = await check(page, path.join(input, file), path.join(output, `${name}.png`))
   }
+  return { reports }
 }
 
-main().then(() => process.exit(0), (error) => { console.error(error); process.exit(1) })
+const MODES = {
+  convert,
+  check: (page) => check(page, input, output, wantRun),
+  'check-all': checkAll,
+  blueprint: async (page) => {
+    const { graph, ...report } = await blueprint(page, readJson(input), path.basename(output, '.json'))
+    writeJson(output, graph)
+    return report
+  },
+  ...Object.fromEntries(Object.entries(views).map(([name, view]) => [name, (page) => view(page, input, output)]))
+}
+
+if (!(mode in MODES)) throw new Error(`mode is ${mode}: expected one of ${Object.keys(MODES).join(', ')}`)
+withPage(url, options, MODES[mode]).then(
+  (report) => { console.log(JSON.stringify(report)); process.exit(0) },
+  (error) => { console.error(error); process.exit(1) }
+)

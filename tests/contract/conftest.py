@@ -126,5 +126,5 @@ class Sampler:
 def ours(host: SimpleNamespace, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Sampler:
     """TEASRSampler, which samples every time: its memory of visited latents is off."""
     cache = host.pack("nodes.visited").VisitedLatents(max_bytes=0)
-    monkeypatch.setattr(host.pack("nodes.sampler"), "VISITED", cache)
+    monkeypatch.setattr(host.pack("nodes.image_batch"), "VISITED", cache)
     return Sampler(host)

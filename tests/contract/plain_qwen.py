@@ -9,6 +9,7 @@ Letters: B batch, C latent channels, H W latent size, N tokens of one image (H/2
 S = 2N + T all tokens, h heads of d dimensions. Even token grids only (docs/tour.md).
 """
 
+import itertools
 import math
 
 import torch
@@ -137,7 +138,7 @@ def euler(model, noise, z_lq, steps, prompt, negative=None, cfg=1.0):
     """
     z, z_lq = noise.double(), z_lq.expand(len(noise), -1, -1, -1)
     taus = [torch.tensor((steps - i) / steps, dtype=torch.float32) for i in range(steps + 1)]
-    for here, there in zip(taus[:-1], taus[1:], strict=True):
+    for here, there in itertools.pairwise(taus):
         v, *away = (
             model.velocity(z, here.expand(len(z)), z_lq, there.expand(len(z)), text.expand(len(z), -1, -1))
             for text in (prompt, negative)

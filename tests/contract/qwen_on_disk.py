@@ -34,7 +34,7 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def linears() -> dict[str, tuple[int, int]]:
+def linears(layers: int = LAYERS) -> dict[str, tuple[int, int]]:
     """Path -> (out, in) of every Linear."""
     shapes = {
         "img_in": (WIDTH, TOKEN),
@@ -44,7 +44,7 @@ def linears() -> dict[str, tuple[int, int]]:
         "norm_out.linear": (2 * WIDTH, WIDTH),
         "proj_out": (TOKEN, WIDTH),
     }
-    for index in range(LAYERS):
+    for index in range(layers):
         block = f"transformer_blocks.{index}"
         for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"):
             shapes[f"{block}.attn.{name}"] = (WIDTH, WIDTH)
@@ -55,15 +55,15 @@ def linears() -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def weights(seed: int = 0) -> Tensors:
+def weights(seed: int = 0, layers: int = LAYERS) -> Tensors:
     """Matrices of about unit gain, norms around 1, biases around 0: every tensor matters."""
     source = generator(seed)
     tensors = {}
-    for path, (out_features, in_features) in linears().items():
+    for path, (out_features, in_features) in linears(layers).items():
         tensors[f"{path}.weight"] = torch.randn(out_features, in_features, generator=source) * in_features**-0.5
         tensors[f"{path}.bias"] = 0.1 * torch.randn(out_features, generator=source)
     norms = {"txt_norm.weight": TEXT_WIDTH}
-    for index in range(LAYERS):
+    for index in range(layers):
         for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
             norms[f"transformer_blocks.{index}.attn.{name}.weight"] = HEAD_DIM
     return tensors | {name: 1 + 0.1 * torch.randn(size, generator=source) for name, size in norms.items()}
@@ -72,8 +72,8 @@ def weights(seed: int = 0) -> Tensors:
 def in_form(tensors: Tensors, form: str) -> tuple[Tensors, Tensors]:
     """(the file's tensors, what they mean) of a file of fewer bits.
 
-    form: "bf16" and "fp8" round every tensor; "old" and "new" keep the blocks' Linears in fp8 with one scale each, named
-    as in the first scaled files (`scaled_fp8`, `.scale_weight`) and as in today's (`.weight_scale`, `.comfy_quant`).
+    form: "bf16" and "fp8" round every tensor; "old" and "new" keep the blocks' Linears in fp8 with one scale each,
+    named as in the first scaled files (`scaled_fp8`, `.scale_weight`) or today's (`.weight_scale`, `.comfy_quant`).
     """
     if form in ("bf16", "fp8"):
         dtype = torch.bfloat16 if form == "bf16" else FP8
@@ -138,11 +138,12 @@ def prompt_embeds(seed: int, tokens: int = 3) -> torch.Tensor:
 
 def write_lora(path: Path, formats: Any, targets: Any, base: Tensors, seed: int = 0, **changes: str) -> Path:
     """A TEASR LoRA file. formats, targets: the modules `lora_file` and `branch_lora`; `changes` replace metadata."""
+    layers = len({name.split(".")[1] for name in base if name.startswith("transformer_blocks.")})
     metadata = formats.lora_metadata(
         prediction="velocity", rank=RANK, targets=targets.BLOCK_TARGETS, base="small Qwen",
         base_fingerprint=formats.fingerprint(base), step=1, config={},
     )  # fmt: skip
-    tensors = random_lora(targets.target_paths(LAYERS), seed)
+    tensors = random_lora(targets.target_paths(layers), seed)
     save_file(formats.lora_tensors(tensors, prompt_embeds(seed + 1)), path, metadata=metadata | changes)
     return path
 

@@ -4,12 +4,13 @@ UNETLoader -> TEASRApplyLoRA -> SamplerCustomAdvanced with euler, and TEASRSampl
 host or with the pack; the command line's side is test_plain_standalone.py, partly loaded weights test_plain_lowvram.py.
 """
 
+import os
+
 import pytest
 import torch
-from safetensors.torch import save_file
-
 from contract import qwen_on_disk
 from contract.plain_qwen import PlainQwen, euler, relative
+from safetensors.torch import save_file
 
 TOLERANCE = 1e-5  # max |found - reference| / max |reference|, float32 against float64
 BITE = 1e-3  # a wrong model is at least this far off
@@ -23,7 +24,7 @@ def qwen(unet_loader):
 
 
 def check(found, reference, *case):
-    print("RELATIVE", *case, relative(found, reference))
+    print("relative error:", *case, relative(found, reference))
     assert relative(found, reference) <= TOLERANCE
 
 
@@ -63,15 +64,23 @@ def test_weights_of_fewer_bits(unet_loader, apply_lora, stock, form, weight_dtyp
         assert relative(found, euler(PlainQwen(BASE, made.pairs), noise, z_lq, 4, made.prompt)) > BITE
 
 
+def test_a_2511_with_a_lora_of_its_own(unet_loader, apply_lora, stock):
+    """Its file's mark changes what the host does with reference latents by default; here it changes nothing."""
+    marked = BASE | {"__index_timestep_zero__": torch.tensor([])}
+    made = apply_lora(unet_loader("small_2511.safetensors", marked), BASE)
+    assert made.model.model.diffusion_model.default_ref_method == "index_timestep_zero"
+    noise, z_lq = qwen_on_disk.latents()
+    reference = euler(PlainQwen(BASE, made.pairs), noise, z_lq, 4, made.prompt)
+    check(stock(made.model, made.prompt, z_lq, noise, 4), reference, "2511")
+
+
 @pytest.mark.parametrize("lq_batch", [1, 3])
 def test_batch_of_three(qwen, apply_lora, stock, ours, lq_batch):
     """Three noises; one LQ image for all, or one each."""
     made = apply_lora(qwen, BASE)
     plain = PlainQwen(BASE, made.pairs)
     noise, z_lq = qwen_on_disk.latents(3, lq_batch)
-    check(
-        stock(made.model, made.prompt, z_lq, noise, 2), euler(plain, noise, z_lq, 2, made.prompt), "batch", lq_batch
-    )
+    check(stock(made.model, made.prompt, z_lq, noise, 2), euler(plain, noise, z_lq, 2, made.prompt), "batch", lq_batch)
     noise = ours.noise(z_lq, seed=5).expand(3, -1, -1, -1)
     found = ours(made.model, made.prompt, z_lq, 2, seed=5, batch=3)
     check(found, euler(plain, noise, z_lq, 2, made.prompt), "TEASRSampler batch", lq_batch)
@@ -140,17 +149,23 @@ def test_beside_an_ordinary_lora(host, shelf, qwen, apply_lora, stock, order):
     assert relative(found, euler(PlainQwen(BASE, made.pairs), noise, z_lq, 2, made.prompt)) > BITE
 
 
-def test_under_torch_compile(qwen, apply_lora, stock):
-    """The core node TorchCompileModel with its own backend, a C++ compiler's work; fused kernels round differently."""
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_under_torch_compile(unet_loader, apply_lora, stock, backend):
+    """The core node TorchCompileModel: its graphs run as they are, or as the fused kernels of a C++ compiler."""
     import comfy_extras.nodes_torch_compile as compile_nodes
 
-    made = apply_lora(qwen, BASE)
-    model = compile_nodes.TorchCompileModel.execute(made.model, "inductor").args[0]
+    if backend == "inductor" and not os.environ.get("TEASR_INDUCTOR"):
+        pytest.skip("a minute of C++ compiling: set TEASR_INDUCTOR=1 to run it")
+    base = qwen_on_disk.weights(layers=2)
+    made = apply_lora(unet_loader("small_two_blocks.safetensors", base), base)
+    model = compile_nodes.TorchCompileModel.execute(made.model, backend).args[0]
     noise, z_lq = qwen_on_disk.latents()
     try:
-        for steps in (1, 4):
+        for steps in (1, 4, 30):
             found = stock(model, made.prompt, z_lq, noise, steps)
-            check(found, euler(PlainQwen(BASE, made.pairs), noise, z_lq, steps, made.prompt), "compiled", steps)
+            check(
+                found, euler(PlainQwen(base, made.pairs), noise, z_lq, steps, made.prompt), "compiled", backend, steps
+            )
     finally:
         torch._dynamo.reset()
 

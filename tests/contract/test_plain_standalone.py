@@ -47,7 +47,7 @@ def test_every_step_count(tmp_path, lora, layout):
     for steps in (1, 2, 4, 8, 30):
         reference = euler(PlainQwen(BASE, lora[1]), noise, z_lq, steps, lora[2])
         found = restore(source, lora[0], noise, z_lq, steps)
-        print("RELATIVE standalone", layout, steps, relative(found, reference))
+        print("relative error: standalone", layout, steps, relative(found, reference))
         assert relative(found, reference) <= TOLERANCE
 
 
@@ -58,7 +58,7 @@ def test_weights_of_fewer_bits_mean_what_they_say(tmp_path, lora, form):
     noise, z_lq = qwen_on_disk.latents()
     reference = euler(PlainQwen(meant, lora[1]), noise, z_lq, 2, lora[2])
     found = restore(source, lora[0], noise, z_lq, 2)
-    print("RELATIVE standalone", form, relative(found, reference))
+    print("relative error: standalone", form, relative(found, reference))
     assert relative(found, reference) <= TOLERANCE
 
 
@@ -69,5 +69,5 @@ def test_batches_and_strengths(tmp_path, lora, lq_batch, strength):
     noise, z_lq = qwen_on_disk.latents(3, lq_batch)
     reference = euler(PlainQwen(BASE, lora[1], strength), noise, z_lq, 4, lora[2])
     found = restore(source, lora[0], noise, z_lq, 4, strength)
-    print("RELATIVE standalone", lq_batch, strength, relative(found, reference))
+    print("relative error: standalone", lq_batch, strength, relative(found, reference))
     assert relative(found, reference) <= TOLERANCE

@@ -1,5 +1,8 @@
 """The command line on a tiny model: every file kind and size option, and refusals in one line (SPEC 12)."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
@@ -165,6 +168,7 @@ def test_options_that_act(tmp_path, upscale):
     variants = {
         "plain": [], "steps": ["--steps", "3"], "seed": ["--seed", "1"], "strength": ["--strength", "0.5"],
         "fix": ["--color-fix", "off"], "fix_strength": ["--color-strength", "0.5"], "lora": ["--lora", lora],
+        "fidelity": ["--fidelity", "0.5"],
         "lora_half": ["--lora", lora, "--lora-strength", "0.5"], "tiles": ["--tile-px", "16", "--overlap-px", "8"],
     }  # fmt: skip
     seen = {}
@@ -187,6 +191,18 @@ def test_the_shipped_adapter_is_used_when_there_is_one(tmp_path, upscale, monkey
     assert files["off"] != files["shipped"]
 
 
+def test_steps_chosen_by_a_tolerance(tmp_path, upscale):
+    """The choice is that of AutoSteps, said on the line; the pixels are those of its number asked for by hand."""
+    source = tiny.write_picture(tmp_path / "in.png")
+    chosen = []
+    for tolerance in ("1", "0.001"):
+        line = upscale(source, tmp_path / f"{tolerance}.png", "--step-mode", "auto", "--tolerance", tolerance)
+        chosen.append(int(line.split(" | auto: ")[1].split(" step")[0]))
+        upscale(source, tmp_path / "manual.png", "--steps", str(chosen[-1]), "--overwrite")
+        assert (tmp_path / "manual.png").read_bytes() == (tmp_path / f"{tolerance}.png").read_bytes()
+    assert chosen[0] < chosen[1]
+
+
 # Folders
 
 
@@ -200,7 +216,8 @@ def test_a_folder_goes_to_a_folder(tmp_path, upscale):
     (source / "deeper").mkdir()
     out = upscale(source, target, "--scale", "2")
     assert sorted(p.name for p in target.iterdir()) == ["D.TIFF", "a.png", "b.jpg", "c.png"]
-    assert len(out.splitlines()) == 4
+    assert len(out.splitlines()) == 5
+    assert out.splitlines()[-1].startswith("4 images: 4 written, 0:")
     assert all(Image.open(p).size == (20, 14) for p in target.iterdir())
 
 
@@ -211,7 +228,7 @@ def test_a_bad_image_in_a_folder_does_not_stop_the_others(tmp_path, run):
     (source / "b.png").write_bytes(b"")
     tiny.write_picture(source / "c.png")
     code, _, err = run("upscale", source, "-o", target, "--dtype", "fp32")
-    assert code == 2
+    assert code == 3
     assert sorted(p.name for p in target.iterdir()) == ["a.png", "c.png"]
     lines = err.splitlines()
     assert len(lines) == 2
@@ -221,10 +238,10 @@ def test_a_bad_image_in_a_folder_does_not_stop_the_others(tmp_path, run):
 
 
 def test_the_model_is_loaded_once_for_a_folder(tmp_path, upscale, monkeypatch):
-    from teasr_core import cli_upscale
+    from teasr_core import cli_request
 
-    calls, load = [], cli_upscale.load_restorer
-    monkeypatch.setattr(cli_upscale, "load_restorer", lambda *a: calls.append(1) or load(*a))
+    calls, load = [], cli_request.load_restorer
+    monkeypatch.setattr(cli_request, "load_restorer", lambda *a: calls.append(1) or load(*a))
     (tmp_path / "in").mkdir()
     for name in "abc":
         tiny.write_picture(tmp_path / "in" / f"{name}.png")
@@ -271,15 +288,23 @@ def test_demo(tmp_path, run):
 
 
 def test_help_needs_no_model(run):
-    for command in ([], ["upscale"], ["info"], ["demo"]):
+    for command in ([], ["upscale"], ["compare"], ["info"], ["demo"]):
         code, out, _ = run(*command, "--help")
         assert code == 0
         assert out.startswith("usage: python -m teasr_core")
 
 
-def test_a_bug_of_ours_is_not_hidden(tmp_path, run, monkeypatch):
-    from teasr_core import cli_upscale
+@pytest.mark.parametrize("command", ["upscale", "compare"])
+def test_the_page_lists_every_flag(run, command):
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    flags = set(re.findall(r"--[a-z][a-z-]+", run(command, "--help")[1])) - {"--help", "--output"}
+    assert len(flags) > 20
+    assert [flag for flag in sorted(flags) if f"`{flag}" not in page and f" {flag} " not in page] == []
 
-    monkeypatch.setattr(cli_upscale, "load_restorer", lambda *_: 1 / 0)
+
+def test_a_bug_of_ours_is_not_hidden(tmp_path, run, monkeypatch):
+    from teasr_core import cli_request
+
+    monkeypatch.setattr(cli_request, "load_restorer", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("upscale", tiny.write_picture(tmp_path / "in.png"), "-o", tmp_path / "out.png")

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from teasr_core import cli_upscale
+from teasr_core import cli_request
 from teasr_core.architecture import QwenArchitecture
 from teasr_core.builtin import BASE_NAME
 
@@ -38,7 +38,7 @@ def no_model(monkeypatch):
     def load(*_args):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(cli_upscale, "load_restorer", load)
+    monkeypatch.setattr(cli_request, "load_restorer", load)
 
 
 def missing(path):
@@ -83,6 +83,8 @@ def test_bad_images(tmp_path, refused, make):
         ["--scale", "2", "--longest", "20"], ["--scale", "2", "--width", "9", "--height", "9"],
         ["--seed", "-1"], ["--seed", str(2**64)], ["--seed", "x"],
         ["--strength", "1.5"], ["--strength", "nan"], ["--color-fix", "sepia"], ["--color-strength", "-1"],
+        ["--fidelity", "1.1"], ["--fidelity", "nan"], ["--step-mode", "magic"],
+        ["--step-mode", "auto", "--tolerance", "0"], ["--step-mode", "auto", "--steps", "4"],
         ["--lora-strength", "3"], ["--lora-strength", "nan"], ["--dtype", "fp16"],
         ["--quality", "0"], ["--quality", "101"], ["--frobnicate"],
     ],

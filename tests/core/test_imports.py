@@ -26,6 +26,7 @@ HOST = (
     "latent_preview",
     "node_helpers",
     "nodes",
+    "server",
 )
 SHIPPED_WITH_HOST = ("torch", "numpy", "PIL", "safetensors", "einops")
 LIGHT = ("torch", "numpy", "PIL", "safetensors")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from teasr_core import cli_upscale
+from teasr_core import cli_request
 from teasr_core.errors import InputError
 from teasr_core.geometry import TargetSize
 from teasr_core.images import load_picture
@@ -250,7 +250,7 @@ def test_everything_is_checked_before_the_long_load(refused, files, monkeypatch,
 @pytest.mark.usefixtures("tiny_model")
 def test_the_built_in_model_stays_the_default(run, files, tmp_path, monkeypatch):
     """Without --model no Qwen code runs, and naming the CPU changes no byte."""
-    monkeypatch.setattr(cli_upscale, "load_qwen_restorer", lambda *_: 1 / 0)
+    monkeypatch.setattr(cli_request, "load_qwen_restorer", lambda *_: 1 / 0)
     for name, options in {"a": [], "b": ["--device", "cpu"], "c": ["--offload", "none"]}.items():
         target = tmp_path / f"{name}.png"
         code, _, err = run("upscale", files.picture, "-o", target, "--dtype", "fp32", *options)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from upscale_run import executor  # noqa: F401, a fixture
 
 TEXT_WIDTH = 24
 LAYERS = 2
@@ -29,7 +30,7 @@ def _quiet_threads() -> Iterator[None]:
 def _nothing_remembered(host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run samples; tests/nodes/test_visited.py is about the cache."""
     cache = host.pack("nodes.visited").VisitedLatents(max_bytes=0)
-    monkeypatch.setattr(host.pack("nodes.sampler"), "VISITED", cache)
+    monkeypatch.setattr(host.pack("nodes.image_batch"), "VISITED", cache)
 
 
 def random_tensors(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.Tensor]:

@@ -62,6 +62,80 @@ def test_models_the_hooks_cannot_reach(host, errors, qwen, kind, write_lora):
         host.run("TEASRApplyLoRA", model=qwen, lora_name=name, allow_other_base=True)
 
 
+@pytest.fixture
+def variant(host, qwen):
+    """variant(**config): a MODEL like `qwen`, of the host's own class, but for some constructor arguments."""
+
+    def make(**changes):
+        config = host.supported_models.QwenImage(qwen.model.model_config.unet_config | changes)
+        config.set_inference_dtype(torch.float32, None)
+        model = config.get_model({}, device="cpu")
+        shapes = {key: value.shape for key, value in model.diffusion_model.state_dict().items()}
+        same = {key: value for key, value in qwen.model.diffusion_model.state_dict().items() if
+                value.shape == shapes.get(key)}  # fmt: skip
+        model.diffusion_model.load_state_dict(same, strict=False)
+        return type(qwen)(model, load_device=qwen.load_device, offload_device=qwen.offload_device)
+
+    return make
+
+
+def test_the_layered_variant_is_named(host, errors, qwen, variant, write_lora):
+    name = write_lora(qwen, "any.safetensors")
+    layered = variant(use_additional_t_cond=True, default_ref_method="negative_index")
+    with pytest.raises(errors.ModelFileError, match=r"Qwen-Image-Layered.*load one of them"):
+        host.run("TEASRApplyLoRA", model=layered, lora_name=name, allow_other_base=True)
+
+
+def test_the_2511_is_named_unless_the_lora_is_its_own(host, errors, qwen, variant, write_lora):
+    name, model = write_lora(qwen, "of_qwen.safetensors"), variant(default_ref_method="index_timestep_zero")
+    host.run("TEASRApplyLoRA", model=model, lora_name=name)  # the same small tensors: it was trained on this one
+    model.model.diffusion_model.img_in.bias.add_(0.5)
+    with pytest.raises(errors.LoraFileError, match=r"is Qwen-Image-Edit-2511, of_qwen.safetensors was .* on 'tiny'"):
+        host.run("TEASRApplyLoRA", model=model, lora_name=name)
+    host.run("TEASRApplyLoRA", model=model, lora_name=name, allow_other_base=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"num_layers": 3}, r"another architecture: 7 of 17 layers missing .*load the base it names"),
+        ({"num_layers": 1}, r"another architecture.* 7 unknown"),
+        ({"num_attention_heads": 4}, r"the model has \(64, 64\): it was made for another model"),
+        ({"joint_attention_dim": 40}, "prompt embedding is 24 wide, the model takes 40"),
+        ({"in_channels": 128, "out_channels": 32}, "trained on 'tiny'.*load that base"),
+    ],
+    ids=["more blocks", "fewer blocks", "width", "text width", "channels"],
+)
+def test_a_lora_of_another_size(host, errors, qwen, variant, write_lora, config, match):
+    name = write_lora(qwen, "sized.safetensors")
+    with pytest.raises(errors.LoraFileError, match=match):
+        host.run("TEASRApplyLoRA", model=variant(**config), lora_name=name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("scope", "all"), ("positions", "index"), ("format", "2"), ("prediction", "epsilon")]
+)
+def test_another_scheme_of_lora(host, errors, qwen, write_lora, key, value):
+    """Scope, positions and prediction are how it was trained: another scheme is refused, whatever the switch says."""
+    name = write_lora(qwen, f"other_{key}.safetensors", **{f"teasr.{key}": value})
+    with pytest.raises(errors.LoraFileError, match=f"'{value}'") as caught:
+        host.run("TEASRApplyLoRA", model=qwen, lora_name=name, allow_other_base=True)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [4, 48])
+def test_another_vaes_latent_on_the_stock_route(host, errors, qwen, write_lora, channels):
+    """Stock samplers mend an empty latent's channels by themselves: the LQ latent is what tells."""
+    model, prompt = host.run("TEASRApplyLoRA", model=qwen, lora_name=write_lora(qwen, "channels.safetensors"))
+    stock = host.nodes_custom_sampler
+    lq = torch.zeros(1, channels, 1, 8, 8)
+    guider = stock.BasicGuider.execute(model, [[prompt[0][0], {"reference_latents": [lq]}]]).args[0]
+    noise, euler = stock.RandomNoise.execute(1).args[0], stock.KSamplerSelect.execute("euler").args[0]
+    with pytest.raises(errors.InputError, match=f"has {channels} channels, the MODEL works on 16: wire the VAE"):
+        stock.SamplerCustomAdvanced.execute(noise, guider, euler, torch.tensor([1.0, 0.0]), {"samples": lq})
+
+
 @pytest.mark.parametrize("case", ["missing", "extra", "rank", "pickle", "truncated", "ordinary", "nan"])
 def test_a_bad_lora_file_is_refused_whole(host, errors, qwen, write_lora, loras, case):
     name = write_lora(qwen, f"bad_{case}.safetensors")

@@ -7,6 +7,13 @@ import pytest
 
 SIZE = [("size", "COMFY_DYNAMICCOMBO_V3", None), ("max_megapixels", "FLOAT", 0.0)]
 TILES = [("tile_px", "INT", 0), ("overlap_px", "INT", 0)]
+OTHER_MODEL = [
+    ("model", "MODEL", None),
+    ("vae", "VAE", None),
+    ("conditioning", "CONDITIONING", None),
+    ("mask", "MASK", None),
+]
+FIDELITY, TOLERANCE = ("fidelity", "FLOAT", 0.0), ("tolerance", "FLOAT", 0.12)
 
 # node -> (inputs as (id, type, default), outputs as (name, type)), in the order of the sockets.
 NODES = {
@@ -34,7 +41,15 @@ NODES = {
         [("conditioning", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT"), ("resized", "IMAGE")],
     ),
     "TEASRStepSelector": (
-        [("steps", "INT", 1), ("mode", "COMBO", "manual")],
+        [
+            ("steps", "INT", 1),
+            ("mode", "COMBO", "manual"),
+            TOLERANCE,
+            ("model", "MODEL", None),
+            ("conditioning", "CONDITIONING", None),
+            ("latent", "LATENT", None),
+            ("seed", "INT", None),
+        ],
         [("sigmas", "SIGMAS"), ("steps", "INT"), ("reason", "STRING")],
     ),
     "TEASRSampler": (
@@ -46,6 +61,7 @@ NODES = {
             ("seed", "INT", 0),
             *TILES,
             ("negative", "CONDITIONING", None),
+            FIDELITY,
         ],
         [("latent", "LATENT")],
     ),
@@ -60,12 +76,26 @@ NODES = {
             ("color_fix", "COMBO", "wavelet"),
             *TILES,
             ("color_strength", "FLOAT", 1.0),
-            ("model", "MODEL", None),
-            ("vae", "VAE", None),
-            ("conditioning", "CONDITIONING", None),
-            ("mask", "MASK", None),
+            *OTHER_MODEL,
+            FIDELITY,
+            TOLERANCE,
         ],
         [("image", "IMAGE"), ("mask", "MASK"), ("report", "STRING")],
+    ),
+    "TEASRCompareSteps": (
+        [
+            ("image", "IMAGE", None),
+            *SIZE,
+            ("steps_list", "STRING", "1,2,4,8"),
+            ("seed", "INT", 0),
+            ("strength", "FLOAT", 1.0),
+            ("color_fix", "COMBO", "wavelet"),
+            *TILES,
+            ("color_strength", "FLOAT", 1.0),
+            *OTHER_MODEL,
+            FIDELITY,
+        ],
+        [("image", "IMAGE"), ("images", "IMAGE")],
     ),
     "TEASRColorFix": (
         [
@@ -77,7 +107,13 @@ NODES = {
         [("image", "IMAGE")],
     ),
 }
-HIDDEN = {"TEASRUpscaleInput", "TEASRUpscaleOutput"}
+HIDDEN = {
+    "TEASRUpscaleInput",
+    "TEASRUpscaleAutoSampler",
+    "TEASRUpscaleOutput",
+    "TEASRCompareStepsColumn",
+    "TEASRCompareStepsGrid",
+}
 
 
 def all_inputs(info):
@@ -101,7 +137,7 @@ def test_ids_types_defaults_and_outputs_are_the_specs(host, node_id):
     assert list(zip(info["output_name"], info["output"], strict=True)) == outputs
 
 
-@pytest.mark.parametrize("node_id", [*NODES, "TEASRUpscaleInput"])
+@pytest.mark.parametrize("node_id", [*NODES, "TEASRUpscaleInput", "TEASRUpscaleAutoSampler"])
 def test_schema_defaults_equal_function_defaults(host, node_id):
     node = host.node(node_id)
     parameters = inspect.signature(node.execute).parameters
@@ -142,9 +178,10 @@ def test_the_size_combo_offers_five_modes_with_factor_4_first(host):
     assert all_inputs({"input": options[0]["inputs"]})["scale"][1]["default"] == 4.0
 
 
-def test_the_one_node_upscaler_shows_at_most_eight_widgets(host):
+@pytest.mark.parametrize("node_id", ["TEASRUpscale", "TEASRCompareSteps"])
+def test_the_one_node_upscaler_shows_at_most_eight_widgets(host, node_id):
     sockets = {"IMAGE", "MODEL", "VAE", "CONDITIONING", "MASK"}
-    inputs = all_inputs(host.node("TEASRUpscale").GET_NODE_INFO_V1())
+    inputs = all_inputs(host.node(node_id).GET_NODE_INFO_V1())
     visible = [name for name, spec in inputs.items() if spec[0] not in sockets and not spec[1].get("advanced")]
     # The size combo brings one widget of its own (two for `exact`), the seed its control.
     assert len(visible) + 2 <= 8, visible
@@ -157,6 +194,18 @@ def test_steps_is_a_slider_from_1_to_30_and_seed_is_64_bit(host):
     for node_id in ("TEASRUpscale", "TEASRSampler"):
         seed = all_inputs(host.node(node_id).GET_NODE_INFO_V1())["seed"][1]
         assert (seed["min"], seed["max"], seed["control_after_generate"]) == (0, 2**64 - 1, True)
+
+
+def test_what_came_after_the_first_release_is_optional_and_behind_the_older_widgets(host):
+    """R25: an old prompt validates without it, an old graph's widget values keep their places."""
+    for node_id, names in {
+        "TEASRUpscale": ["fidelity", "tolerance"],
+        "TEASRSampler": ["fidelity"],
+        "TEASRStepSelector": ["tolerance", "model", "conditioning", "latent", "seed"],
+    }.items():
+        assert list(host.node(node_id).GET_NODE_INFO_V1()["input"]["optional"])[-len(names) :] == names
+    seed = host.node("TEASRStepSelector").GET_NODE_INFO_V1()["input"]["optional"]["seed"][1]
+    assert seed["forceInput"] is True  # a wire, no third widget
 
 
 def test_the_parts_of_the_upscaler_are_not_in_the_menus(host):

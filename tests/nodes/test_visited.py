@@ -9,7 +9,7 @@ def visited(host, monkeypatch):
     """An empty cache in the sampler's place."""
     module = host.pack("nodes.visited")
     cache = module.VisitedLatents()
-    monkeypatch.setattr(host.pack("nodes.sampler"), "VISITED", cache)
+    monkeypatch.setattr(host.pack("nodes.image_batch"), "VISITED", cache)
     return cache
 
 
@@ -40,13 +40,15 @@ def test_results_handed_out_may_be_changed(visited, builtin, condition, photo, s
     assert torch.equal(sample(builtin.model, made.conditioning, made.latent), kept)
 
 
-@pytest.mark.parametrize("change", ["seed", "tile", "image", "model", "prompt", "negative"])
+@pytest.mark.parametrize("change", ["seed", "tile", "image", "model", "prompt", "negative", "fidelity"])
 def test_anything_else_runs_again(visited, forwards, builtin, condition, photo, sample, change):
     made = condition(photo)
     sample(builtin.model, made.conditioning, made.latent)
     before, model, inputs = len(forwards), builtin.model, {}
     if change == "seed":
         inputs = {"seed": 1}
+    elif change == "fidelity":
+        inputs = {"fidelity": 0.5}
     elif change == "tile":
         inputs = {"tile_px": 32, "overlap_px": 16}
     elif change == "image":
@@ -59,6 +61,12 @@ def test_anything_else_runs_again(visited, forwards, builtin, condition, photo, 
         inputs = {"negative": made.conditioning}
     sample(model, made.conditioning, made.latent, **inputs)
     assert len(forwards) > before
+
+
+def test_an_entry_knows_what_it_took(host, builtin):
+    cache = host.pack("nodes.visited").VisitedLatents()
+    cache.put(builtin.model, b"a", torch.zeros(1), seconds=2.5)
+    assert (cache.seconds(b"a"), cache.seconds(b"b"), cache.seconds(None)) == (2.5, 0.0, 0.0)
 
 
 def test_what_has_no_plain_content_is_not_remembered(host):

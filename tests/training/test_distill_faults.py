@@ -60,7 +60,7 @@ def test_a_bad_step_leaves_the_weights_alone_and_the_run_goes_on(distillation):
     assert "flow" not in log_lines(run)[2]  # nothing of a step that did not count
 
 
-@pytest.mark.parametrize("section, field, value", [("loss", "flow", 1e39), ("optim", "lr", math.inf)])
+@pytest.mark.parametrize(("section", "field", "value"), [("loss", "flow", 1e39), ("optim", "lr", math.inf)])
 def test_a_run_that_stays_bad_stops_and_its_last_good_checkpoint_stays(distillation, capsys, section, field, value):
     run = distillation(run={"checkpoint_every": 1}, train={"steps": 9, "max_bad_steps": 3})
     Distiller(run).train(last_step=2)
@@ -101,7 +101,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(distillation, monkeypatch, 
     Distiller(parts).train(last_step=2)
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full_disk)
-        with pytest.raises(InputError, match=r"step_00000004\.safetensors cannot be written \(No space left on device\).*to resume"):
+        with pytest.raises(
+            InputError, match=r"step_00000004\.safetensors cannot be written \(No space left on device\).*to resume"
+        ):
             Distiller(parts).train()
     folder = Path(parts.run.output_dir)
     assert sorted(path.name for path in folder.iterdir()) == ["log.jsonl", "step_00000002.safetensors"]
@@ -188,7 +190,9 @@ def test_an_image_smaller_than_the_crop(command, tmp_path):
 def test_an_unknown_key_names_the_nearest(command):
     assert "unknown config key 'train.layuot': did you mean 'layout'?" in refused(command("train.layuot=rotate"))
     assert "unknown config key 'adaptor': did you mean 'adapter'?" in refused(command("adaptor.rank=4"))
-    assert "train.layout is 'sideways': expected sequential, rotate, batched" in refused(command("train.layout=sideways"))
+    assert "train.layout is 'sideways': expected sequential, rotate, batched" in refused(
+        command("train.layout=sideways")
+    )
 
 
 def test_a_missing_perceptual_backbone_says_which_option_and_where_to_get_it(command, tmp_path):

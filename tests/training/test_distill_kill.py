@@ -1,5 +1,6 @@
 """kill -9 at any moment changes nothing, and no checkpoint that can be found is partial (T10)."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 from tiny_distill_run import assert_equal, newest
 
 from training.checkpoint import list_checkpoints, load_checkpoint
@@ -18,9 +20,11 @@ EARLY = 0.25  # share of the kills that may come before the process has done a s
 
 
 @pytest.fixture
-def short_run(distillation):
-    """short_run(name, steps): it saves after every step."""
-    return lambda name, steps: distillation(name, run={"checkpoint_every": 1}, train={"steps": steps})
+def short_run(distillation, tmp_path):
+    """short_run(name, steps): one block, and a checkpoint after every step."""
+    one_block = dataclasses.replace(tiny.ARCHITECTURE, num_layers=1)
+    base = {"path": str(tiny.write_base(tmp_path / "one_block_base.safetensors", one_block))}
+    return lambda name, steps: distillation(name, base=base, run={"checkpoint_every": 1}, train={"steps": steps})
 
 
 def newest_step(folder):
@@ -57,6 +61,7 @@ def test_kill_9_at_random_moments_changes_nothing(forks, short_run):
         pid = forks.start("tiny_distill_run:train", to_mapping(killed))
         if moments.random() >= EARLY:
             while newest_step(folder) == met[-1]:
+                assert forks.running(pid), forks.log.read_text()[-2000:]
                 time.sleep(step_seconds / 50)
         end = time.perf_counter() + moments.uniform(0, 2 * step_seconds)
         while time.perf_counter() < end and newest_step(folder) < met[-1] + 2:

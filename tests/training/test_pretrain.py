@@ -4,8 +4,6 @@ import dataclasses
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,8 +15,6 @@ from teasr_core.errors import ConfigError, ModelFileError
 from training.checkpoint import list_checkpoints, load_checkpoint
 from training.config import load_config
 from training.pretrain import Pretrainer, check_resumable
-
-ROOT = Path(__file__).parents[2]
 
 
 def checkpoint(config, step=None):
@@ -104,6 +100,7 @@ threads = 1
 workers = 0
 autocast = false
 checkpoint_every = 1
+use_tensorboard = false
 [data]
 folders = [{photos!r}]
 [model]
@@ -123,28 +120,23 @@ cons_share = 0.25
 """
 
 
-def test_kill_9_at_random_moments_changes_nothing(photos, tmp_path):
+def test_kill_9_at_random_moments_changes_nothing(forks, photos, tmp_path):
     """The command itself, killed twice in the middle of its work, ends with the weights of an undisturbed run."""
     path, killed, whole = tmp_path / "run.toml", tmp_path / "killed", tmp_path / "whole"
     path.write_text(TOML.format(folder=str(killed), photos=str(photos)))
-    command = [sys.executable, "-m", "training", "pretrain", str(path)]
-    delays = []
-
-    def start():
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
+    command, delays = ["pretrain", str(path)], []
     for floor in (2, 15):
-        process = start()
+        pid = forks.start("training.cli:main", command)
         while not any(int(checkpoint.stem[5:]) >= floor for checkpoint in list_checkpoints(killed)):
-            assert process.poll() is None, process.stderr.read()
+            assert forks.running(pid), forks.log.read_text()[-2000:]
             time.sleep(0.01)
         delays.append(random.uniform(0, 0.2))
         time.sleep(delays[-1])
-        process.kill()
-        assert process.wait() == -signal.SIGKILL  # it was still at work
-    process = start()
+        os.kill(pid, signal.SIGKILL)
+        assert forks.wait(pid) == -signal.SIGKILL  # it was still at work
+    pid = forks.start("training.cli:main", command)
     Pretrainer(load_config(path, [f"run.output_dir={whole}"])).train()
-    assert process.wait(timeout=100) == 0, process.stderr.read()
+    assert forks.wait(pid) == 0, forks.log.read_text()[-2000:]
     found, wanted = (load_checkpoint(list_checkpoints(folder)[-1]) for folder in (killed, whole))
     assert found[1]["step"] == wanted[1]["step"] == 40
     different = [key for key, value in wanted[0].items() if not torch.equal(found[0][key], value)]
@@ -168,7 +160,7 @@ def test_a_truncated_checkpoint_is_refused(config):
 def test_the_newest_checkpoints_are_kept(config):
     run = config(keep_checkpoints=2, checkpoint_every=1)
     Pretrainer(run).train(last_step=4)
-    files = sorted(path.name for path in Path(run.run.output_dir).iterdir() if path.name != "log.jsonl")
+    files = sorted(path.name for path in Path(run.run.output_dir).iterdir() if path.suffix == ".safetensors")
     assert files == ["step_00000003.safetensors", "step_00000004.safetensors"]
 
 

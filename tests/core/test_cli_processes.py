@@ -1,0 +1,140 @@
+"""Several processes, each with its share of a folder: together the same files as one process alone (R31)."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from teasr_core.cli_processes import Processes, join_processes, own_device
+from teasr_core.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+COUNT = 5
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def command(tmp_path):
+    """command(out, *options): arguments for the folder of COUNT images, its third one bad, by a base file."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for k in range(COUNT):
+        tiny.write_picture(folder / f"{k}.png", 3, 6 + k, 9)
+    (folder / "2.png").write_bytes(b"no image")
+    base = tiny.write_base(tmp_path / "base.safetensors")
+
+    def call(out, *options):
+        fixed = ("--model", base, "--dtype", "fp32", "--scale", "2", "--steps", "2")
+        return [str(a) for a in ("upscale", folder, "-o", tmp_path / out, *fixed, *options)]
+
+    return call
+
+
+def bytes_in(path):
+    return {p.name: p.read_bytes() for p in path.iterdir()}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_write_what_one_writes(tmp_path, run, command):
+    """As a launcher starts them: none ends before the other, and process 0 reports for both."""
+    environment = os.environ | {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    arguments = command("two", "--json", tmp_path / "report.json")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "teasr_core", *arguments], cwd=ROOT, text=True,
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert run(*command("one"))[0] == 3
+    outputs = [process.communicate(timeout=900) for process in processes]
+    assert [process.returncode for process in processes] == [3, 0], outputs
+    assert bytes_in(tmp_path / "two") == bytes_in(tmp_path / "one")
+    names = [[Path(line.split(": ")[0]).name for line in out.splitlines()] for out, _ in outputs]
+    assert names == [["0.png", "4.png"], ["1.png", "3.png"]]
+    assert "error: 2.png: " in outputs[0][1]
+    assert "error: 1 of 5 images failed" in outputs[0][1]
+    assert "error" not in outputs[1][1]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [Path(image["input"]).name for image in report["images"]] == [f"{k}.png" for k in range(COUNT)]
+    assert (report["totals"]["written"], report["totals"]["failed"], report["exit_code"]) == (4, 1, 3)
+
+
+def test_without_a_meeting_place_each_goes_its_own_way(tmp_path, run, command, monkeypatch):
+    """The jobs of a cluster that cannot reach each other."""
+    assert run(*command("one"))[0] == 3
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    seen = {}
+    for rank, code in ((2, 3), (0, 0), (1, 0)):
+        monkeypatch.setenv("RANK", str(rank))
+        before = set(seen)
+        assert run(*command("three", "--json", tmp_path / "report.json"))[0] == code
+        seen = bytes_in(tmp_path / "three") if (tmp_path / "three").exists() else {}
+        assert len(set(seen) - before) == (0 if rank == 2 else 2)
+        report = json.loads((tmp_path / f"report.rank{rank}.json").read_text())
+        assert report["totals"]["images"] == (1 if rank == 2 else 2)
+    assert seen == bytes_in(tmp_path / "one")
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_resume_keeps_the_shares(tmp_path, run, command, monkeypatch):
+    """Whatever another process has finished meanwhile, no image is done twice or by nobody."""
+    assert run(*command("out"))[0] == 3
+    (tmp_path / "out" / "0.png").unlink()
+    (tmp_path / "out" / "3.png").unlink()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, name in enumerate(("0.png", "3.png")):
+        monkeypatch.setenv("RANK", str(rank))
+        _, out, _ = run(*command("out", "--resume"))
+        assert name in out.splitlines()[0]
+    assert len(bytes_in(tmp_path / "out")) == 4
+
+
+def test_one_process_unless_told_otherwise():
+    assert join_processes({}) == Processes()
+    assert join_processes({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}) == Processes()
+    assert join_processes({"RANK": "1", "WORLD_SIZE": "4"}) == Processes(1, 4, 1)
+    assert join_processes({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Processes(5, 8, 1)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "2"}, {"WORLD_SIZE": "2", "RANK": "-1"},
+        {"WORLD_SIZE": "2", "RANK": "x"}, {"WORLD_SIZE": "0", "RANK": "0"}, {"WORLD_SIZE": "many", "RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "x"},
+    ],
+)  # fmt: skip
+def test_variables_that_make_no_sense(environment):
+    with pytest.raises(InputError, match="WORLD_SIZE"):
+        join_processes(environment)
+
+
+def test_each_process_has_its_own_device():
+    assert own_device("cuda", 1, 2) == torch.device("cuda", 1)
+    with pytest.raises(InputError, match="process 2 on this machine finds 2 cuda"):
+        own_device("cuda", 2, 2)
+    two = Processes(1, 2, 1)
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        assert two.place(device) == device
+    assert Processes().place(torch.device("cuda")) == torch.device("cuda")

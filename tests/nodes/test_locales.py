@@ -1,0 +1,96 @@
+"""R30: every node speaks English and Chinese, and the English is the schema's own.
+
+After a change of a tooltip: `TEASR_WRITE_LOCALE=1 python -m pytest tests/nodes/test_locales.py` writes the English file
+anew; the Chinese one is translated by hand.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from locale_texts import english_texts, texts_of
+
+LOCALES = Path(__file__).parents[2] / "locales"
+LANGUAGES = ("en", "zh")
+# What vue-i18n takes for its own syntax: a message with one of these is shown broken or not at all.
+SYNTAX = "{}@|"
+
+
+@pytest.fixture(scope="module")
+def schemas(host):
+    """node id -> the entry its schema asks for."""
+    return {node_id: english_texts(node.GET_NODE_INFO_V1()) for node_id, node in host.classes.items()}
+
+
+def read(language):
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def missing_and_stale(found, wanted, path=""):
+    """Keys of `wanted` that `found` lacks, and the other way round, as `path.to.key`."""
+    missing = [f"missing {path}{key}" for key in wanted if key not in found]
+    stale = [f"stale {path}{key}" for key in found if key not in wanted]
+    for key in set(wanted) & set(found):
+        if isinstance(wanted[key], dict):
+            deeper = missing_and_stale(found[key], wanted[key], f"{path}{key}.")
+            missing, stale = missing + deeper[0], stale + deeper[1]
+    return sorted(missing), sorted(stale)
+
+
+def test_the_english_texts_are_the_schemas(schemas):
+    if os.environ.get("TEASR_WRITE_LOCALE"):
+        text = json.dumps(schemas, ensure_ascii=False, indent=2) + "\n"
+        (LOCALES / "en" / "nodeDefs.json").write_text(text, encoding="utf-8")
+    assert read("en") == schemas
+
+
+def test_nothing_is_untranslated_and_nothing_stale(schemas):
+    missing, stale = missing_and_stale(read("zh"), schemas)
+    # A key whose tooltips differ from choice to choice has one Chinese tooltip that names both.
+    shared = {f"stale {node_id}.inputs.size_px.tooltip" for node_id in schemas}
+    assert missing == []
+    assert set(stale) <= shared
+
+
+def test_the_comparison_bites():
+    wanted = {"A": {"inputs": {"x": {"name": "x", "tooltip": "t"}}}}
+    found = {"A": {"inputs": {"x": {"name": "x"}, "y": {"name": "y"}}}, "B": {}}
+    assert missing_and_stale(found, wanted) == (["missing A.inputs.x.tooltip"], ["stale A.inputs.y", "stale B"])
+
+
+def test_the_chinese_is_chinese():
+    """Apart from names that stay as they are, every text has Chinese characters in it."""
+    kept = {"VAE", "Latent"}
+    for node_id, node in read("zh").items():
+        for where, text in texts_of(node):
+            assert text in kept or any("\u4e00" <= letter <= "\u9fff" for letter in text), f"{node_id}.{where}: {text}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_text_holds_what_the_frontend_takes_for_syntax(language):
+    for node_id, node in read(language).items():
+        for where, text in texts_of(node):
+            assert text.strip() == text != ""
+            assert not set(SYNTAX) & set(text), f"{node_id}.{where}: {text}"
+
+
+def test_one_input_has_one_chinese_name_everywhere():
+    """`seed` on one node is `seed` on another; an image input may say which image it is."""
+    names: dict[str, set[str]] = {}
+    for node in read("zh").values():
+        for key, entry in node["inputs"].items():
+            names.setdefault(key, set()).add(entry["name"])
+    assert {key: found for key, found in names.items() if len(found) > 1} == {}
+
+
+def test_choices_are_named_in_the_chinese_tooltip(host):
+    """The frontend does not translate the choices of a combo, so that its tooltip must explain each."""
+    texts = read("zh")
+    for node_id, node in host.classes.items():
+        required = node.GET_NODE_INFO_V1()["input"]["required"]
+        combo = required.get("color_fix")
+        if combo:
+            choices = combo[0] if isinstance(combo[0], list) else combo[1]["options"]
+            for choice in choices:
+                assert choice in texts[node_id]["inputs"]["color_fix"]["tooltip"]

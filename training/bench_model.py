@@ -1,0 +1,135 @@
+"""A model with random weights, held as a distillation's memory plan says: what `bench` measures.
+
+Weights are made up tensor by tensor and go the way of those of a file (`qwen_base.load_packed`): packed on arrival and
+sent where they live, so that the transformer is never in memory whole in bf16 beside its packed form.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from teasr_core.checkpoint_kind import Kind, KindOfFile
+from teasr_core.codec import DCT_CHANNELS, Codec, DctCodec
+from teasr_core.qwen import QwenVelocity
+from teasr_core.qwen_file import QwenSource, empty_transformer
+
+from .adapter import lora_scale, new_adapter
+from .base_model import DTYPES, base_dtype
+from .bench_settings import BenchSettings
+from .losses import Perceptual
+from .memory.apply import PreparedMemory, prepare
+from .memory.planner import MemoryPlan
+from .qwen_base import CheckpointedVaeCodec, load_packed
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """All on the device but for what the plan holds on the host."""
+
+    velocity: QwenVelocity
+    codec: Codec
+    perceptual: Perceptual | None
+    memory: PreparedMemory
+    parameters: dict[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class RandomSource(QwenSource):
+    """A transformer that is on no disk: each parameter is made up when it is asked for."""
+
+    seed: int = 0
+
+    def tensors(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
+        generator = torch.Generator(device).manual_seed(self.seed)
+        for name, shape in self.shapes.items():
+            yield name, _random(name, shape, dtype, generator)
+
+
+def weights_dtype(settings: BenchSettings) -> torch.dtype:
+    """Of the frozen weights that are not quantised. ConfigError as `base_dtype`."""
+    is_builtin = settings.architecture.latent_channels == DCT_CHANNELS
+    return base_dtype(settings.config, "fp32" if is_builtin else "bf16")
+
+
+def random_source(settings: BenchSettings) -> RandomSource:
+    shapes = {name: tuple(p.shape) for name, p in empty_transformer(settings.architecture).named_parameters()}
+    kind = KindOfFile(Path("random weights"), Kind.QWEN_TRANSFORMER)
+    return RandomSource(kind, settings.architecture, shapes, False, settings.prediction, settings.config.run.seed)
+
+
+def load_random(settings: BenchSettings, plan: MemoryPlan, device: torch.device) -> BenchModel:
+    """Transformer, adapter, codec and perceptual network; the global random state is left as it was."""
+    config = settings.config
+    dtype = weights_dtype(settings)
+    source = random_source(settings)
+    transformer = load_packed(source, dtype, device, plan.groups)
+    memory = prepare(transformer, plan, device)
+    lora = new_adapter(transformer, settings.architecture, config.adapter, config.run.seed)
+    lora = lora.to(device, DTYPES[config.adapter.dtype])
+    generator = torch.Generator().manual_seed(config.run.seed)
+    prompt = torch.randn(settings.prompt_tokens, settings.architecture.text_width, generator=generator)
+    velocity = QwenVelocity(
+        memory.transformer, prompt.to(device), source.prediction, lora, lora_scale(config.adapter),
+        config.ablation.dtc,
+    )  # fmt: skip
+    if config.run.compile:
+        for block in memory.transformer.transformer_blocks:
+            block.compile(dynamic=False)
+    codec, perceptual = _codec_and_perceptual(settings, plan, device)
+    return BenchModel(velocity, codec, perceptual, memory, dict(lora.named_parameters()))
+
+
+class LatentCodec:
+    """No decode: the data loss compares latents, through images of the latent's own shape."""
+
+    def __init__(self, channels: int, downscale: int) -> None:
+        self.channels, self.downscale = channels, downscale
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        return 2 * image - 1
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return (latent + 1) / 2
+
+
+def _codec_and_perceptual(
+    settings: BenchSettings, plan: MemoryPlan, device: torch.device
+) -> tuple[Codec, Perceptual | None]:
+    channels = settings.architecture.latent_channels
+    if not settings.use_decode:
+        return LatentCodec(channels, 4 if channels == DCT_CHANNELS else 8), None
+    with torch.random.fork_rng(devices=[]):
+        perceptual = _random_lpips(settings.config.loss.perceptual, device)
+        if channels == DCT_CHANNELS:
+            return DctCodec([0.0] * DCT_CHANNELS, [1.0] * DCT_CHANNELS), perceptual
+        from diffusers import AutoencoderKLQwenImage
+
+        vae = AutoencoderKLQwenImage(base_dim=settings.vae_width).eval().requires_grad_(False)
+        nn.Module.to(vae, device, DTYPES[plan.decode_dtype])
+        return CheckpointedVaeCodec(vae), perceptual
+
+
+def _random_lpips(name: str, device: torch.device) -> Perceptual | None:
+    """`loss.perceptual` with random weights, so that no file is needed."""
+    if name == "none":
+        return None
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's deprecation of an argument the package passes
+        network = lpips.LPIPS(net=name.removeprefix("lpips-"), pretrained=False, pnet_rand=True, verbose=False)
+    return network.eval().requires_grad_(False).to(device)
+
+
+def _random(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Matrices of about unit gain, norm weights around 1, biases around 0."""
+    noise = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
+    if len(shape) == 2:
+        return noise.mul_(shape[1] ** -0.5)
+    return noise.mul_(0.1).add_(1.0 if name.endswith("weight") else 0.0)

@@ -1,0 +1,136 @@
+"""What `bench` runs: a distillation's config, a transformer of any size, and how often."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from teasr_core.architecture import QWEN_IMAGE, QwenArchitecture
+from teasr_core.errors import ConfigError
+
+from .config import ModelConfig
+from .distill_config import BUILTIN, DistillConfig, check_distill
+from .memory.costs import VAE_BASE_DIM, Problem
+from .pretrain_model import architecture_of
+from .toml_config import from_mapping, read_toml
+
+NAMED = (BUILTIN, "qwen-image")
+QWEN_PROMPT_TOKENS = 16  # room for the empty prompt's
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """`config` as `distill` would read it; what names files and data in it is not looked at.
+
+    Attributes:
+        steps: timed ones, of each kind.
+        use_decode: decode the one-step result and compare pixels; otherwise the data loss compares latents.
+        vae_width: `base_dim` of the VAE that decodes 16 channels.
+    """
+
+    config: DistillConfig
+    architecture: QwenArchitecture
+    prediction: str
+    prompt_tokens: int
+    steps: int = 3
+    use_decode: bool = False
+    vae_width: int = VAE_BASE_DIM
+
+    @property
+    def problem(self) -> Problem:
+        """The same in the words of the planner."""
+        train, config = self.config.train, self.config
+        return Problem(
+            self.architecture, train.crop_px, config.adapter.rank, train.batch_size, train.layout,
+            config.loss.perceptual, self.prompt_tokens,
+        )  # fmt: skip
+
+    @property
+    def micro_steps(self) -> int:
+        """Of a step; `rotate` needs four to see every role."""
+        train = self.config.train
+        return max(4, train.accumulation) if train.layout == "rotate" else train.accumulation
+
+
+def bench_settings(
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    architecture: str | None = None,
+    layers: int | None = None,
+    heads: int | None = None,
+    width: int | None = None,
+    steps: int = 3,
+    use_decode: bool = False,
+    vae_width: int = VAE_BASE_DIM,
+    vram_gb: float | None = None,
+) -> BenchSettings:
+    """From a config and what the command line says besides, which wins.
+
+    architecture: one of NAMED; None is what the config's `base.path` means: "builtin", or else Qwen-Image. Without a
+    config, what it does not say is as in `distill`, but for rank and crop, which fit the architecture.
+
+    Raises ConfigError for a value out of range, or a size that makes no transformer.
+    """
+    values = read_toml(path, overrides)
+    from_mapping(DistillConfig, values, where="")  # names and types first
+    if architecture is None:
+        architecture = BUILTIN if values.get("base", {}).get("path", BUILTIN) == BUILTIN else "qwen-image"
+    is_builtin = architecture == BUILTIN
+    if path is None:
+        values.setdefault("adapter", {}).setdefault("rank", 32 if is_builtin else 128)
+        values.setdefault("train", {}).setdefault("crop_px", 128 if is_builtin else 512)
+    values.setdefault("base", {})["path"] = BUILTIN if is_builtin else architecture
+    values.setdefault("loss", {}).setdefault("perceptual_backbone", "random")  # nothing is read
+    if vram_gb is not None:
+        values.setdefault("memory", {})["vram_gb"] = vram_gb
+    config = from_mapping(DistillConfig, values, where="")
+    check_distill(config)
+    for name, value in (("--steps", steps), ("--layers", layers), ("--vae-width", vae_width)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}: expected at least 1")
+    if config.adapter.trainable != "lora":
+        raise ConfigError('adapter.trainable is "all": bench measures the training of a LoRA, set it to "lora"')
+    model = ModelConfig()
+    found = resized(architecture_of(model) if is_builtin else QWEN_IMAGE, layers, heads, width)
+    multiple = 16 if is_builtin else 32  # an even token grid (SPEC 6)
+    if config.train.crop_px % multiple:
+        raise ConfigError(f"train.crop_px is {config.train.crop_px}: {architecture} takes multiples of {multiple}")
+    return BenchSettings(
+        config,
+        found,
+        prediction=model.prediction if is_builtin else "velocity",
+        prompt_tokens=model.prompt_tokens if is_builtin else QWEN_PROMPT_TOKENS,
+        steps=steps,
+        use_decode=use_decode,
+        vae_width=vae_width,
+    )
+
+
+def resized(
+    architecture: QwenArchitecture, layers: int | None = None, heads: int | None = None, width: int | None = None
+) -> QwenArchitecture:
+    """The same with another number of blocks, heads, or another width (heads * head_dim); None leaves it.
+
+    A new head keeps the published split of its rotary dimensions, 1 : 3.5 : 3.5, as nearly as even numbers allow.
+    ConfigError for a width that the heads do not divide into such.
+    """
+    num_heads, wanted = architecture.num_heads if heads is None else heads, width or architecture.width
+    if num_heads < 1 or wanted < 1 or wanted % num_heads:
+        raise ConfigError(f"--width {wanted} and --heads {num_heads}: expected a width that the heads divide")
+    head_dim = wanted // num_heads
+    axes = architecture.rope_axes if head_dim == architecture.head_dim else _rope_axes(head_dim)
+    return dataclasses.replace(
+        architecture, num_layers=layers or architecture.num_layers, num_heads=num_heads, head_dim=head_dim,
+        rope_axes=axes,
+    )  # fmt: skip
+
+
+def _rope_axes(head_dim: int) -> tuple[int, int, int]:
+    """Even dimensions of (frame, row, column), row and column alike."""
+    frames = [frame for frame in range(2, head_dim, 2) if head_dim % 2 == 0 and (head_dim - frame) % 4 == 0]
+    if not frames:
+        raise ConfigError(f"a head of {head_dim}: expected an even number of at least 6, set --width and --heads so")
+    frame = min(frames, key=lambda dims: abs(dims - head_dim / 8))
+    return frame, (head_dim - frame) // 2, (head_dim - frame) // 2
