@@ -48,7 +48,7 @@ def tolerance_input() -> io.Float.Input:
         max=MAX_TOLERANCE,
         step=0.005,
         advanced=True,
-        tooltip="auto: the error a step may have. Smaller takes more steps; 1 always takes one.",
+        tooltip="auto: the error a step may have. Smaller takes more steps.",
     )
 
 

@@ -20,7 +20,7 @@ from .velocity import Velocity
 # In latent units, where every channel of the training pictures has a standard deviation of 1. At 0.12 half of the
 # tuning photographs take two steps of the built-in model and half three (docs/log.md).
 DEFAULT_TOLERANCE = 0.12
-MAX_TOLERANCE = 1.0
+MAX_TOLERANCE = 10.0
 
 # Calls of the velocity at most: three for one step, two more for two steps, which share one with it.
 MAX_EVALUATIONS = 5
@@ -28,7 +28,7 @@ MAX_EVALUATIONS = 5
 
 @dataclass(frozen=True)
 class AutoSteps:
-    """Asks for a number of steps chosen per image. tolerance: above 0, at most 1, RMS in latent units."""
+    """Asks for a number of steps chosen per image. tolerance: above 0, at most 10, RMS in latent units."""
 
     tolerance: float = DEFAULT_TOLERANCE
 

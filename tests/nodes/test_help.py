@@ -4,6 +4,7 @@
 """
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def test_every_node_has_a_page_that_names_every_input_and_output(public, languag
         assert tabled(page, SECTIONS[language][2]) == input_ids(info), node_id
         headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
         assert [heading for heading in headings if heading in SECTIONS[language]] == list(SECTIONS[language]), node_id
+
+
+def test_the_chinese_page_gives_the_name_that_the_node_shows(public):
+    names = json.loads((DOCS.parents[1] / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    for node_id, info in public.items():
+        page = page_path(node_id, "zh").read_text(encoding="utf-8")
+        assert page.splitlines()[0] == f"# {names[node_id]['display_name']}"
+        for name in input_ids(info):
+            shown = names[node_id]["inputs"][name.replace(".", "_")]["name"]
+            assert shown.lower() == name or f"`{name}` {shown}" in page, (node_id, name)
 
 
 def test_a_page_is_headed_by_the_nodes_name(public, host):
