@@ -98,7 +98,8 @@ class TEASRCompareSteps(io.ComfyNode):
             if columns is not None:
                 column.set_input("before", columns)
             if encoded is not None:
-                selector = graph.node("TEASRStepSelector", steps=steps, mode="manual")
+                # An id of its own, since the host caches it by its id: a number keeps its result wherever it moves.
+                selector = graph.node("TEASRStepSelector", id=f"steps{steps}", steps=steps, mode="manual")
                 sampler = graph.node(
                     "TEASRSampler",
                     sigmas=selector.out(0),
