@@ -49,7 +49,9 @@ class RunNotes:
         seconds = {
             name: phase.end - phase.start if phase.start >= started else 0.0 for name, phase in self.phases.items()
         }
-        return Report(size, self.tiles, self.steps, self.dtype, self.reason, seconds)
+        return Report(
+            size=size, tiles=self.tiles, steps=self.steps, dtype=self.dtype, reason=self.reason, seconds=seconds
+        )
 
 
 def notes_of(latent: Mapping[str, Any]) -> RunNotes:

@@ -30,13 +30,18 @@ def peak_memory_mb() -> float:
 
 @dataclass
 class Report:
-    """Filled while an image is restored. reason: why this number of steps, where the pack chose it."""
+    """Filled while an image is restored.
+
+    reason: why this number of steps, where the pack chose it. largest_piece: side in latent pixels that tiles were cut
+    to where memory ran out.
+    """
 
     size: TargetSize | None = None
     tiles: int = 1
     steps: int = 0
     dtype: str = ""
     reason: str = ""
+    largest_piece: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -55,4 +60,6 @@ class Report:
         phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
         head = ", ".join(part for part in (size, tiles, steps, self.dtype) if part)
         reason = f" | {self.reason}" if self.reason else ""
+        if self.largest_piece is not None:
+            reason += f" | memory ran out: tiles were cut to {self.largest_piece} latent pixels"
         return f"{head} | {phases} | peak {peak_memory_mb():.0f} MiB{reason}"

@@ -18,6 +18,7 @@ from .color import COLOR_FIXES, apply_strength, fix_color
 from .errors import InputError, OutputError
 from .fidelity import check_fidelity
 from .geometry import TargetSize, check_image, crop_to, pad_to_multiple, resize
+from .out_of_memory import SteppingDown
 from .report import Report
 from .sampler import StepCallback, initial_noise, sample
 from .schedule import StepPlan
@@ -142,20 +143,24 @@ def latent_sampler(
     """The standalone `LatentSampler`: Algorithm 1 on a velocity, in tiles of `tile` latent pixels where it is larger.
 
     plan: the times, or `AutoSteps`, which chooses them for each image from the noise and tiles it is then sampled with.
-    patch_multiple: `QwenArchitecture.block_multiple`. Every image gets the one noise field of `seed` (SPEC 10).
+    patch_multiple: `QwenArchitecture.block_multiple`. Every image gets the one noise field of `seed` (SPEC 10). A
+    tile that memory does not suffice for comes in smaller pieces, and so do all after it.
     """
+    fitting = SteppingDown(velocity, patch_multiple)
 
     def sample_latent(z_lq: torch.Tensor) -> torch.Tensor:
         _, channels, height, width = z_lq.shape
         tiles = plan_tiles(height, width, tile, overlap, patch_multiple)
         noise = initial_noise(seed, channels, height, width).to(z_lq)
-        tiled = TiledVelocity(velocity, tiles, on_tile) if tiles.count > 1 else velocity
+        tiled = TiledVelocity(fitting, tiles, on_tile) if tiles.count > 1 else fitting
         chosen = plan.choose(tiled, noise, z_lq) if isinstance(plan, AutoSteps) else plan
         report.tiles, report.steps = tiles.count, chosen.steps
         report.reason = chosen.reason if isinstance(plan, AutoSteps) else ""
         if on_plan is not None:
             on_plan(chosen)
-        return sample(tiled, noise, z_lq, chosen.taus, on_step, fidelity)
+        z_0 = sample(tiled, noise, z_lq, chosen.taus, on_step, fidelity)
+        report.largest_piece = fitting.largest
+        return z_0
 
     return sample_latent
 

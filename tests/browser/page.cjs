@@ -37,6 +37,7 @@ async function withPage(url, { locale = 'en', vue = false } = {}, work) {
       await setting.set('Comfy.RightSidePanel.IsOpen', false)
       await setting.set('Comfy.Minimap.Visible', false)
       await setting.set('Comfy.Graph.CanvasInfo', false)
+      await setting.set('Comfy.Graph.CanvasMenu', false)
       return before !== locale
     }, [locale, vue])
     if (reload) {

@@ -170,6 +170,29 @@ def test_same_size_at_strength_0_is_a_copy():
 # Tiles
 
 
+def test_a_tile_that_does_not_fit_is_cut_and_reported(tmp_path):
+    """A card that holds 16 latent pixels a side: the picture comes out, and the line says so."""
+    base = tiny.read_tiny_base(tmp_path)
+    velocity = build_velocity(base)
+
+    class SmallCard:
+        transformer = velocity.transformer
+
+        def __call__(self, z_t, t_cur, z_lq, t_tar):
+            if max(z_t.shape[-2:]) > 16:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return velocity(z_t, t_cur, z_lq, t_tar)
+
+    restorer, size = Restorer(base, SmallCard(), torch.float32), TargetSize(128, 96)
+    options, plan = RestoreOptions(size, color_fix="off"), manual_plan(2)
+    found = restorer.restore(tiny.picture(24, 32), options, plan)
+    check_image(found, size)
+    assert "tiles were cut to 16 latent pixels" in restorer.report.line()
+    whole = Restorer(base, velocity, torch.float32)
+    assert float((found - whole.restore(tiny.picture(24, 32), options, plan)).abs().mean()) < 0.05
+    assert "cut" not in whole.report.line()
+
+
 def test_tiles_are_used_where_the_image_is_larger_and_reported(restorer):
     image, size = tiny.picture(20, 28), TargetSize(80, 56)
     options, plan = RestoreOptions(size, color_fix="off"), manual_plan(1)
