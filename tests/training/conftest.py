@@ -8,8 +8,9 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
+    """Of the widest scope: what a module's fixture computes is compared bit for bit with what its tests do."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
