@@ -109,8 +109,7 @@ class TEASRCompareSteps(io.ComfyNode):
                     fidelity=fidelity,
                     **encoded.sampler_inputs(),
                 )
-                column.set_input("latent", sampler.out(0))
-                column.set_input("decoded", graph.node("VAEDecode", samples=sampler.out(0), vae=encoded.vae).out(0))
+                encoded.add_decode(graph, sampler.out(0), column)
             columns = column.out(0)
         grid = graph.node("TEASRCompareStepsGrid", columns=columns)
         return io.NodeOutput(grid.out(0), grid.out(1), expand=graph.finalize())

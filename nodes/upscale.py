@@ -133,6 +133,5 @@ class TEASRUpscale(io.ComfyNode):
             else:
                 selector = graph.node("TEASRStepSelector", steps=steps, mode=step_mode)
                 sampler = graph.node("TEASRSampler", sigmas=selector.out(0), **options)
-            result.set_input("latent", sampler.out(0))
-            result.set_input("decoded", graph.node("VAEDecode", samples=sampler.out(0), vae=encoded.vae).out(0))
+            encoded.add_decode(graph, sampler.out(0), result)
         return io.NodeOutput(result.out(0), result.out(1), result.out(2), expand=graph.finalize())

@@ -57,6 +57,11 @@ class Encoded:
     def sampler_inputs(self) -> dict[str, Link]:
         return {"model": self.model, "conditioning": self.conditioning, "latent": self.latent}
 
+    def add_decode(self, graph: GraphBuilder, sampled: Link, result: Any) -> None:
+        """Decode `sampled` and wire it, latent and picture, into the node `result` of the graph."""
+        result.set_input("latent", sampled)
+        result.set_input("decoded", graph.node("VAEDecode", samples=sampled, vae=self.vae).out(0))
+
 
 def add_condition(graph: GraphBuilder, resized: Link, wires: ModelWires) -> Encoded:
     """Load the built-in model where none is wired, and encode."""

@@ -47,12 +47,15 @@ def steps_text(steps: int) -> str:
     return f"{steps} step{'s' if steps != 1 else ''}"
 
 
-def parse_steps(text: str) -> tuple[int, ...]:
-    """ "1,2,4,8" to numbers, in their order. InputError for anything else, a repeated one, or one outside 1..30."""
+def parse_steps(text: str, subject: str = "steps are") -> tuple[int, ...]:
+    """ "1,2,4,8" to numbers, in their order. InputError for anything else, a repeated one, or one outside 1..30.
+
+    subject: how the error begins, with its verb.
+    """
     try:
         steps = tuple(check_steps(int(part)) for part in text.split(","))
     except ValueError:
-        raise InputError(f"steps are '{text}': expected whole numbers with commas, such as 1,2,4,8") from None
+        raise InputError(f"{subject} '{text}': expected whole numbers with commas, such as 1,2,4,8") from None
     if len(set(steps)) < len(steps):
-        raise InputError(f"steps are '{text}': expected each number once; leave the repeated one out")
+        raise InputError(f"{subject} '{text}': expected each number once; leave the repeated one out")
     return steps

@@ -1,26 +1,27 @@
-"""One figure for how sharp a picture is: the mean gradient of its luma, as `eval` reports it."""
+"""How sharp a picture is: the gradient of its luma, noise included. `eval`'s figures are made of the same map."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from .geometry import check_image
+from .luma import to_studio_y
 
-# ITU-R BT.601, studio range: Y in [16, 235] from RGB in [0, 1].
-_STUDIO_Y = (65.481, 128.553, 24.966)
+
+def gradient_map(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) to (H - 1, W - 1): magnitude of the forward differences of the studio-range Y, in 8-bit levels."""
+    y = to_studio_y(rgb)
+    return np.hypot(y[:-1, 1:] - y[:-1, :-1], y[1:, :-1] - y[:-1, :-1])
 
 
 def mean_gradient(image: torch.Tensor) -> float:
-    """Mean magnitude of the forward differences of Y, in 8-bit levels per pixel; noise counts as sharpness.
+    """Mean of `gradient_map` over pictures (B, 3, H, W) in [0, 1], rounded to 8 bits as saved ones are.
 
-    image: (B, 3, H, W) in [0, 1], rounded here to 8 bits as a saved picture is. A picture without two pixels in both
-    directions has 0. The same as `training.evaluation.metrics.mean_gradient`.
+    In 8-bit levels per pixel. A picture without two pixels in both directions has 0.
     """
     check_image(image, "image", channels=3)
     if min(image.shape[-2:]) < 2:
         return 0.0
-    rgb = (image.clamp(0, 1) * 255 + 0.5).floor().double() / 255  # (B, 3, H, W)
-    y = torch.einsum("bchw,c->bhw", rgb, torch.tensor(_STUDIO_Y, dtype=rgb.dtype, device=rgb.device))  # (B, H, W)
-    right = y[:, :-1, 1:] - y[:, :-1, :-1]
-    down = y[:, 1:, :-1] - y[:, :-1, :-1]
-    return float(torch.hypot(right, down).mean())
+    pixels = (image.clamp(0, 1) * 255 + 0.5).floor().byte().permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
+    return float(np.mean([gradient_map(picture) for picture in pixels]))

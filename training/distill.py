@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -37,13 +35,13 @@ from .objective import Batch, Figures, LossWeights, Objective, velocity_calls
 from .optimizers import NamedOptimizer
 from .preview import write_preview
 from .processes import Processes
-from .runlog import Means, RunLog
+from .runlog import Means, RunLog, gain_db
 from .sources import data_summary
+from .stop_request import StopRequest
 from .toml_config import to_mapping
 
 LOSSES = ("data", "lpips", "flow", "cons", "adv", "rectify")
 SHOWN = ("lr", "loss", *LOSSES, "gain_db", "grad_norm", "seconds_per_step")
-TINY = 1e-12  # squared errors below this count as none in the log
 
 
 class Distiller:
@@ -80,7 +78,7 @@ class Distiller:
             self._load(checkpoints[-1])
         if config.run.compile:
             self.model.compile_blocks()
-        self._stop = False
+        self._stop = StopRequest()
 
     def train(self, last_step: int | None = None) -> None:
         """Train to `last_step` (default: `train.steps`), then save. DivergedError when gradients stay infinite."""
@@ -88,18 +86,12 @@ class Distiller:
         if self.step >= last_step:
             self.log.note(f"nothing to do: {self.folder} has reached step {self.step} of {last_step}")
             return
-        previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
-            with closing(self._loader(last_step - self.step)) as loader:
+            with self._stop, closing(self._loader(last_step - self.step)) as loader:
                 self._train_steps(loader, last_step)
-            self.save()
+                self.save()
         finally:
-            for s, handler in previous.items():
-                signal.signal(s, handler)
             self.log.close()
-
-    def _request_stop(self, *_: Any) -> None:
-        self._stop = True
 
     def _autocast(self) -> AbstractContextManager[object]:
         if not self.config.run.autocast:
@@ -125,7 +117,7 @@ class Distiller:
             waited += time.perf_counter() - before
             means.add(self._update(micro_batches))
             steps += 1
-            stop = self.processes.any(self._stop)
+            stop = self.processes.any(self._stop.is_made)
             if self.step % run.log_every == 0 or stop or self.step == last_step:
                 elapsed = time.perf_counter() - since
                 values = means.values() | self.difference.values() | {
@@ -185,7 +177,7 @@ class Distiller:
     def _memory_step(self, draws: Draws) -> AbstractContextManager[object]:
         """Announce the micro-step's times, for modulation that is swept once for all of them."""
         use_dtc = self.model.velocity.use_dtc
-        times = [dual_times(t_cur, t_tar, use_dtc) for t_cur, t_tar in velocity_calls(draws)]
+        times = (dual_times(t_cur, t_tar, use_dtc) for t_cur, t_tar in velocity_calls(draws))  # read by a sweep alone
         dtype = torch.bfloat16 if self.config.run.autocast else None
         return self.model.memory.step(times, dtype, self._autocast)
 
@@ -195,9 +187,8 @@ class Distiller:
         if "lpips" in raw:
             weighted["weighted/lpips"] *= weights.data  # it multiplies within the data loss (Eq. 13)
         values = raw | weighted | {"loss": sum(weighted.values())}
-        if "data" in raw:  # what the one-step result gains over the LQ image, by which runs can be compared
-            before = float(losses.data_loss(2 * lq - 1, 2 * hq - 1))
-            values["gain_db"] = 10 * math.log10(max(before, TINY) / max(raw["data"], TINY))
+        if "data" in raw:  # of the one-step result
+            values["gain_db"] = gain_db(float(losses.data_loss(2 * lq - 1, 2 * hq - 1)), raw["data"])
         return values
 
     def _skip(self, rate: float, values: dict[str, float]) -> None:

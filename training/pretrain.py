@@ -8,8 +8,6 @@ One batch, one forward: the role of a row decides its times and its target.
 
 from __future__ import annotations
 
-import math
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -33,11 +31,10 @@ from .lpips_metric import load_perceptual
 from .pretrain_model import PretrainModel, measure_codec
 from .preview import write_preview
 from .resume import check_same, plain
-from .runlog import RunLog
+from .runlog import Means, RunLog, gain_db
 from .sources import data_summary
+from .stop_request import StopRequest
 from .toml_config import to_mapping
-
-TINY = 1e-12  # squared errors below this count as none in the log
 
 
 def split_roles(stage: StageConfig) -> tuple[int, int, int]:
@@ -137,23 +134,16 @@ class Pretrainer:
         if config.run.compile:
             for block in self.model.transformer.transformer_blocks:
                 block.compile(dynamic=False)
-        self._stop = False
+        self._stop = StopRequest()
 
     def train(self, last_step: int | None = None) -> None:
         """Train to `last_step` (default: the end of the last stage), then save."""
         last_step = self.config.total_steps if last_step is None else last_step
-        previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            while self.step < last_step and not self._stop:
+        with self._stop:
+            while self.step < last_step and not self._stop.is_made:
                 _, stage, done = self.config.stage_at(self.step)
                 self._train_stage(stage, min(stage.steps - done, last_step - self.step))
             self.save()
-        finally:
-            for s, handler in previous.items():
-                signal.signal(s, handler)
-
-    def _request_stop(self, *_: Any) -> None:
-        self._stop = True
 
     def _train_stage(self, stage: StageConfig, count: int) -> None:
         run = self.config.run
@@ -163,29 +153,28 @@ class Pretrainer:
 
     def _train_steps(self, loader: Iterator[tuple[torch.Tensor, torch.Tensor]], stage: StageConfig, count: int) -> None:
         run = self.config.run
-        sums: dict[str, float] = {}
+        means = Means()
         window_start, waited, window_steps = time.perf_counter(), 0.0, 0
         for _ in range(count):
             before = time.perf_counter()
             lq, hq = next(loader)
             waited += time.perf_counter() - before
-            for name, value in self._update(lq, hq, stage).items():
-                sums[name] = sums.get(name, 0.0) + value
+            means.add(self._update(lq, hq, stage))
             window_steps += 1
             if self.step % run.log_every == 0:
                 elapsed = time.perf_counter() - window_start
-                values = {k: v / window_steps for k, v in sums.items()}
+                values = means.values()
                 values["lr"] = learning_rate(self.config, self.step - 1)
                 values["seconds_per_step"], values["data_wait"] = elapsed / window_steps, waited / elapsed
                 self.log.write(self.step, values)
                 self.seconds += elapsed
-                sums, window_start, waited, window_steps = {}, time.perf_counter(), 0.0, 0
+                means, window_start, waited, window_steps = Means(), time.perf_counter(), 0.0, 0
             if self.step % run.checkpoint_every == 0:
                 self.save()
             if run.preview_images and self.step % run.preview_every == 0:
                 write_preview(self.folder / f"preview_{self.step:08d}.jpg", self.ema_model().velocity(), self.codec,
                               [Path(p) for p in run.preview_images], self._autocast)  # fmt: skip
-            if self._stop:
+            if self._stop.is_made:
                 self.log.note(f"stopping after step {self.step}")
                 return
 
@@ -205,9 +194,9 @@ class Pretrainer:
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.step}: losses {values}")
         num_data = split_roles(stage)[0]
-        if num_data:  # what the one-step result gains over the LQ image, by which runs can be compared
+        if num_data:  # of the one-step result
             before = float(losses.data_loss(2 * lq[:num_data] - 1, 2 * hq[:num_data] - 1)) * num_data / len(lq)
-            values["gain_db"] = 10 * math.log10(max(before, TINY) / max(values["data"], TINY))
+            values["gain_db"] = gain_db(before, values["data"])
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         self.optimizer.step()

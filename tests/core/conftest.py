@@ -45,3 +45,14 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading the model is an error: what is refused must be refused before."""
+    from teasr_core import cli_request
+
+    def load(*_args: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(cli_request, "load_restorer", load)

@@ -36,14 +36,6 @@ def upscale(run, folder, tmp_path):
     return call
 
 
-@pytest.fixture
-def no_model(monkeypatch):
-    def load(*_args):
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(cli_request, "load_restorer", load)
-
-
 def bytes_in(path):
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 

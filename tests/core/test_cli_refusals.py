@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from teasr_core import cli_request
 from teasr_core.architecture import QwenArchitecture
 from teasr_core.builtin import BASE_NAME
 
@@ -31,14 +30,6 @@ def refused(run, tmp_path):
         return err
 
     return call
-
-
-@pytest.fixture
-def no_model(monkeypatch):
-    def load(*_args):
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(cli_request, "load_restorer", load)
 
 
 def missing(path):

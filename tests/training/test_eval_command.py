@@ -10,11 +10,11 @@ import tiny_eval
 from PIL import Image
 
 from teasr_core import builtin
+from teasr_core.schedule import parse_steps
 from training import ablation
 from training.ablation import ARMS, TrainedArm
 from training.cli import build_parser, main
 from training.evaluation import command
-from training.evaluation.command import parse_steps
 
 
 @pytest.fixture

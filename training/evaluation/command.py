@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from teasr_core.errors import InputError
 from teasr_core.precision import choose_dtype, dtype_name
 from teasr_core.restore import AUTO_TILE_PX
-from teasr_core.schedule import check_steps
+from teasr_core.schedule import parse_steps
 
 from .ablation_table import ablation_table, arm_of_results
 from .datasets import open_datasets
@@ -30,7 +29,7 @@ from .scores import ScoreFile
 
 def evaluate_command(args: argparse.Namespace) -> int:
     """Run the evaluation, write everything into args.output and print the tables."""
-    steps = parse_steps(args.steps)
+    steps = parse_steps(args.steps, "--steps is")
     presets = None if args.preset is None else args.preset.split(",")
     models = ablation_models(args.ablation) if args.ablation else []
     if args.model or args.base or not models:
@@ -121,14 +120,3 @@ def write_report(evaluation: Evaluation, models: list[EvalModel], settings: Eval
     else:
         save_plot(written, folder / "metrics_vs_steps.png")
     return "\n".join(texts)
-
-
-def parse_steps(text: str) -> tuple[int, ...]:
-    """ "1,2,4" to numbers. InputError for anything else, a repeated one, or one outside 1..30."""
-    try:
-        steps = tuple(check_steps(int(part)) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--steps is '{text}': expected whole numbers with commas, such as 1,2,4,8") from None
-    if len(set(steps)) < len(steps):
-        raise InputError(f"--steps is '{text}': expected each number once; leave the repeated one out")
-    return steps

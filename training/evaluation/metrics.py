@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 
 from teasr_core.errors import InputError
-
-from .luma import to_full_y, to_studio_y
+from teasr_core.luma import to_full_y, to_studio_y
+from teasr_core.sharpness import gradient_map
 
 _SSIM_RADIUS = 5
 _SSIM_SIGMA = 1.5
@@ -58,12 +58,6 @@ def gmsd(a: np.ndarray, b: np.ndarray) -> float:
     ga, gb = _prewitt(_halve(to_full_y(a))), _prewitt(_halve(to_full_y(b)))
     similarity = (2.0 * ga * gb + _GMSD_C) / (ga**2 + gb**2 + _GMSD_C)
     return float(similarity.std(ddof=1))
-
-
-def gradient_map(rgb: np.ndarray) -> np.ndarray:
-    """(H, W, 3) to (H - 1, W - 1): magnitude of the forward differences of the studio-range Y, in 8-bit levels."""
-    y = to_studio_y(rgb)
-    return np.hypot(y[:-1, 1:] - y[:-1, :-1], y[1:, :-1] - y[:-1, :-1])
 
 
 def mean_gradient(rgb: np.ndarray) -> float:

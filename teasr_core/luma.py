@@ -1,8 +1,10 @@
 """RGB to luma, the one channel most picture metrics look at."""
 
+from __future__ import annotations
+
 import numpy as np
 
-from teasr_core.errors import InputError
+from .errors import InputError
 
 
 def unit_rgb(rgb: np.ndarray) -> np.ndarray:
