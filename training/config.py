@@ -45,9 +45,9 @@ class DataConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     num_layers: int = 6
-    num_heads: int = 4
-    head_dim: int = 64
-    rope_axes: tuple[int, int, int] = (8, 28, 28)
+    num_heads: int = 8
+    head_dim: int = 32
+    rope_axes: tuple[int, int, int] = (4, 14, 14)
     text_width: int = 64
     prompt_tokens: int = 4
     prediction: str = "lq_residual"
@@ -55,7 +55,9 @@ class ModelConfig:
     local_attention_init: float = 4.0  # query and key bias of local attention; 0 = none (training/initialise.py)
     gate_init: float = 1.0  # bias of the residual gates; 0 = adaLN-Zero
     input_gain: float = 2.0  # of img_in: how much a token starts out as itself beside what attention brings it
-    time_scale_init: float = 0.9  # attention inputs start scaled by 1 - this * t
+    time_scale_init: float = 0.9  # attention inputs start scaled by 1 - this * t; this and the next two with DTC alone
+    noise_gate_init: float = 8.0  # the first layer's attention gate starts this * t more open
+    noise_repel_init: float = 2.0  # keys start with 1 - this * t of their positional bias
 
 
 @dataclass(frozen=True)
