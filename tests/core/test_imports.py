@@ -6,6 +6,7 @@ Every rule is read from the source with `ast` and shown to bite on a planted fau
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -191,3 +192,21 @@ def test_every_rule_bites(clean, file, line):
 def test_a_long_file_is_found(clean, folder):
     (clean / folder / "long.py").write_text("x = 1\n" * 401)
     assert long_files(clean) == [f"{folder}/long.py: 401 lines, at most 400"]
+
+
+def device_names(source: str) -> list[str]:
+    """String constants that are a device's name."""
+    strings = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    return [text for text in strings if isinstance(text, str) and re.fullmatch(r"(cuda|mps|xpu)(:\d+)?", text)]
+
+
+def test_no_device_is_named_literally():
+    """R28: which device is the host's, or torch's accelerator, to say."""
+    named = {
+        str(path.relative_to(ROOT)): found
+        for folder in ("nodes", "teasr_core")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if (found := device_names(path.read_text()))
+    }
+    assert named == {}
+    assert device_names('x.to("cuda:0")') == ["cuda:0"]
