@@ -24,11 +24,11 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ..teasr_core.branch_lora import BranchLora, branch_overrides, forward_overrides
 from ..teasr_core.dtc import dual_times
 from ..teasr_core.errors import InputError
-from ..teasr_core.tiling import TileCallback, TiledVelocity, TilePlan
 from .conditioning import check_channels
+from .host_pieces import HostTiles
 
 KEY = "teasr"
-# Transformer options. The first overrides the target time; the second makes `DualBranch` run tile by tile.
+# Transformer options. The first overrides the target time; the second, `HostTiles`, is what `DualBranch` runs in.
 TARGET_SIGMA = "teasr_target_sigma"
 TILES = "teasr_tiles"
 
@@ -45,14 +45,6 @@ class ResidualSampling(comfy.model_sampling.ModelSamplingFlux, comfy.model_sampl
         self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: torch.Tensor
     ) -> torch.Tensor:
         return model_output
-
-
-@dataclass(frozen=True)
-class HostTiles:
-    """The value of the transformer option TILES; `plan` in latent pixels."""
-
-    plan: TilePlan
-    on_tile: TileCallback | None = None
 
 
 @dataclass(frozen=True)
@@ -93,14 +85,16 @@ class DualBranch:
             return denoised + lq.to(denoised) if self.prediction == "lq_residual" else denoised
 
         tiles: HostTiles | None = options.get(TILES)
-        if tiles is None:
+        has_uncut = control is not None or c_concat is not None
+        if tiles is None or (tiles.plan.count == 1 and has_uncut):
             return denoise(x, t, z_lq, target_sigma(t, options))
-        if control is not None or c_concat is not None:
+        if has_uncut:
             raise InputError(
                 "a ControlNet or concatenated latent cannot be cut into tiles: set tile_px to the image size"
             )
         # Denoised images blend like velocities: one is an affine function of the other at fixed z_t and t.
-        return TiledVelocity(denoise, tiles.plan, tiles.on_tile)(x, t, z_lq, target_sigma(t, options))
+        velocity = tiles.around(denoise, 2 * executor.class_obj.diffusion_model.patch_size)
+        return velocity(x, t, z_lq, target_sigma(t, options))
 
     def _hooks(
         self, base: Any, z_t: torch.Tensor, t_cur: torch.Tensor, t_tar: torch.Tensor, options: dict[str, Any]

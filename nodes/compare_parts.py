@@ -46,7 +46,7 @@ class TEASRCompareStepsColumn(io.ComfyNode):
                 io.Int.Input("steps", default=1, min=1, max=30, tooltip="The number of steps of this column."),
                 io.Image.Input("resized", tooltip="The picture at the target size."),
                 io.Image.Input("decoded", optional=True, tooltip="The restored picture; none at strength 0."),
-                io.Latent.Input("latent", optional=True, tooltip="TEASRSampler's, for the time."),
+                io.Latent.Input("latent", optional=True, tooltip="What was decoded, for the time."),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=1.0, tooltip="0 is the resize, 1 the restoration."
                 ),

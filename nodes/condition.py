@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..teasr_core.errors import InputError
 from ..teasr_core.restore import conditioning_image
 from .conditioning import Conditioning, with_lq
 from .host_images import rgb_and_alpha, to_host
+from .host_vae import HostVae
 from .run_notes import KEY, Phase, RunNotes
 from .size_inputs import max_megapixels_input, size_input, target_size
 
@@ -64,28 +64,13 @@ class TEASRCondition(io.ComfyNode):
         phases: dict[str, Phase] = {}
         with RunNotes().phase("encode", phases):
             resized, padded = conditioning_image(rgb, target, LATENT_MULTIPLE * vae.spacial_compression_encode())
-            lq = encode(vae, padded)  # (B, C, 1, h, w)
+            host_vae = HostVae(vae)
+            lq = host_vae.encode(padded)  # (B, C, 1, h, w)
         latent = {
             "samples": torch.zeros_like(lq),
             "batch_index": [0] * len(lq),  # stock RandomNoise then gives every image the one field (SPEC 10)
-            KEY: RunNotes(phases=phases),
+            KEY: RunNotes(phases=phases, vae_tile_px=host_vae.tile_px),
         }
         return io.NodeOutput(
             with_lq(conditioning, lq), None if negative is None else with_lq(negative, lq), latent, to_host(resized)
         )
-
-
-def encode(vae: Any, image: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) -> (B, C, 1, h, w) float32. One image at a time: a video VAE takes a batch for frames."""
-    latents = []
-    for k in range(len(image)):
-        latent = vae.encode(to_host(image[k : k + 1])).float()
-        latents.append(latent if latent.ndim == 5 else latent[:, :, None])
-    encoded = torch.cat(latents)  # (B, C, 1, h, w)
-    expected = tuple(side // vae.spacial_compression_encode() for side in image.shape[-2:])
-    if encoded.shape[2:] != (1, *expected):
-        raise InputError(
-            f"the VAE made a latent of {tuple(encoded.shape[2:])}, expected {(1, *expected)}: wire TEASRLoadBuiltin's "
-            "VAE or Qwen-Image's"
-        )
-    return encoded

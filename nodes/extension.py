@@ -14,7 +14,7 @@ from .load_builtin import TEASRLoadBuiltin
 from .sampler import TEASRSampler
 from .step_selector import TEASRStepSelector
 from .upscale import TEASRUpscale
-from .upscale_parts import TEASRUpscaleInput, TEASRUpscaleOutput
+from .upscale_parts import TEASRUpscaleDecode, TEASRUpscaleInput, TEASRUpscaleOutput
 
 NODES: list[type[io.ComfyNode]] = [
     TEASRUpscale,
@@ -27,6 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     TEASRColorFix,
     TEASRUpscaleInput,
     TEASRUpscaleAutoSampler,
+    TEASRUpscaleDecode,
     TEASRUpscaleOutput,
     TEASRCompareStepsColumn,
     TEASRCompareStepsGrid,

@@ -20,9 +20,9 @@ from ..teasr_core.auto_steps import AutoSteps
 from ..teasr_core.fidelity import quieter
 from ..teasr_core.sampler import initial_noise
 from ..teasr_core.schedule import StepPlan
-from ..teasr_core.tiling import TilePlan
-from .bridge import KEY, TARGET_SIGMA, TILES, HostTiles
+from .bridge import KEY, TARGET_SIGMA, TILES
 from .conditioning import Conditioning
+from .host_pieces import HostTiles
 from .host_tiles import tile_memory
 
 # Classifier-free guidance where a `negative` is wired. TEASR is trained without (METHOD 1), so this is an experiment.
@@ -79,16 +79,16 @@ def sample_image(
     model: ModelPatcher,
     job: ImageJob,
     sigmas: torch.Tensor,
-    plan: TilePlan,
+    tiles: HostTiles,
     progress: Progress,
     fidelity: float = 0.0,
 ) -> torch.Tensor:
     """One latent (1, C, 1, h, w), as SamplerCustomAdvanced would with RandomNoise, euler and these sigmas."""
-    samples = _run(model, job, comfy.samplers.sampler_object("euler"), sigmas, plan, progress, fidelity)
+    samples = _run(model, job, comfy.samplers.sampler_object("euler"), sigmas, tiles, progress, fidelity)
     return samples.to(comfy.model_management.intermediate_device(), torch.float32)
 
 
-def choose_steps(model: ModelPatcher, job: ImageJob, auto: AutoSteps, plan: TilePlan, progress: Progress) -> StepPlan:
+def choose_steps(model: ModelPatcher, job: ImageJob, auto: AutoSteps, tiles: HostTiles, progress: Progress) -> StepPlan:
     """`AutoSteps.choose` for one image, with the noise, model and tiles that `sample_image` would use."""
     chosen: list[StepPlan] = []
 
@@ -110,7 +110,7 @@ def choose_steps(model: ModelPatcher, job: ImageJob, auto: AutoSteps, plan: Tile
         return noise
 
     unmasked = ImageJob(job.positive, job.negative, job.latent, None, job.seed)
-    _run(model, unmasked, comfy.samplers.KSAMPLER(probe), torch.tensor([1.0, 0.0]), plan, progress)
+    _run(model, unmasked, comfy.samplers.KSAMPLER(probe), torch.tensor([1.0, 0.0]), tiles, progress)
     return chosen[0]
 
 
@@ -125,7 +125,7 @@ def _run(
     job: ImageJob,
     sampler: comfy.samplers.KSAMPLER,
     sigmas: torch.Tensor,
-    plan: TilePlan,
+    tiles: HostTiles,
     progress: Progress,
     fidelity: float = 0.0,
 ) -> torch.Tensor:
@@ -133,9 +133,9 @@ def _run(
     guider.inner_set_conds({"positive": job.positive} | ({} if job.negative is None else {"negative": job.negative}))
     guider.set_cfg(1.0 if job.negative is None else NEGATIVE_CFG)
     options = comfy.model_patcher.create_model_options_clone(guider.model_options)
-    if plan.count > 1:
-        options.setdefault("transformer_options", {})[TILES] = HostTiles(plan, progress.on_tile)
-        add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, tile_memory(plan), options, is_model_options=True)
+    options.setdefault("transformer_options", {})[TILES] = tiles
+    if tiles.plan.count > 1:
+        add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, tile_memory(tiles.plan), options, is_model_options=True)
     add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, progress.timed, options, is_model_options=True)
     guider.model_options = options
     _, channels, _, height, width = job.latent.shape

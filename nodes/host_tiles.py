@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..teasr_core.errors import InputError
@@ -12,9 +14,12 @@ from ..teasr_core.restore import AUTO_OVERLAP_PX, AUTO_TILE_PX, tile_in_latent
 from ..teasr_core.tiling import TilePlan, plan_tiles
 from .builtin_model import is_builtin
 from .conditioning import LQ_KEY
+from .host_memory import largest_that_fits, room, too_large
 
-# Automatic tiles of Qwen-Image: the size it was made for. The built-in model's are `restore`'s, for a CPU's sake.
-QWEN_TILE_PX = 1024
+# Automatic tiles of Qwen-Image: the size it was made for, less where a card has no room for it even with all weights
+# off it (the host moves them). Never more, however much is free: a picture must not depend on what else is loaded.
+# The built-in model's are `restore`'s, for a CPU's sake.
+QWEN_SIDES_PX = (1024, 512, 256)
 QWEN_OVERLAP_PX = 128
 
 
@@ -22,7 +27,12 @@ def host_plan(model: ModelPatcher, height: int, width: int, tile_px: int, overla
     """The tiles of a latent of height x width. 0 is automatic; a tile as large as the image is no tile."""
     patch_multiple = 2 * int(model.get_model_object("diffusion_model").patch_size)
     downscale = int(model.get_model_object("latent_format").spacial_downscale_ratio)
-    auto_px = (AUTO_TILE_PX, AUTO_OVERLAP_PX) if is_builtin(model) else (QWEN_TILE_PX, QWEN_OVERLAP_PX)
+    auto_px, short = (AUTO_TILE_PX, AUTO_OVERLAP_PX), ""
+    if not is_builtin(model):
+        side_px = QWEN_SIDES_PX[0]
+        if tile_px == 0:
+            side_px, short = fitting_side_px(model, height, width, downscale)
+        auto_px = (side_px, min(QWEN_OVERLAP_PX, side_px // 4))
     tile, overlap = tile_in_latent(tile_px, overlap_px, downscale, patch_multiple, auto_px)
     plan = plan_tiles(height, width, tile, overlap, patch_multiple)
     if plan.count > 1 and (height % patch_multiple or width % patch_multiple):
@@ -30,7 +40,31 @@ def host_plan(model: ModelPatcher, height: int, width: int, tile_px: int, overla
             f"a latent of {width} x {height} cannot be tiled: expected multiples of {patch_multiple}, so let "
             "TEASRCondition make it"
         )
+    if short and plan.count > 1:
+        logging.info(f"TEASR: {plan.count} tiles of {auto_px[0]} px: {short}")
     return plan
+
+
+def fitting_side_px(model: ModelPatcher, height: int, width: int, downscale: int) -> tuple[int, str]:
+    """(side of a tile in pixels, why it is smaller than usual or nothing) for a latent of height x width."""
+
+    def needed(side_px: int) -> float:
+        side = side_px // downscale
+        return forward_memory(model, min(side, height), min(side, width))
+
+    free = room(model.load_device)
+    side_px = largest_that_fits(QWEN_SIDES_PX, needed, free)
+    if side_px == QWEN_SIDES_PX[0]:
+        return side_px, ""
+    largest = min(QWEN_SIDES_PX[0], downscale * max(height, width))
+    return side_px, too_large(largest, needed(largest), free)
+
+
+def forward_memory(model: ModelPatcher, height: int, width: int) -> float:
+    """Bytes of one forward on a latent of height x width beside the weights, by the host's own estimate."""
+    latent = torch.empty(1, model.get_model_object("latent_format").latent_channels, 1, height, width, device="meta")
+    shapes = model.model.extra_conds_shapes(**{LQ_KEY: [latent]})
+    return model.model.memory_required(latent.shape, cond_shapes={key: [shape] for key, shape in shapes.items()})
 
 
 def tile_memory(plan: TilePlan) -> Callable[..., Any]:

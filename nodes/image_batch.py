@@ -12,25 +12,31 @@ from comfy.model_patcher import ModelPatcher
 from ..teasr_core.auto_steps import MAX_EVALUATIONS, AutoSteps
 from ..teasr_core.errors import InputError, OutputError
 from ..teasr_core.fidelity import check_fidelity
+from ..teasr_core.out_of_memory import PieceLimit
 from ..teasr_core.precision import DTYPES
 from ..teasr_core.schedule import StepPlan
 from ..teasr_core.tiling import TilePlan
 from .bridge import attached_branch
 from .conditioning import Conditioning, lq_batch, of_image
+from .host_pieces import HostTiles
 from .host_sampling import ImageJob, Progress, choose_steps, sample_image
 from .host_tiles import host_plan
-from .run_notes import KEY, Phase, RunNotes, notes_of
+from .run_notes import KEY, Phase, notes_of
 from .visited import VISITED, digest
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageBatch:
-    """A MODEL and what it is to restore: `latent` is the LATENT, `jobs` its images, `tiles` what each is cut into."""
+    """A MODEL and what it is to restore: `latent` is the LATENT, `jobs` its images, `tiles` what each is cut into.
+
+    pieces: what memory did not suffice for, of all images.
+    """
 
     model: ModelPatcher
     latent: Mapping[str, Any]
     jobs: tuple[ImageJob, ...]
     tiles: TilePlan
+    pieces: PieceLimit = dataclasses.field(default_factory=PieceLimit)
 
     def choose(self, auto: AutoSteps) -> list[StepPlan]:
         """The steps each image needs. At most MAX_EVALUATIONS model calls an image."""
@@ -38,7 +44,7 @@ class ImageBatch:
         plans = []
         for k, job in enumerate(self.jobs):
             progress.start_image(k)
-            plans.append(choose_steps(self.model, job, auto, self.tiles, progress))
+            plans.append(choose_steps(self.model, job, auto, self._tiles(progress), progress))
         return plans
 
     def sample(self, sigmas: Sequence[torch.Tensor], fidelity: float = 0.0, reason: str = "") -> dict[str, Any]:
@@ -56,10 +62,22 @@ class ImageBatch:
                 samples, took = self._visit(job, times, fidelity, progress)
                 results.append(samples)
                 seconds.append(took)
-        notes = RunNotes(
-            phases, self.tiles.count, max(steps), model_dtype(self.model), reason, image_seconds=tuple(seconds)
+        tile = max(self.tiles.height, self.tiles.width)
+        notes = dataclasses.replace(
+            notes_of(self.latent),
+            phases=phases,
+            tiles=self.tiles.count,
+            tile_px=tile * int(self.model.get_model_object("latent_format").spacial_downscale_ratio),
+            steps=max(steps),
+            dtype=model_dtype(self.model),
+            reason=reason,
+            largest_piece=self.pieces.largest,
+            image_seconds=tuple(seconds),
         )
         return dict(self.latent) | {"samples": torch.cat(results), "batch_index": [0] * len(results), KEY: notes}
+
+    def _tiles(self, progress: Progress) -> HostTiles:
+        return HostTiles(self.tiles, progress.on_tile, self.pieces)
 
     def _visit(
         self, job: ImageJob, sigmas: torch.Tensor, fidelity: float, progress: Progress
@@ -71,7 +89,7 @@ class ImageBatch:
         if samples is not None:
             return samples, VISITED.seconds(key)
         before = progress.seconds
-        samples = check_samples(sample_image(self.model, job, sigmas, self.tiles, progress, fidelity))
+        samples = check_samples(sample_image(self.model, job, sigmas, self._tiles(progress), progress, fidelity))
         VISITED.put(self.model, key, samples, progress.seconds - before)
         return samples, progress.seconds - before
 

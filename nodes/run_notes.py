@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..teasr_core.geometry import TargetSize
@@ -24,13 +24,19 @@ class Phase:
 
 @dataclass(frozen=True)
 class RunNotes:
-    """image_seconds: what sampling each image takes, the time it once took where its latent came from memory."""
+    """tile_px to largest_piece: as in `Report`.
+
+    image_seconds: what sampling each image takes, the time it once took where its latent came from memory.
+    """
 
     phases: Mapping[str, Phase] = field(default_factory=dict)
     tiles: int = 1
+    tile_px: int = 0
+    vae_tile_px: int = 0
     steps: int = 0
     dtype: str = ""
     reason: str = ""
+    largest_piece: int | None = None
     image_seconds: tuple[float, ...] = ()
 
     @contextmanager
@@ -41,16 +47,21 @@ class RunNotes:
         into.update(self.phases)
         into[name] = Phase(start, time.perf_counter())
 
-    def with_phases(self, phases: Mapping[str, Phase]) -> RunNotes:
-        return replace(self, phases=phases)
-
     def report(self, size: TargetSize, started: float) -> Report:
         """Phases that ran since `started`; what came from the host's cache took 0 s."""
         seconds = {
             name: phase.end - phase.start if phase.start >= started else 0.0 for name, phase in self.phases.items()
         }
         return Report(
-            size=size, tiles=self.tiles, steps=self.steps, dtype=self.dtype, reason=self.reason, seconds=seconds
+            size=size,
+            tiles=self.tiles,
+            tile_px=self.tile_px,
+            vae_tile_px=self.vae_tile_px,
+            steps=self.steps,
+            dtype=self.dtype,
+            reason=self.reason,
+            largest_piece=self.largest_piece,
+            seconds=seconds,
         )
 
 

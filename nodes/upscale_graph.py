@@ -59,8 +59,9 @@ class Encoded:
 
     def add_decode(self, graph: GraphBuilder, sampled: Link, result: Any) -> None:
         """Decode `sampled` and wire it, latent and picture, into the node `result` of the graph."""
-        result.set_input("latent", sampled)
-        result.set_input("decoded", graph.node("VAEDecode", samples=sampled, vae=self.vae).out(0))
+        decode = graph.node("TEASRUpscaleDecode", latent=sampled, vae=self.vae)
+        result.set_input("decoded", decode.out(0))
+        result.set_input("latent", decode.out(1))
 
 
 def add_condition(graph: GraphBuilder, resized: Link, wires: ModelWires) -> Encoded:

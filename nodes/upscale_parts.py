@@ -1,8 +1,8 @@
-"""The two ends of TEASRUpscale's graph. They are nodes because the host caches nodes; menus do not list them."""
+"""The ends of TEASRUpscale's graph and its decoder. They are nodes since the host caches nodes; menus hide them."""
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +14,9 @@ from ..teasr_core.geometry import TargetSize, resize
 from ..teasr_core.restore import RestoreOptions, finish
 from .color_fix import color_fix_input, color_strength_input
 from .host_images import from_host, rgb_and_alpha, to_host
+from .host_vae import HostVae
 from .node_text import show_on_node
-from .run_notes import Phase, RunNotes, notes_of
+from .run_notes import KEY, Phase, RunNotes, notes_of
 from .size_inputs import max_megapixels_input, size_input, target_size
 
 
@@ -57,6 +58,33 @@ class TEASRUpscaleInput(io.ComfyNode):
         return io.NodeOutput(to_host(resized), out_mask)
 
 
+class TEASRUpscaleDecode(io.ComfyNode):
+    """VAEDecode in tiles where it needs them, image by image, with its time for the report."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TEASRUpscaleDecode",
+            display_name="TEASR Upscale (decode part)",
+            category="TEASR",
+            description="Made by TEASRUpscale while it runs; not meant to be placed by hand.",
+            is_dev_only=True,
+            inputs=[
+                io.Latent.Input("latent", tooltip="The sampler's."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+            ],
+            outputs=[io.Image.Output(display_name="image"), io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict[str, Any], vae: Any) -> io.NodeOutput:
+        notes, phases, host_vae = notes_of(latent), dict[str, Phase](), HostVae(vae)
+        with notes.phase("decode", phases):
+            image = host_vae.decode(latent["samples"])  # (B, 3, H, W)
+        notes = dataclasses.replace(notes, phases=phases, vae_tile_px=host_vae.tile_px)
+        return io.NodeOutput(to_host(image), latent | {KEY: notes})
+
+
 class TEASRUpscaleOutput(io.ComfyNode):
     """Everything after the model: crop, colour, strength, the report line."""
 
@@ -73,7 +101,7 @@ class TEASRUpscaleOutput(io.ComfyNode):
                 io.Image.Input("resized", tooltip="The picture at the target size."),
                 io.Mask.Input("mask", tooltip="Its transparency at the target size."),
                 io.Image.Input("decoded", optional=True, tooltip="The restored picture; none at strength 0."),
-                io.Latent.Input("latent", optional=True, tooltip="TEASRSampler's, for the report."),
+                io.Latent.Input("latent", optional=True, tooltip="What was decoded, for the report."),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=1.0, tooltip="0 is the resize, 1 the restoration."
                 ),
@@ -126,9 +154,6 @@ def finish_run(
     image, notes = finish_image(resized, decoded, **look), RunNotes(tiles=0)
     if decoded is not None:
         notes = notes_of(latent)
-        # The decode ran in the host's VAEDecode: it is what lies between the sampler's end and now.
-        sampled = max([started, *(phase.end for phase in notes.phases.values())])
-        notes = notes.with_phases({**notes.phases, "decode": Phase(sampled, time.perf_counter())})
     size = TargetSize(width=resized.shape[2], height=resized.shape[1])
     return image, mask, notes.report(size, started).line()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -34,6 +35,16 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+@dataclass
+class PieceLimit:
+    """Largest side in latent pixels that is still tried, None before the first failure.
+
+    Handed to every `SteppingDown` of a run, it remembers what did not fit over model calls, steps and images.
+    """
+
+    largest: int | None = None
+
+
 class SteppingDown:
     """`velocity` that halves its input while memory does not suffice. A `velocity.Velocity`.
 
@@ -41,6 +52,8 @@ class SteppingDown:
         multiple: sides of the pieces are multiples of it (`QwenArchitecture.block_multiple`), and it is the least side.
         release: called after each failure, when nothing of the failed call is alive any more.
         on_step_down: told the new side in latent pixels, for the report.
+        limit: what did not fit before; a new one where none is given.
+        is_out_of_memory: which errors to answer with smaller pieces; all others pass.
     Raises InputError when not even the smallest piece fits.
     """
 
@@ -50,12 +63,20 @@ class SteppingDown:
         multiple: int,
         release: Callable[[], None] = release_memory,
         on_step_down: Callable[[int], None] | None = None,
+        limit: PieceLimit | None = None,
+        is_out_of_memory: Callable[[Exception], bool] = is_out_of_memory,
     ) -> None:
         self.velocity = velocity
         self.multiple = multiple
         self.release = release
         self.on_step_down = on_step_down
-        self.largest: int | None = None  # side that is tried at most; None before the first failure
+        self.limit = limit or PieceLimit()
+        self.is_out_of_memory = is_out_of_memory
+
+    @property
+    def largest(self) -> int | None:
+        """Side in latent pixels that is tried at most; None before the first failure."""
+        return self.limit.largest
 
     def __call__(self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
         """As `Velocity`: latents (B, C, H, W), times (B,)."""
@@ -79,7 +100,7 @@ class SteppingDown:
         try:
             return velocity(z_t, t_cur, z_lq, t_tar)
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not self.is_out_of_memory(error):
                 raise
             return None
 
@@ -91,6 +112,6 @@ class SteppingDown:
                 f"memory ran out even for a piece of {tried} latent pixels: close other programs, choose a smaller "
                 "dtype, or keep the weights off the device (--lowvram in ComfyUI, --offload on the command line)"
             )
-        self.largest = smaller
+        self.limit.largest = smaller
         if self.on_step_down is not None:
             self.on_step_down(smaller)

@@ -1,12 +1,12 @@
 """The Qwen-Image VAE as a `Codec`: 16 channels at 1/8 of the size, one frame of a video VAE.
 
-Images larger than one tile are encoded and decoded in overlapping tiles of our own (`tiling.plan_tiles`): all of one
-size, their edges left out of the blend, without the narrow last tiles of diffusers' own `enable_tiling`.
+Images larger than one tile are encoded and decoded in overlapping tiles of our own (`codec_tiles`): all of one size,
+their edges left out of the blend, without the narrow last tiles of diffusers' own `enable_tiling`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from .checkpoint_kind import COMFY_VAE_KEY, Kind, detect, expect
+from .codec_tiles import convert_in_tiles, plan_codec_tiles
 from .errors import ModelFileError
 from .safetensors_file import read_tensors
-from .tiling import TilePlan, plan_tiles
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
@@ -68,17 +68,17 @@ class QwenVaeCodec:
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1], sides multiples of 8 -> normalised latent (B, C, H/8, W/8), float32."""
         f = self.downscale
-        plan = plan_tiles(image.shape[2] // f, image.shape[3] // f, self.tile, self.overlap, 2)
+        plan = plan_codec_tiles(image.shape[2] // f, image.shape[3] // f, self.tile, self.overlap)
         pixels = 2 * image.to(self._device, self._dtype) - 1  # (B, 3, H, W)
-        latent = _tiled(self._encode_tile, pixels, plan, size_in=f, size_out=1)  # (B, C, h, w)
+        latent = convert_in_tiles(self._encode_tile, pixels, plan, size_in=f, size_out=1)  # (B, C, h, w)
         return (latent - self.mean.to(latent)) / self.std.to(latent)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Normalised latent (B, C, h, w) -> image (B, 3, 8h, 8w) around [0, 1], float32, not clamped."""
-        plan = plan_tiles(latent.shape[2], latent.shape[3], self.tile, self.overlap, 2)
+        plan = plan_codec_tiles(latent.shape[2], latent.shape[3], self.tile, self.overlap)
         latent = latent.to(self._device, torch.float32)
         raw = (latent * self.std.to(latent) + self.mean.to(latent)).to(self._dtype)  # (B, C, h, w)
-        return (_tiled(self._decode_tile, raw, plan, size_in=1, size_out=self.downscale) + 1) / 2
+        return (convert_in_tiles(self._decode_tile, raw, plan, size_in=1, size_out=self.downscale) + 1) / 2
 
     # Without their frame caches encoder and decoder treat a single frame as they do the first of a video.
 
@@ -151,51 +151,3 @@ def _empty_vae(config: Mapping[str, Any]) -> AutoencoderKLQwenImage:
 
 def _statistics(values: Sequence[float]) -> torch.Tensor:
     return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)
-
-
-def _tiled(
-    convert: Callable[[torch.Tensor], torch.Tensor], source: torch.Tensor, plan: TilePlan, size_in: int, size_out: int
-) -> torch.Tensor:
-    """`convert` over the tiles of `plan`, blended. One latent pixel is size_in wide in `source`, size_out after."""
-    if plan.count == 1:
-        return convert(source)
-    height, width = (size // size_in * size_out for size in source.shape[2:])
-    weights = torch.zeros(1, 1, height, width, device=source.device)  # (1, 1, H, W)
-    total = torch.zeros(())
-    for y in plan.rows:
-        for x in plan.columns:
-            tile = convert(source[_window(y, x, plan, size_in)])  # (B, C, tile, tile)
-            if total.ndim == 0:
-                total = tile.new_zeros(*tile.shape[:2], height, width)  # (B, C, H, W)
-            down, across = _ramp(plan.height, y, plan.rows, size_out), _ramp(plan.width, x, plan.columns, size_out)
-            weight = torch.outer(down, across).to(tile)  # (tile, tile)
-            window = _window(y, x, plan, size_out)
-            total[window] += weight * tile
-            weights[window] += weight
-    return total / weights
-
-
-def _window(y: int, x: int, plan: TilePlan, size: int) -> tuple[Any, ...]:
-    return (..., slice(y * size, (y + plan.height) * size), slice(x * size, (x + plan.width) * size))
-
-
-def _ramp(tile: int, offset: int, offsets: tuple[int, ...], size: int) -> torch.Tensor:
-    """Weight (tile * size,) of a tile: 0 over the outer quarter of an overlap, rising over the inner half, then 1.
-
-    Unlike `tiling.blend_window`: convolutions pad a tile's edge with zeros, and what they make of it must not count.
-    """
-    length, index = tile * size, offsets.index(offset)
-    weight = torch.ones(length)
-    if index > 0:
-        shared = (offsets[index - 1] + tile - offset) * size
-        weight[:shared] = _rise(shared)
-    if index < len(offsets) - 1:
-        shared = (offset + tile - offsets[index + 1]) * size
-        weight[length - shared :] *= _rise(shared).flip(0)
-    return weight
-
-
-def _rise(shared: int) -> torch.Tensor:
-    """(shared,) whose sum with its own mirror image is 1."""
-    margin = shared // 4
-    return ((torch.arange(shared) + 0.5 - margin) / max(1, shared - 2 * margin)).clamp(0, 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from teasr_core.errors import InputError
-from teasr_core.out_of_memory import SteppingDown, is_out_of_memory
+from teasr_core.out_of_memory import PieceLimit, SteppingDown, is_out_of_memory
 from teasr_core.tiling import TiledVelocity, plan_tiles
 
 ONE, ZERO = torch.ones(1), torch.zeros(1)
@@ -45,6 +45,26 @@ def test_what_did_not_fit_once_is_not_tried_again():
     first = len(card.calls)
     card.run(stepping)
     assert set(card.calls[first:]) == {(16, 16)}
+
+
+def test_a_limit_goes_from_one_velocity_to_the_next():
+    limit, card = PieceLimit(), Card(20 * 20)
+    card.run(SteppingDown(Card(20 * 20), 4, release=lambda: None, limit=limit))
+    card.run(SteppingDown(card, 4, release=lambda: None, limit=limit))
+    assert limit.largest == 16 and set(card.calls) == {(16, 16)}
+
+
+def test_the_host_may_say_what_out_of_memory_is():
+    class FullError(ValueError):
+        pass
+
+    card = Card(20 * 20, FullError)
+    found, expected = card.run(
+        SteppingDown(card, 4, release=lambda: None, is_out_of_memory=lambda error: isinstance(error, FullError))
+    )
+    assert torch.allclose(found, expected, atol=1e-6)
+    with pytest.raises(FullError):
+        Card(0).run(SteppingDown(Card(0, FullError), 4, release=lambda: None))
 
 
 def test_finished_tiles_are_kept():

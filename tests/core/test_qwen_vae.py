@@ -1,13 +1,16 @@
 """The Qwen-Image VAE as a codec: diffusers' own numbers, both layouts on disk, tiles without a shift of colour (R9)."""
 
+import itertools
+
 import pytest
 import tiny
 import tiny_qwen
 import torch
 from safetensors.torch import load_file, save_file
 
+from teasr_core.codec_tiles import convert_in_tiles, plan_codec_tiles
 from teasr_core.errors import ModelFileError
-from teasr_core.qwen_vae import LATENT_MEAN, LATENT_STD, QwenVaeCodec, _tiled, load_qwen_vae
+from teasr_core.qwen_vae import LATENT_MEAN, LATENT_STD, QwenVaeCodec, load_qwen_vae
 from teasr_core.tiling import plan_tiles
 
 TOLERANCE = 1e-5
@@ -139,11 +142,20 @@ def test_another_file_is_refused(path, write):
 def test_tiles_of_an_exact_map_are_exact(height, width):
     """A map that looks at one latent pixel alone must not notice tiles at all, in either direction."""
     source = latent(height, width)
-    plan = plan_tiles(height, width, 16, 4, 2)
-    up = _tiled(lambda z: z.repeat_interleave(8, 2).repeat_interleave(8, 3), source, plan, 1, 8)
+    plan = plan_codec_tiles(height, width, 16, 4)
+    up = convert_in_tiles(lambda z: z.repeat_interleave(8, 2).repeat_interleave(8, 3), source, plan, 1, 8)
     assert torch.allclose(up, source.repeat_interleave(8, 2).repeat_interleave(8, 3), atol=1e-6)
-    down = _tiled(lambda x: x[:, :, ::8, ::8], up, plan, 8, 1)
+    down = convert_in_tiles(lambda x: x[:, :, ::8, ::8], up, plan, 8, 1)
     assert torch.allclose(down, source, atol=1e-6)
+
+
+def test_tiles_are_no_larger_than_their_number_needs():
+    """1200 x 3000 px in tiles of 1024 at most: 2 x 4 of 664 x 848, not of 1024 x 1024."""
+    plan = plan_codec_tiles(150, 375, 128, 16)
+    assert (len(plan.rows), len(plan.columns)) == (2, 4) and (plan.height, plan.width) == (84, 106)
+    assert plan.rows[-1] + plan.height == 150 and plan.columns[-1] + plan.width == 375
+    assert all(b - a <= plan.width - 16 for a, b in itertools.pairwise(plan.columns))
+    assert plan_codec_tiles(128, 90, 128, 16) == plan_tiles(128, 90, 128, 16, 2)  # one tile
 
 
 def shift_of_colour(vae, tile_px, overlap_px) -> float:
@@ -170,13 +182,13 @@ def test_what_is_local_hardly_notices_tiles(seed):
 
 def test_a_tile_that_counts_to_its_edge_would_be_noticed(monkeypatch):
     """The guard on the test above: the plain linear blend of `tiling`."""
-    from teasr_core import qwen_vae
+    from teasr_core import codec_tiles
     from teasr_core.tiling import blend_window
 
     def plain(tile, offset, offsets, size):
         return blend_window(tile * size, offset * size, tuple(value * size for value in offsets))
 
-    monkeypatch.setattr(qwen_vae, "_ramp", plain)
+    monkeypatch.setattr(codec_tiles, "ramp", plain)
     vae = tiny_qwen.vae(0)
     for parameter in vae.decoder.mid_block.attentions[0].proj.parameters():
         parameter.zero_()

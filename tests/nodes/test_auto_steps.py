@@ -209,7 +209,7 @@ def test_what_needs_no_model_runs_none(executor):
     run(auto_prompt(steps=9, strength=0.5))
     assert "TEASRUpscaleAutoSampler" not in run.ran
     run(auto_prompt(tolerance=0.5))
-    assert {"TEASRUpscaleAutoSampler", "VAEDecode"} <= set(run.ran)
+    assert {"TEASRUpscaleAutoSampler", "TEASRUpscaleDecode"} <= set(run.ran)
     assert "TEASRCondition" not in run.ran
     assert "auto" not in run(auto_prompt(strength=0.0)).report
 

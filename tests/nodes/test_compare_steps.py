@@ -29,7 +29,7 @@ def test_one_load_and_one_encode_serve_all(executor):
     run = executor()
     run(compare_prompt("1,2,4", builtin=False))
     assert run.ran.count("TEASRLoadBuiltin") == run.ran.count("TEASRCondition") == 1
-    assert run.ran.count("TEASRSampler") == run.ran.count("VAEDecode") == 3
+    assert run.ran.count("TEASRSampler") == run.ran.count("TEASRUpscaleDecode") == 3
 
 
 def test_one_more_number_costs_that_number(executor):
@@ -102,7 +102,7 @@ def test_options_reach_the_sampler_and_the_finish(executor):
 def test_strength_0_runs_no_model(executor):
     run = executor()
     got = run(compare_prompt("1,2", builtin=False, strength=0.0))
-    assert not {"TEASRLoadBuiltin", "TEASRCondition", "TEASRSampler", "VAEDecode"} & set(run.ran)
+    assert not {"TEASRLoadBuiltin", "TEASRCondition", "TEASRSampler", "TEASRUpscaleDecode"} & set(run.ran)
     assert torch.equal(got.mask[0], got.mask[1])
 
 

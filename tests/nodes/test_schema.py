@@ -110,6 +110,7 @@ NODES = {
 HIDDEN = {
     "TEASRUpscaleInput",
     "TEASRUpscaleAutoSampler",
+    "TEASRUpscaleDecode",
     "TEASRUpscaleOutput",
     "TEASRCompareStepsColumn",
     "TEASRCompareStepsGrid",

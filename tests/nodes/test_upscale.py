@@ -55,7 +55,14 @@ def test_moving_steps_reruns_the_sampler_only(executor, cache):
     run = executor(cache)
     first = run(upscale_prompt(builtin=False, steps=1))
     assert run.ran.count("TEASRLoadBuiltin") == run.ran.count("TEASRCondition") == 1
-    after = {"TEASRUpscale", "TEASRStepSelector", "TEASRSampler", "VAEDecode", "TEASRUpscaleOutput", "TestKeep"}
+    after = {
+        "TEASRUpscale",
+        "TEASRStepSelector",
+        "TEASRSampler",
+        "TEASRUpscaleDecode",
+        "TEASRUpscaleOutput",
+        "TestKeep",
+    }
     for steps in (2, 3):
         moved = run(upscale_prompt(builtin=False, steps=steps))
         assert run.ran == sorted(after)
@@ -72,7 +79,7 @@ def test_strength_0_runs_no_model_and_is_the_plain_resize(host, builtin, executo
     """SPEC 5."""
     run = executor()
     got = run(upscale_prompt(builtin=False, strength=0.0))
-    assert not {"TEASRLoadBuiltin", "TEASRCondition", "TEASRSampler", "VAEDecode"} & set(run.ran)
+    assert not {"TEASRLoadBuiltin", "TEASRCondition", "TEASRSampler", "TEASRUpscaleDecode"} & set(run.ran)
     assert torch.equal(got.image, by_hand(host, builtin, photo)[1])
     assert "0 steps" in got.report
 
