@@ -26,6 +26,7 @@ from .memory.apply import PreparedMemory, prepare
 from .memory.planner import MemoryPlan, plan
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FLOAT32_BUDGET = "the budget reckons with bf16, these weights are float32"
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ def load_training_base(config: DistillConfig, device: torch.device, note: Callab
     ConfigError for a setting that does not go with the base.
     """
     if config.base.path == BUILTIN:
-        return _teasr_base(builtin.shipped_base(), config, device)
+        return _teasr_base(builtin.shipped_base(), config, device, note)
     path = Path(config.base.path)
     if detect(path, "transformer").kind == Kind.QWEN_TRANSFORMER:
         from .qwen_base import load_qwen_base
 
         return load_qwen_base(path, config, device, note)
-    return _teasr_base(builtin.read_base(path), config, device)
+    return _teasr_base(builtin.read_base(path), config, device, note)
 
 
 def memory_plan(config: DistillConfig, architecture: QwenArchitecture, prompt_tokens: int) -> MemoryPlan:
@@ -62,6 +63,7 @@ def memory_plan(config: DistillConfig, architecture: QwenArchitecture, prompt_to
     found = plan(
         architecture, config.train.crop_px, config.adapter.rank, config.train.batch_size, config.memory.budget_gb,
         config.train.layout, optimiser_name(config), config.loss.perceptual, config.memory, prompt_tokens,
+        config.run.autocast,
     )  # fmt: skip
     held_back = [group.replace("_", " ") for group, one in found.groups.items() if not one.is_plain]
     if held_back and config.adapter.trainable == "all":
@@ -93,14 +95,21 @@ def base_dtype(config: DistillConfig, automatic: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _teasr_base(file: BuiltinFile, config: DistillConfig, device: torch.device) -> TrainingBase:
+def _teasr_base(
+    file: BuiltinFile, config: DistillConfig, device: torch.device, note: Callable[[str], None]
+) -> TrainingBase:
     if file.use_dtc != config.ablation.dtc:
         raise ConfigError(
             f"ablation.dtc is {config.ablation.dtc}, '{file.path.name}' was trained with {file.use_dtc}: "
             "give each arm its own base (docs/training.md)"
         )
     found = memory_plan(config, file.architecture, file.prompt_embeds.shape[0])
-    velocity = builtin.build_velocity(file, dtype=base_dtype(config, "fp32"))
+    dtype = base_dtype(config, "fp32")
+    if config.adapter.trainable == "lora":  # the budget is that of a LoRA's training
+        note(found.format_table())
+        if dtype == torch.float32:
+            note(FLOAT32_BUDGET)
+    velocity = builtin.build_velocity(file, dtype=dtype)
     velocity.prompt_embeds = velocity.prompt_embeds.to(device)
     return TrainingBase(
         velocity=velocity,

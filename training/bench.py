@@ -18,7 +18,7 @@ from teasr_core.device import choose_device
 from teasr_core.dtc import dual_times
 from teasr_core.errors import InputError
 
-from .base_model import memory_plan
+from .base_model import FLOAT32_BUDGET, memory_plan
 from .bench_flops import FULL_ROWS, PLAIN_ROWS, Floor, floor
 from .bench_model import BenchModel, load_random, weights_dtype
 from .bench_settings import BenchSettings
@@ -80,7 +80,7 @@ def run(settings: BenchSettings, note: Callable[[str], None] = print) -> BenchRe
     plan = memory_plan(settings.config, settings.architecture, settings.prompt_tokens)
     note(plan.format_table())
     if weights_dtype(settings) == torch.float32:
-        note("the budget reckons with bf16, these weights are float32")
+        note(FLOAT32_BUDGET)
     note(_limit(settings.config.memory.vram_gb, device))
     bench = Bench(settings, plan, device)
     torch.empty(1, device=device)  # an accelerator's counters exist from its first allocation on

@@ -44,7 +44,7 @@ class BenchSettings:
         train, config = self.config.train, self.config
         return Problem(
             self.architecture, train.crop_px, config.adapter.rank, train.batch_size, train.layout,
-            config.loss.perceptual, self.prompt_tokens,
+            config.loss.perceptual, self.prompt_tokens, config.run.autocast,
         )  # fmt: skip
 
     @property

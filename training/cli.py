@@ -14,7 +14,7 @@ from . import cli_bench, cli_cache_prompt, cli_degrade, cli_doctor, cli_eval, cl
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = _parse(argv)
     try:
         return args.run(args)
     except TeasrError as error:
@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     distill = commands.add_parser("distill", help="train a LoRA on a frozen base; resumes from run.output_dir")
     distill.add_argument("config", type=Path)
     distill.add_argument("overrides", nargs="*", metavar="section.key=value")
+    distill.add_argument("--vram", metavar="auto|GIB", help="memory.vram_gb; auto is what the GPU has free")
     distill.set_defaults(run=_distill)
 
     cli_export.add_arguments(commands.add_parser("export", help="write a run's weights as a base or a LoRA file"))
@@ -47,6 +48,17 @@ def build_parser() -> argparse.ArgumentParser:
     cli_doctor.add_parser(commands)
     cli_bench.add_parser(commands)
     return parser
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse ends the overrides at the first flag: those behind one are put with the others, in order."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(args, "overrides") and all("=" in one and not one.startswith("-") for one in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
 
 
 def _pretrain(args: argparse.Namespace) -> int:
@@ -61,6 +73,8 @@ def _pretrain(args: argparse.Namespace) -> int:
 def _distill(args: argparse.Namespace) -> int:
     from .distill import Distiller
     from .distill_config import load_distill_config
+    from .memory.config import vram_gb_of
 
-    Distiller(load_distill_config(args.config, args.overrides)).train()
+    vram = [] if args.vram is None else [f"memory.vram_gb={vram_gb_of(args.vram)}"]
+    Distiller(load_distill_config(args.config, [*args.overrides, *vram])).train()
     return 0

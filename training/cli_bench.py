@@ -31,6 +31,7 @@ def _bench(args: argparse.Namespace) -> int:
     from .bench import run
     from .bench_report import format_result, to_json
     from .bench_settings import bench_settings
+    from .memory.config import vram_gb_of
     from .memory.costs import VAE_BASE_DIM
 
     config, overrides = args.config, args.overrides
@@ -41,23 +42,11 @@ def _bench(args: argparse.Namespace) -> int:
     settings = bench_settings(
         None if config is None else Path(config), overrides, args.architecture,
         args.layers, args.heads, args.width, args.steps, args.decode,
-        VAE_BASE_DIM if args.vae_width is None else args.vae_width, _vram(args.vram),
+        VAE_BASE_DIM if args.vae_width is None else args.vae_width,
+        None if args.vram is None else vram_gb_of(args.vram),
     )  # fmt: skip
     result = run(settings)
     print(format_result(result))
     if args.json is not None:
         args.json.write_text(json.dumps(to_json(result), indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-def _vram(text: str | None) -> float | None:
-    """GiB for `memory.vram_gb`, where 0 means what is free."""
-    if text is None or text == "auto":
-        return None if text is None else 0.0
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise InputError(f"--vram is '{text}': expected auto or GiB above 0, such as 24")
-    return value

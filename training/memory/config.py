@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from teasr_core.errors import ConfigError
+from teasr_core.errors import ConfigError, InputError
 
 from .checkpointing import Checkpointing
 from .groups import BLOCK_GROUPS, GroupPlan
@@ -41,3 +41,16 @@ class MemoryConfig:
         if self.vram_gb < 0:
             raise ConfigError(f"memory.vram_gb is {self.vram_gb:g}: expected GiB, or 0 for what the GPU has free")
         _ = self.groups, self.fixed_checkpointing
+
+
+def vram_gb_of(text: str) -> float:
+    """`MemoryConfig.vram_gb` for the flag `--vram`: GiB, or "auto" for what the GPU has free. InputError else."""
+    if text == AUTO:
+        return 0.0
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InputError(f"--vram is '{text}': expected auto or GiB above 0, such as 24")
+    return value

@@ -1,7 +1,8 @@
 """Bytes of each piece of a distillation step, from shapes. Arithmetic; the tests hold it against counted bytes.
 
 Tokens: N of one branch, S = 2N image tokens, T of the prompt. A "unit" is one image-token tensor (B, S, D) in bf16.
-Compute is bf16, attention is fused (it keeps its inputs, its output and one number a row).
+Compute is bf16, attention is fused (it keeps its inputs, its output and one number a row). Autocast on CUDA runs layer
+norm in float32: its input and result are kept and worked on at twice the width, whatever the adapter's dtype.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ VAE_BASE_DIM = 96
 _STREAM = ((1, 1), (1, 1), (1, 1), (1, 1), (MLP, 1), (1, MLP))
 BLOCK_LINEARS = {"image_stream": _STREAM, "text_stream": _STREAM, "modulation": ((6, 1), (6, 1))}
 
-# Counted with live tensors on the CPU, in units: the most that is alive in the backward of one recomputed block, in a
-# forward without gradient, and in a backward on top of activations that were kept.
-RECOMPUTE_UNITS = 38.0
-NO_GRAD_UNITS = 19.1
-KEPT_UNITS = 2.0
+# Counted with live tensors, in units: without and with autocast, the most that is alive in the backward of a recomputed
+# block and in a forward without gradient; and in a backward on top of activations that were kept.
+RECOMPUTE_UNITS = {False: 39.0, True: 45.5}
+NO_GRAD_UNITS = {False: 19.1, True: 23.2}
+KEPT_UNITS = 14.0
 # The same for the decoder, bytes per pixel and base channel: alive at the end of its forward, and at most.
 DECODE_HELD = {"bf16": 16.2, "fp32": 28.2}
 DECODE_PEAK = {"bf16": 92.0, "fp32": 144.0}
@@ -77,6 +78,7 @@ class Problem:
     layout: str  # sequential | rotate | batched
     perceptual: str
     prompt_tokens: int = 16
+    use_autocast: bool = True  # run.autocast
 
     @property
     def uses_vae(self) -> bool:
@@ -171,8 +173,10 @@ def block_saved_bytes(problem: Problem, rows: int) -> int:
     b = COMPUTE_BYTES
     # A single sample's LoRA inputs are views that keep the whole tensor; with more samples they are copies of the half.
     lora = 6.0 if rows == 1 else 4.5  # units: modulated tokens twice, gelu's output four times as wide
-    image = rows * S * D * ((12 + MLP + lora) * b + 2 * 4)  # norms, gates, gelu; q and k in float32
-    text = rows * T * D * ((4 + MLP) * b + 2 * 4)
+    # Two layer norms a stream; of the text's, whose modulation has no adapter, the result need not be kept.
+    norms = (4, 2) if problem.use_autocast else (0, 0)  # units more: (image, text)
+    image = rows * S * D * ((12 + MLP + lora + norms[0]) * b + 2 * 4)  # norms, gates, gelu; q and k in float32
+    text = rows * T * D * ((4 + MLP + norms[1]) * b + 2 * 4)
     attention = rows * (S + T) * (4 * D * b + 4 * heads)
     statistics = rows * S * heads * 8 + 3 * rows * S * problem.rank * b
     return int(image + text + attention + statistics)
@@ -188,17 +192,36 @@ def activation_bytes(problem: Problem, checkpointing: Checkpointing, lora_weight
     if checkpointing.mode == "offload":
         return 2 * inputs, L * inputs
     covered = sum(checkpointing.covers(block) for block in range(L))
-    lora_copy = lora_parameters(problem.architecture, problem.rank) / L * COMPUTE_BYTES if lora_weight > 2 else 0
-    kept = (L - covered) * (block_saved_bytes(problem, rows) + lora_copy)
+    kept = (L - covered) * (block_saved_bytes(problem, rows) + lora_copy_bytes(problem, lora_weight) / L)
     return int(covered * inputs + kept), 0
 
 
-def working_bytes(problem: Problem, checkpointing: Checkpointing) -> int:
+def lora_copy_bytes(problem: Problem, lora_weight: float) -> int:
+    """bf16 copies of a float32 LoRA (bytes a weight: `lora_weight`), which autocast keeps to the end of a forward."""
+    return lora_parameters(problem.architecture, problem.rank) * COMPUTE_BYTES if lora_weight > 2 else 0
+
+
+def backward_bytes(problem: Problem, checkpointing: Checkpointing, lora_weight: float) -> int:
+    """The most that is alive besides the held activations in a backward, one block's recompute included."""
+    rows = problem.batch * (3 if problem.layout == "batched" else 1)
+    if checkpointing.mode == "none":
+        return int(KEPT_UNITS * unit_bytes(problem, rows))
+    copies = lora_copy_bytes(problem, lora_weight) / problem.architecture.num_layers
+    return int(RECOMPUTE_UNITS[problem.use_autocast] * unit_bytes(problem, rows) + copies)
+
+
+def score_bytes(problem: Problem, lora_weight: float) -> int:
+    """The most that is alive in a forward without gradient.
+
+    The two of Delta run one after the other on top of the one-step graph: B rows, and all of a float32 LoRA's copies.
+    """
+    units = NO_GRAD_UNITS[problem.use_autocast] * unit_bytes(problem, problem.batch)
+    return int(units + lora_copy_bytes(problem, lora_weight))
+
+
+def working_bytes(problem: Problem, checkpointing: Checkpointing, lora_weight: float) -> int:
     """The most that is alive besides the held activations while the transformer runs forward or backward."""
-    rows = problem.batch * (3 if problem.layout == "batched" else 1)  # of one backward
-    backward = KEPT_UNITS if checkpointing.mode == "none" else RECOMPUTE_UNITS
-    pair = NO_GRAD_UNITS * unit_bytes(problem, 2 * problem.batch)  # Delta: one batch of 2B rows
-    return int(max(backward * unit_bytes(problem, rows), pair))
+    return max(backward_bytes(problem, checkpointing, lora_weight), score_bytes(problem, lora_weight))
 
 
 def decode_bytes(problem: Problem, dtype: str) -> tuple[int, int]:

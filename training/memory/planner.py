@@ -107,6 +107,7 @@ def plan(
     perceptual: str = "lpips-alex",
     config: MemoryConfig | None = None,
     prompt_tokens: int = 16,
+    use_autocast: bool = True,
 ) -> MemoryPlan:
     """The fastest plan that fits in `budget_gb`.
 
@@ -114,7 +115,7 @@ def plan(
         resolution_px: side of the training crop.
         budget_gb: GiB, or "auto": what is free on the current CUDA device; without one there is no limit.
         layout: of the step (`objective.LAYOUTS`). optimiser: a key of `costs.OPTIMISERS`, or "auto".
-        config: what the user has fixed.
+        config: what the user has fixed. use_autocast: as the presets and METHOD 4 train.
 
     Raises InputError, naming the smallest plan and what it takes, when nothing fits; ConfigError for an unknown name.
     """
@@ -126,7 +127,7 @@ def plan(
         raise ConfigError(f"perceptual is '{perceptual}': expected {', '.join(costs.LPIPS_PEAK)}")
     if layout == "batched" and "swept" in config.modulation:
         raise ConfigError("memory.modulation is swept: the batched layout has no sweep, use sequential, or streamed")
-    problem = Problem(architecture, resolution_px, rank, batch, layout, perceptual, prompt_tokens)
+    problem = Problem(architecture, resolution_px, rank, batch, layout, perceptual, prompt_tokens, use_autocast)
     budget = _budget_gib(budget_gb)
     candidates = [budgeted(candidate, problem) for candidate in _candidates(config, layout, optimiser)]
     for candidate in candidates:
@@ -146,13 +147,13 @@ def budgeted(candidate: MemoryPlan, problem: Problem) -> MemoryPlan:
     optimiser, lora = OPTIMISERS[candidate.optimiser], costs.lora_parameters(architecture, problem.rank)
     held, held_host = costs.activation_bytes(problem, candidate.checkpointing, optimiser.weight)
     decode, decode_weights = costs.decode_bytes(problem, candidate.decode_dtype)
-    working = costs.working_bytes(problem, candidate.checkpointing)
+    working = costs.working_bytes(problem, candidate.checkpointing, optimiser.weight)
     lines += [
         Line("modulation rows", "of a step", rows),
         Line("LoRA + optimiser", candidate.optimiser, int(lora * optimiser.device), int(lora * optimiser.host)),
         Line("activations", f"checkpointing {candidate.checkpointing}", held, held_host),
         Line("VAE + LPIPS weights", candidate.decode_dtype, decode_weights),
-        Line("transformer at work", "one block's backward, or the pair for Delta", working, is_peak=True),
+        Line("transformer at work", "one block's backward, or a score for Delta", working, is_peak=True),
         Line("decode + LPIPS", f"{candidate.decode_dtype}, one up-block at a time", decode, is_peak=True),
     ]
     if ring:

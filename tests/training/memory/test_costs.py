@@ -1,6 +1,5 @@
 """The planner's arithmetic against counted bytes of the real pieces, at three small sizes, within 10 %."""
 
-import contextlib
 import dataclasses
 import warnings
 
@@ -9,15 +8,16 @@ import pytest
 import tiny
 import tiny_memory
 import torch
+from counted_transformer import SIZES, Counted, problem, saved_under_autocast_on_cuda, velocity
 from diffusers import AutoencoderKLQwenImage
-from live_bytes import LiveBytes, saved_tensors
+from live_bytes import LiveBytes
 from torch import nn
 
-from teasr_core.architecture import QWEN_IMAGE, QwenArchitecture
-from teasr_core.branch_lora import BranchLora, branch_overrides, forward_overrides, target_paths
-from teasr_core.qwen import QwenVelocity, build_transformer
+from teasr_core.architecture import QWEN_IMAGE
+from teasr_core.branch_lora import BranchLora, target_paths
+from teasr_core.qwen import build_transformer
 from training.memory import costs
-from training.memory.checkpointing import Checkpointing, apply_checkpointing
+from training.memory.checkpointing import Checkpointing
 from training.memory.costs import OPTIMISERS, Problem
 from training.memory.groups import BLOCK_GROUPS, GroupPlan, group_of, linears_of
 from training.memory.modulation_sweep import ModulationSweep
@@ -27,100 +27,78 @@ from training.memory.vae_decode import decode_checkpointed
 
 CPU = torch.device("cpu")
 TOLERANCE = 0.1
-# (architecture but for its layers, crop px, batch, rank): 16 px a token, as the 20B
-SIZES = [
-    (QwenArchitecture(num_heads=2, head_dim=32, rope_axes=(8, 12, 12), text_width=16), 192, 1, 4),
-    (QwenArchitecture(num_heads=4, head_dim=32, rope_axes=(8, 12, 12), text_width=24), 160, 2, 8),
-    (QwenArchitecture(num_heads=2, head_dim=64, rope_axes=(16, 24, 24), text_width=32), 224, 1, 16),
-]
+SAVED = 0.02  # what is kept is known to the tensor; the peaks depend on temporaries
 
 
-def close(found: float, wanted: float) -> bool:
-    return abs(found / wanted - 1) <= TOLERANCE
+def close(found: float, wanted: float, tolerance: float = TOLERANCE) -> bool:
+    return abs(found / wanted - 1) <= tolerance
 
 
-def problem(size, num_layers: int) -> Problem:
-    architecture, px, batch, rank = size
-    architecture = dataclasses.replace(architecture, num_layers=num_layers)
-    return Problem(architecture, px, rank, batch, "sequential", "none", tiny.PROMPT_TOKENS)
+# (autocast, dtype of the LoRA): what a config may have
+COMPUTE = [(False, torch.bfloat16), (True, torch.bfloat16), (True, torch.float32)]
+IDS = ["bf16", "autocast", "autocast, float32 LoRA"]
+per_size = pytest.mark.parametrize("size", SIZES, ids=["batch 1", "batch 2", "wide heads"])
+per_compute = pytest.mark.parametrize(("use_autocast", "lora_dtype"), COMPUTE, ids=IDS)
 
 
-def velocity(p: Problem) -> QwenVelocity:
-    """In bf16 with a bf16 LoRA, plain Linears."""
-    architecture = p.architecture
-    transformer = build_transformer(architecture).requires_grad_(False)
-    nn.Module.to(transformer, torch.bfloat16)
-    linears = dict(transformer.named_modules())
-    paths = target_paths(architecture.num_layers)
-    shapes = {path: (p.rank, linears[path].in_features, linears[path].out_features) for path in paths}
-    lora = BranchLora(shapes, dtype=torch.bfloat16)
-    return QwenVelocity(transformer, tiny.prompt_embeds(architecture), "velocity", lora)
+@per_size
+@per_compute
+def test_a_block_saves_what_is_said(size, use_autocast, lora_dtype):
+    """The middle blocks: two models differ by one. With the copies of a float32 LoRA that autocast makes."""
+    three, two = (Counted(problem(size, layers, use_autocast), lora_dtype=lora_dtype).saved for layers in (3, 2))
+    assert close(slope(problem(size, 3, use_autocast), Checkpointing("none"), lora_dtype), three - two, SAVED)
 
 
-class Counted:
-    """One forward, and one backward when it has a gradient: bytes saved, alive between the two, alive at most."""
-
-    def __init__(self, p: Problem, mode: str = "none", no_grad: bool = False, batch: int | None = None) -> None:
-        v, batch = velocity(p), batch or p.batch
-        apply_checkpointing(v.transformer, Checkpointing(mode))
-        side = p.resolution_px // 8
-        z = torch.randn(2, batch, 16, side, side)
-        t = torch.full((batch,), 0.5)
-        plain = QwenVelocity(v.transformer, v.prompt_embeds, v.prediction)
-        for parameter in v.lora.parameters():
-            parameter.grad = torch.zeros_like(parameter)  # gradients are the LoRA's line of the budget
-        with torch.no_grad():
-            plain(z[0], t, z[1], t)  # fills diffusers' tables of rotary frequencies
-        weights = [*v.transformer.parameters(), *v.lora.parameters()]
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(forward_overrides(branch_overrides(v.transformer, v.lora, 1.0, p.image_tokens // 2)))
-            saved = stack.enter_context(saved_tensors(weights))
-            live = stack.enter_context(LiveBytes())
-            with torch.set_grad_enabled(not no_grad):
-                out = plain(z[0], t, z[1], t)
-            self.held, self.saved = live.now, saved.num_bytes
-            if not no_grad:
-                out.square().mean().backward()
-            self.peak = live.peak
+@pytest.mark.parametrize("lora_dtype", [torch.bfloat16, torch.float32], ids=["bf16", "float32"])
+def test_what_is_counted_is_what_cuda_saves(lora_dtype):
+    """The rule that `cuda_autocast` adds to the CPU's is CUDA's, and the only one that matters."""
+    p = problem(SIZES[0], 3, use_autocast=True)
+    on_cuda = saved_under_autocast_on_cuda(p, lora_dtype)
+    assert close(Counted(p, lora_dtype=lora_dtype).saved, on_cuda, 0.001)
+    assert not close(Counted(problem(SIZES[0], 3)).saved, on_cuda, 0.05)  # it bites
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_a_block_saves_what_is_said(size):
-    """The middle blocks: two models differ by one."""
-    three, two = (Counted(problem(size, layers)).saved for layers in (3, 2))
-    assert close(costs.block_saved_bytes(problem(size, 3), size[2]), three - two)
+def slope(p: Problem, checkpointing: Checkpointing, lora_dtype: torch.dtype) -> float:
+    """Bytes that a middle block holds; the last has fewer targets, so the LoRA's copies are taken apart."""
+    weight, sizes = lora_dtype.itemsize, []
+    for layers in (p.architecture.num_layers, p.architecture.num_layers - 1):
+        one = dataclasses.replace(p, architecture=dataclasses.replace(p.architecture, num_layers=layers))
+        sizes.append(costs.activation_bytes(one, checkpointing, weight)[0])
+    return sizes[0] - sizes[1]
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_a_checkpointed_block_keeps_its_inputs(size):
-    three, two = (Counted(problem(size, layers), "all").held for layers in (3, 2))
-    assert close(costs.block_input_bytes(problem(size, 3), size[2]), three - two)
+@per_size
+@per_compute
+def test_a_checkpointed_block_keeps_its_inputs(size, use_autocast, lora_dtype):
+    three, two = (Counted(problem(size, layers, use_autocast), "all", lora_dtype=lora_dtype).held for layers in (3, 2))
+    assert close(costs.block_input_bytes(problem(size, 3), size[2]), three - two, SAVED)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_peak_of_a_recomputed_block(size):
-    """Together with the held inputs, as the plan adds them up."""
-    p = problem(size, 3)
-    everything = Checkpointing("all")
-    said = costs.activation_bytes(p, everything, lora_weight=2)[0] + costs.working_bytes(p, everything)
-    assert close(said, Counted(p, "all").peak)
+@per_size
+@per_compute
+@pytest.mark.parametrize("mode", ["all", "none"])
+def test_the_peak_of_a_forward_and_backward(size, use_autocast, lora_dtype, mode):
+    """Held and working together, as the plan adds them up."""
+    p, weight = problem(size, 4, use_autocast), lora_dtype.itemsize
+    counted = Counted(p, mode, lora_dtype=lora_dtype).peak
+    held, _ = costs.activation_bytes(p, Checkpointing(mode), weight)
+    assert close(held + costs.backward_bytes(p, Checkpointing(mode), weight), counted)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_peak_without_checkpointing(size):
-    """What three blocks take above two: the slope that sixty are reckoned with."""
-    three, two = (Counted(problem(size, layers)).peak for layers in (3, 2))
-    spec = Checkpointing("none")
-    said = [costs.activation_bytes(problem(size, layers), spec, lora_weight=2)[0] for layers in (3, 2)]
-    assert close(said[0] - said[1], three - two)
+@per_size
+@per_compute
+def test_the_peak_of_a_score(size, use_autocast, lora_dtype):
+    """The forwards of Delta have no gradient and B rows each; a float32 LoRA's copies are all there at its end."""
+    p, weight = problem(size, 4, use_autocast), lora_dtype.itemsize
+    assert close(costs.score_bytes(p, weight), Counted(p, no_grad=True, lora_dtype=lora_dtype).peak)
+    for mode in ("none", "all"):
+        assert costs.score_bytes(p, weight) <= costs.working_bytes(p, Checkpointing(mode), weight)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_peak_of_the_pair_without_gradient(size):
-    p = problem(size, 2)
-    said = int(costs.NO_GRAD_UNITS * costs.unit_bytes(p, 2 * p.batch))
-    assert close(said, Counted(p, no_grad=True, batch=2 * p.batch).peak)
-    assert said <= costs.working_bytes(p, Checkpointing("none"))
+def test_a_float32_lora_adds_its_copies_to_a_score():
+    p = problem(SIZES[2], 4, use_autocast=True)
+    more = Counted(p, no_grad=True, lora_dtype=torch.float32).peak - Counted(p, no_grad=True).peak
+    assert close(costs.lora_copy_bytes(p, 4), more, 0.01) and costs.lora_copy_bytes(p, 2) == 0
 
 
 @pytest.mark.parametrize("size", SIZES)
