@@ -41,6 +41,8 @@ class VisitedLatents:
     def put(self, model: ModelPatcher, key: bytes | None, samples: torch.Tensor, seconds: float = 0.0) -> None:
         if key is None or samples.nbytes > self.max_bytes:
             return
+        for dead in [entry for entry, (owner, _, _) in self.entries.items() if owner() is None]:
+            del self.entries[dead]  # its MODEL was unloaded: nothing can ask for it again
         self.entries[key] = (weakref.ref(model), samples.clone(), seconds)
         self.entries.move_to_end(key)
         while sum(latent.nbytes for _, latent, _ in self.entries.values()) > self.max_bytes:

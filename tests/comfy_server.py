@@ -24,7 +24,8 @@ RUN_SECONDS = 180
 
 @dataclass
 class Run:
-    """What one prompt did: executed node ids in order, cached ones, (time, value, max) of the progress, the error."""
+    """What one prompt did: executed node ids in order, cached ones, (time, value, max) of the progress, the error, what
+    each output node showed by its id."""
 
     executed: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
@@ -33,6 +34,15 @@ class Run:
     interrupted: float | None = None
     error: dict[str, Any] | None = None
     images: list[dict[str, str]] = field(default_factory=list)
+    outputs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A prompt in the server's queue, and the websocket that hears of it."""
+
+    link: Any
+    prompt_id: str
 
 
 class Server:
@@ -49,23 +59,26 @@ class Server:
             content = reply.read()
         return json.loads(content) if content else None
 
-    def run(self, prompt: dict[str, Any], on_progress: Any = None) -> Run:
-        """Queue a prompt and follow it to its end. `on_progress(run)` may press cancel."""
+    def queue(self, prompt: dict[str, Any]) -> Queued:
+        """Put a prompt behind what is queued already; `follow` tells what became of it."""
         import websocket
 
         client = uuid.uuid4().hex
         link = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client}", timeout=RUN_SECONDS)
+        return Queued(link, self.call("/prompt", {"prompt": prompt, "client_id": client})["prompt_id"])
+
+    def follow(self, queued: Queued, on_progress: Any = None) -> Run:
+        """Wait for the end of a queued prompt. `on_progress(run)` may press cancel."""
         run = Run()
         try:
-            prompt_id = self.call("/prompt", {"prompt": prompt, "client_id": client})["prompt_id"]
             while True:
-                message = link.recv()
+                message = queued.link.recv()
                 if isinstance(message, bytes):
                     run.previews += 1
                     continue
                 event = json.loads(message)
                 data = event.get("data", {})
-                if data.get("prompt_id") != prompt_id:
+                if data.get("prompt_id") != queued.prompt_id:
                     continue
                 if event["type"] == "executing" and data["node"] is None:
                     break  # the history is complete only now
@@ -73,10 +86,14 @@ class Server:
                 if event["type"] == "progress" and on_progress:
                     on_progress(run)
         finally:
-            link.close()
-        history = self.call(f"/history/{prompt_id}")[prompt_id]
-        run.images = [image for output in history["outputs"].values() for image in output.get("images", [])]
+            queued.link.close()
+        run.outputs = self.call(f"/history/{queued.prompt_id}")[queued.prompt_id]["outputs"]
+        run.images = [image for output in run.outputs.values() for image in output.get("images", [])]
         return run
+
+    def run(self, prompt: dict[str, Any], on_progress: Any = None) -> Run:
+        """Queue a prompt and follow it to its end."""
+        return self.follow(self.queue(prompt), on_progress)
 
     @staticmethod
     def _note(run: Run, kind: str, data: dict[str, Any]) -> None:
@@ -138,6 +155,12 @@ def start(comfyui: Path, python: str, folder: Path, flags: Sequence[str] = ("--c
             time.sleep(0.3)
     process.kill()
     raise RuntimeError(f"ComfyUI did not start: {(folder / 'server.log').read_text()[-3000:]}")
+
+
+def forget(server: Server) -> None:
+    """Empty the server's caches and unload its models: the next prompt starts cold."""
+    server.call("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(1.5)  # the worker acts on it between prompts
 
 
 def write_picture(server: Server, name: str, width: int, height: int) -> str:

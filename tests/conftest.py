@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [path for path in [str(ROOT / "tests")] if path not in sys.path]  # shared modules: comfy_server
 HOST_MODULES = (
+    "utils.extra_config",  # first, as in main.py: older ComfyUI finds comfy/utils.py in its place later
     "comfy.model_management",
     "comfy.samplers",
     "comfy.supported_models",

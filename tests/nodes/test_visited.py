@@ -1,5 +1,7 @@
 """A step count visited before comes back at once, and only where it is the same thing."""
 
+import gc
+
 import pytest
 import torch
 
@@ -87,3 +89,16 @@ def test_memory_is_bounded_and_the_oldest_goes_first(host, builtin):
     assert cache.get(builtin.model, b"\0")[0] == 0
     cache.put(builtin.model, b"\4", torch.zeros(1000))
     assert cache.get(builtin.model, b"\4") is None
+
+
+def test_latents_of_a_model_that_is_gone_are_dropped(host, visited, builtin):
+    """Nothing can ask for them again, so that memory does not wait for the cache to be full."""
+    gone = builtin.model.clone()
+    for k in range(3):
+        visited.put(gone, bytes([k]), torch.ones(4))
+    visited.put(builtin.model, b"kept", torch.ones(4))
+    assert len(visited.entries) == 4
+    del gone
+    gc.collect()
+    visited.put(builtin.model, b"new", torch.ones(4))
+    assert list(visited.entries) == [b"kept", b"new"]

@@ -1,0 +1,15 @@
+"""R25: a graph saved with the first release, never edited since (tests/frozen), opens and asks for the same prompt."""
+
+import frozen_v1
+import pytest
+
+
+@pytest.mark.parametrize("use_vue", [False, True], ids=["classic", "nodes 2.0"])
+def test_the_first_releases_graph_opens_and_becomes_its_prompt(frontend, server, shots, use_vue):
+    frozen_v1.install(server)
+    graph = frozen_v1.FOLDER / "v1_workflow.json"
+    report = frontend("check", graph, use_vue=use_vue, output=shots / f"frozen_{use_vue}.png")
+    assert report["missing"] == report["red"] == report["unwired"] == report["errors"] == []
+    prompt = frozen_v1.read("v1_prompt.json")
+    found = {node: (entry["class_type"], entry["inputs"]) for node, entry in report["prompt"].items()}
+    assert found == {node: (entry["class_type"], entry["inputs"]) for node, entry in prompt.items()}

@@ -1,0 +1,106 @@
+"""60 of tests/core/test_random_runs.py's runs through TEASRUpscale in ComfyUI's executor, masks and greys included."""
+
+import pytest
+import random_runs
+import torch
+from upscale_run import upscale_prompt
+
+RUNS = random_runs.random_runs(60)
+
+
+@pytest.fixture
+def ask(host, executor):
+    """ask(run, last): what TEASRUpscale makes of it; `last` sends the last picture of the batch alone."""
+
+    class RandomSource:
+        """IMAGE and MASK of one of RUNS; alpha as a fourth channel in one half of the runs, as a mask in the other."""
+
+        RETURN_TYPES = ("IMAGE", "MASK")
+        FUNCTION = "load"
+        CATEGORY = "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802, the host's name
+            return {"required": {"index": ("INT", {"default": 0}), "last": ("BOOLEAN", {"default": False})}}
+
+        def load(self, index, last):
+            picture = RUNS[index].picture()[-1 if last else 0 :].movedim(1, -1)  # (B, H, W, C)
+            if picture.shape[-1] == 4 and index % 2:
+                return picture[..., :3].contiguous(), 1 - picture[..., 3]
+            return picture.contiguous(), torch.zeros(1, 64, 64)  # LoadImage's mask of an opaque picture
+
+    machine = executor()
+
+    def make(index, last=False):
+        run = RUNS[index]
+        size = {"size": run.mode, **{f"size.{name}": value for name, value in run.amounts.items()}}
+        names = (
+            "max_megapixels",
+            "seed",
+            "strength",
+            "fidelity",
+            "color_fix",
+            "color_strength",
+            "tile_px",
+            "overlap_px",
+        )
+        inputs = size | {name: getattr(run, name) for name in names} | {"steps": min(run.steps, 2), "mask": ["in", 1]}
+        prompt = upscale_prompt(**inputs)
+        if run.mode != "factor":
+            del prompt["up"]["inputs"]["size.scale"]
+        prompt["in"] = {"class_type": "TestRandomSource", "inputs": {"index": index, "last": last}}
+        found = machine(prompt)
+        assert found is not None, (run, machine.errors)
+        return found
+
+    host.nodes.NODE_CLASS_MAPPINGS["TestRandomSource"] = RandomSource
+    yield make
+    del host.nodes.NODE_CLASS_MAPPINGS["TestRandomSource"]
+
+
+def test_random_runs_through_the_one_node(host, ask):
+    geometry, images = host.pack("teasr_core.geometry"), host.pack("nodes.host_images")
+    for index, run in enumerate(RUNS):
+        found = ask(index)
+        batch, height, width, channels = found.image.shape
+        assert (batch, channels) == (run.batch, 3), run
+        assert run.size_is_right(width, height), (run, width, height)
+        assert found.image.dtype == torch.float32
+        assert bool(torch.isfinite(found.image).all()), run
+        assert 0 <= float(found.image.min()) <= float(found.image.max()) <= 1, run
+        assert found.mask.shape == (run.batch, height, width), run
+        assert bool(found.mask.any()) <= (run.channels == 4), run
+        if run.strength == 0:  # then the result is known: the resize, colour bled under the holes
+            rgb, _ = images.rgb_and_alpha(run.picture().movedim(1, -1))
+            resized = geometry.resize(rgb.contiguous(), geometry.TargetSize(width, height))
+            assert random_runs.border_artefact(found.image.movedim(-1, 1), resized) <= 1e-6, run
+            assert torch.equal(found.image.movedim(-1, 1), resized), run
+        if index % 4 == 0:  # again, and alone: the same pixels, bit for bit
+            alone = ask(index, last=True)
+            assert torch.equal(alone.image, found.image[-1:]), run
+            assert torch.equal(alone.mask, found.mask[-1:]), run
+
+
+def test_a_model_that_returns_its_input_leaves_no_border(host, builtin, ask, monkeypatch):
+    """The transformer's last layer at zero: x̂ = z_lq in the residual form, so that the result must be the resize."""
+    transformer = builtin.model.model.diffusion_model
+    assert transformer.proj_out.weight.any()
+    load = host.pack("teasr_core.builtin").read_base
+
+    def zeroed(path):
+        base = load(path)
+        for key in ("proj_out.weight", "proj_out.bias"):
+            base.tensors[key] = torch.zeros_like(base.tensors[key])
+        return base
+
+    monkeypatch.setattr(host.pack("teasr_core.builtin"), "read_base", zeroed)
+    geometry, images = host.pack("teasr_core.geometry"), host.pack("nodes.host_images")
+    worst = 0.0
+    for index, run in enumerate(RUNS[:30]):
+        found = ask(index).image.movedim(-1, 1)
+        rgb, _ = images.rgb_and_alpha(run.picture().movedim(1, -1))
+        resized = geometry.resize(rgb.contiguous(), geometry.TargetSize(found.shape[-1], found.shape[-2]))
+        worst = max(worst, float((found - resized).abs().max()))
+        assert random_runs.border_artefact(found, resized) <= 1e-4, run
+    print(f"largest difference from the resize: {worst:.1e}")
+    assert worst <= 1e-4
