@@ -35,7 +35,7 @@ def seconds(restorer: Restorer, side: int, steps: int, repeats: int, phase: str 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
     chosen = load_restorer("auto")

@@ -39,7 +39,7 @@ def best_seconds(rivals: dict[str, Callable[[], object]], repeats: int) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sides", type=int, nargs="+", default=[128, 256], help="of the LQ square in pixels")
     arguments = parser.parse_args()

@@ -46,7 +46,7 @@ def measure(server: comfy_server.Server, runs: int) -> tuple[list[float], list[f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--warm-up", type=int, default=20)
     args = parser.parse_args()

@@ -22,7 +22,7 @@ from .host_pieces import HostTiles
 from .host_sampling import ImageJob, Progress, choose_steps, sample_image
 from .host_tiles import host_plan
 from .run_notes import KEY, Phase, notes_of
-from .visited import VISITED, digest
+from .visited import VISITED, Visit, digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +54,12 @@ class ImageBatch:
         if min(steps) < 1:
             raise InputError(f"sigmas has {min(steps) + 1} entries: expected two or more, so wire TEASRStepSelector's")
         progress = Progress(self.model, steps, self.tiles.count)
-        results, seconds = [], []
+        visits = []
         phases: dict[str, Phase] = {}
         with notes_of(self.latent).phase("sample", phases):
             for k, (job, times) in enumerate(zip(self.jobs, sigmas, strict=True)):
                 progress.start_image(k)
-                samples, took = self._visit(job, times, fidelity, progress)
-                results.append(samples)
-                seconds.append(took)
+                visits.append(self._visit(job, times, fidelity, progress))
         tile = max(self.tiles.height, self.tiles.width)
         notes = dataclasses.replace(
             notes_of(self.latent),
@@ -71,27 +69,27 @@ class ImageBatch:
             steps=max(steps),
             dtype=model_dtype(self.model),
             reason=reason,
-            largest_piece=self.pieces.largest,
-            image_seconds=tuple(seconds),
+            largest_piece=min((v.largest_piece for v in visits if v.largest_piece is not None), default=None),
+            image_seconds=tuple(visit.seconds for visit in visits),
         )
-        return dict(self.latent) | {"samples": torch.cat(results), "batch_index": [0] * len(results), KEY: notes}
+        samples = torch.cat([visit.samples for visit in visits])  # (B, C, 1, h, w)
+        return dict(self.latent) | {"samples": samples, "batch_index": [0] * len(visits), KEY: notes}
 
     def _tiles(self, progress: Progress) -> HostTiles:
         return HostTiles(self.tiles, progress.on_tile, self.pieces)
 
-    def _visit(
-        self, job: ImageJob, sigmas: torch.Tensor, fidelity: float, progress: Progress
-    ) -> tuple[torch.Tensor, float]:
-        """(latent (1, C, 1, h, w), the seconds its sampling takes or took), from memory where it was made before."""
+    def _visit(self, job: ImageJob, sigmas: torch.Tensor, fidelity: float, progress: Progress) -> Visit:
+        """The latent of one image, from memory where it was made before."""
         parts = [getattr(job, part.name) for part in dataclasses.fields(job)]
         key = digest(parts, sigmas, fidelity, dataclasses.astuple(self.tiles))
-        samples = VISITED.get(self.model, key)
-        if samples is not None:
-            return samples, VISITED.seconds(key)
+        visit = VISITED.get(self.model, key)
+        if visit is not None:
+            return visit
         before = progress.seconds
         samples = check_samples(sample_image(self.model, job, sigmas, self._tiles(progress), progress, fidelity))
-        VISITED.put(self.model, key, samples, progress.seconds - before)
-        return samples, progress.seconds - before
+        visit = Visit(samples, progress.seconds - before, self.pieces.largest)
+        VISITED.put(self.model, key, visit)
+        return visit
 
 
 def image_batch(

@@ -11,6 +11,7 @@ import hashlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,33 +20,38 @@ from comfy.model_patcher import ModelPatcher
 MAX_BYTES = 256 * 2**20
 
 
+@dataclass(frozen=True)
+class Visit:
+    """A latent (1, C, 1, h, w), the seconds its sampling took, and `Report.largest_piece` of it."""
+
+    samples: torch.Tensor
+    seconds: float = 0.0
+    largest_piece: int | None = None
+
+
 class VisitedLatents:
     """Least recently used latents, at most `max_bytes` of them."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
-        self.entries: OrderedDict[bytes, tuple[weakref.ref[ModelPatcher], torch.Tensor, float]] = OrderedDict()
+        self.entries: OrderedDict[bytes, tuple[weakref.ref[ModelPatcher], Visit]] = OrderedDict()
 
-    def get(self, model: ModelPatcher, key: bytes | None) -> torch.Tensor | None:
-        """A copy of the latent, or None. `key` None never matches."""
+    def get(self, model: ModelPatcher, key: bytes | None) -> Visit | None:
+        """A copy of what was put, or None. `key` None never matches."""
         entry = None if key is None else self.entries.get(key)
         if entry is None or entry[0]() is not model:
             return None
         self.entries.move_to_end(key)
-        return entry[1].clone()
+        return replace(entry[1], samples=entry[1].samples.clone())
 
-    def seconds(self, key: bytes | None) -> float:
-        """What sampling the entry took; 0 where there is none."""
-        return self.entries[key][2] if key in self.entries else 0.0
-
-    def put(self, model: ModelPatcher, key: bytes | None, samples: torch.Tensor, seconds: float = 0.0) -> None:
-        if key is None or samples.nbytes > self.max_bytes:
+    def put(self, model: ModelPatcher, key: bytes | None, visit: Visit) -> None:
+        if key is None or visit.samples.nbytes > self.max_bytes:
             return
-        for dead in [entry for entry, (owner, _, _) in self.entries.items() if owner() is None]:
+        for dead in [entry for entry, (owner, _) in self.entries.items() if owner() is None]:
             del self.entries[dead]  # its MODEL was unloaded: nothing can ask for it again
-        self.entries[key] = (weakref.ref(model), samples.clone(), seconds)
+        self.entries[key] = (weakref.ref(model), replace(visit, samples=visit.samples.clone()))
         self.entries.move_to_end(key)
-        while sum(latent.nbytes for _, latent, _ in self.entries.values()) > self.max_bytes:
+        while sum(visit.samples.nbytes for _, visit in self.entries.values()) > self.max_bytes:
             self.entries.popitem(last=False)
 
 
@@ -65,7 +71,7 @@ def _update(state: Any, value: Any) -> bool:
     state.update(type(value).__name__.encode())
     if isinstance(value, torch.Tensor):
         state.update(repr((tuple(value.shape), value.dtype)).encode())
-        state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return True
     if isinstance(value, Mapping):
         return all(isinstance(k, str) and _update(state, k) and _update(state, v) for k, v in sorted(value.items()))

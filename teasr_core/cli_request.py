@@ -18,6 +18,7 @@ from .cli_progress import Progress
 from .device import choose_device
 from .errors import InputError
 from .geometry import TargetSize
+from .out_of_memory import is_out_of_memory
 from .picture import Picture
 from .picture_read import read_size
 from .precision import STORAGES
@@ -143,7 +144,7 @@ def restore_picture(
             on_plan=progress.on_plan if progress else None,
         )  # fmt: skip
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise InputError(
             f"memory does not suffice for {options.size.width} x {options.size.height} pixels: use a smaller "
@@ -152,12 +153,6 @@ def restore_picture(
     if picture.is_grey:
         restored = _grey(restored)
     return dataclasses.replace(picture, rgb=restored, alpha=alpha)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch has a type for accelerators only; its CPU allocator raises a plain RuntimeError."""
-    is_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or is_cpu
 
 
 def _grey(image: torch.Tensor) -> torch.Tensor:

@@ -65,7 +65,8 @@ class Report:
         steps = steps_text(self.steps)
         phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
         head = ", ".join(part for part in (size, tiles, vae, steps, self.dtype) if part)
-        reason = f" | {self.reason}" if self.reason else ""
+        peak = f"peak {peak_memory_mb():.0f} MiB"
+        cut = ""
         if self.largest_piece is not None:
-            reason += f" | memory ran out: tiles were cut to {self.largest_piece} latent pixels"
-        return f"{head} | {phases} | peak {peak_memory_mb():.0f} MiB{reason}"
+            cut = f"memory ran out: tiles were cut to {self.largest_piece} latent pixels"
+        return " | ".join(part for part in (head, phases, peak, self.reason, cut) if part)

@@ -29,7 +29,7 @@ def executor(host, assets, photo):
             return {"ui": {}}
 
     class Source:
-        """The photo, as RGB; `alpha` as a fourth channel, `mask` beside it."""
+        """`count` of three pictures from `first` on, as RGB; beside them a mask, with a `hole` or empty."""
 
         RETURN_TYPES = ("IMAGE", "MASK")
         FUNCTION = "load"
@@ -37,12 +37,13 @@ def executor(host, assets, photo):
 
         @classmethod
         def INPUT_TYPES(cls):  # noqa: N802
-            return {"required": {"count": ("INT", {"default": 1}), "hole": ("BOOLEAN", {"default": False})}}
+            required = {"count": ("INT", {"default": 1}), "hole": ("BOOLEAN", {"default": False})}
+            return {"required": required, "optional": {"first": ("INT", {"default": 0})}}
 
-        def load(self, count, hole):
+        def load(self, count, hole, first=0):
             mask = torch.zeros(1, *photo.shape[1:3])
             mask[:, 4:9, 4:9] = float(hole)
-            return torch.cat([photo, photo.flip(2), 1 - photo])[:count], mask
+            return torch.cat([photo, photo.flip(2), 1 - photo])[first : first + count], mask
 
     class SourceList:
         """Two pictures of different sizes, as a list."""

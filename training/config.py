@@ -130,6 +130,11 @@ def _check(config: PretrainConfig) -> None:
     check_loss(config.loss)
     if config.model.prediction not in PREDICTIONS:
         raise ConfigError(f"model.prediction is '{config.model.prediction}': expected {' or '.join(PREDICTIONS)}")
+    if config.model.local_attention_init > 0 and min(config.model.rope_axes[1:]) < 4:
+        raise ConfigError(
+            f"model.rope_axes is {list(config.model.rope_axes)}: local attention needs at least 4 dimensions for rows "
+            "and for columns; make heads wider, or set model.local_attention_init = 0"
+        )
     for index, stage in enumerate(config.stages):
         shares = stage.data_share + stage.flow_share + stage.cons_share
         if abs(shares - 1) > 1e-6:

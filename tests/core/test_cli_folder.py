@@ -145,6 +145,7 @@ def test_a_folder_of_bad_images_alone(folder, upscale, tmp_path):
         torch.OutOfMemoryError("out of memory. Tried to allocate 9 GiB"),
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB, max allowed: 10 GB)"),
     ],
     ids=lambda error: type(error).__name__,
 )

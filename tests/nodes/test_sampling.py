@@ -118,6 +118,8 @@ def test_automatic_tiles_are_the_cores_for_the_built_in_model_and_1024_px_for_qw
     assert (tiles.height, tiles.width) == (side, side)
     assert plan(qwen, 128, 128, 0, 0).count == 1  # 1024 px
     assert plan(qwen, 256, 128, 0, 0).height == 128
+    ours, core = host.pack("nodes.host_tiles"), host.pack("teasr_core.standalone")
+    assert (ours.QWEN_SIDES_PX[0], ours.QWEN_OVERLAP_PX) == (core.QWEN_TILE_PX, core.QWEN_OVERLAP_PX)
 
 
 def test_the_host_makes_room_for_one_tile(host, builtin, condition, sample, monkeypatch):

@@ -101,6 +101,7 @@ def test_wrong_types_are_named(load, text, where):
         ("[[stages]]\nsteps = 0", "at least 1"),
         ("[[stages]]\nbatch_size = 0", "at least 1"),
         ("[[stages]]\nperceptual_weight = 0.5", "loss.perceptual"),
+        ("[model]\nrope_axes = [28, 2, 2]", "model.rope_axes"),
         ('[loss]\nperceptual = "vgg"', "lpips-squeeze"),
         ('[loss]\nloss_space = "wavelet"', "pixel or latent"),
         ("[data]\npresets = {medium = 1.0}", "medium"),
