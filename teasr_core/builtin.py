@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent / "assets"
 VERSIONS = ("v1",)  # newest first
 LATEST = "latest"
-BASE_NAME, LORA_NAME = (f"teasr_builtin_{VERSIONS[0]}_{part}.safetensors" for part in ("base", "lora"))
+
+
+def file_name(part: str, version: str = LATEST) -> str:
+    """Of a shipped file in ASSETS; part is base or lora."""
+    return f"teasr_builtin_{VERSIONS[0] if version == LATEST else version}_{part}.safetensors"
+
+
+BASE_NAME, LORA_NAME = file_name("base"), file_name("lora")
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def codec_from_json(values: Mapping[str, Any]) -> DctCodec:
 
 def shipped_base(version: str = LATEST) -> BuiltinFile:
     """The base that comes with the pack; an older one of VERSIONS for the pictures and LoRAs made with it."""
-    path = ASSETS / BASE_NAME.replace(VERSIONS[0], VERSIONS[0] if version == LATEST else version)
+    path = ASSETS / file_name("base", version)
     if not path.exists():
         raise ModelFileError(f"the built-in model {path.name} is missing from {ASSETS.name}/: install the pack again")
     return read_base(path)
