@@ -14,7 +14,7 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 
 from ..teasr_core.architecture import QWEN_IMAGE, QwenArchitecture
-from ..teasr_core.builtin import LATEST, BuiltinFile, shipped_base
+from ..teasr_core.builtin import BuiltinFile, shipped_base
 from ..teasr_core.errors import ModelFileError
 from ..teasr_core.precision import choose_dtype
 from .bridge import ResidualSampling
@@ -37,27 +37,22 @@ def is_builtin(model: ModelPatcher) -> bool:
     return hasattr(model.model, "teasr_traits")
 
 
-def builtin_patcher(
-    base: BuiltinFile, dtype_name: str, version: str = LATEST, disable_dynamic: bool = False
-) -> ModelPatcher:
-    """The base, which is `shipped_base(version)`, in a patcher, without the dual-branch hooks.
-
-    dtype_name: auto, fp32 or bf16.
-    """
+def builtin_patcher(base: BuiltinFile, dtype_name: str, disable_dynamic: bool = False) -> ModelPatcher:
+    """The base in a patcher, without the dual-branch hooks. dtype_name: auto, fp32 or bf16."""
     load_device = comfy.model_management.get_torch_device()
     model = build_base(base, choose_dtype(dtype_name, load_device), load_device)
     patcher_class = ModelPatcher if disable_dynamic else CoreModelPatcher
     patcher = patcher_class(model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device())
     load_weights(model, base, use_assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (reload_builtin, (dtype_name, version))
+    patcher.cached_patcher_init = (reload_builtin, (dtype_name,))
     if load_device.type == "cpu":
         patcher.model_options["transformer_options"]["optimized_attention_override"] = cpu_attention
     return patcher
 
 
-def reload_builtin(dtype_name: str, version: str, disable_dynamic: bool = False) -> ModelPatcher:
+def reload_builtin(dtype_name: str, disable_dynamic: bool = False) -> ModelPatcher:
     """The factory the host calls for a non-dynamic or second-device copy."""
-    return builtin_patcher(shipped_base(version), dtype_name, version, disable_dynamic)
+    return builtin_patcher(shipped_base(), dtype_name, disable_dynamic)
 
 
 def cpu_attention(_default: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:

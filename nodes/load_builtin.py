@@ -38,14 +38,6 @@ class TEASRLoadBuiltin(io.ComfyNode):
                     default="auto",
                     tooltip="Number format. auto: bf16, on a CPU only where a short timing says that it is faster.",
                 ),
-                io.Combo.Input(
-                    "version",
-                    options=[builtin.LATEST, *builtin.VERSIONS],
-                    default=builtin.LATEST,
-                    optional=True,
-                    advanced=True,
-                    tooltip="An older model, for the same pictures as then and for a LoRA that was trained on it.",
-                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -55,13 +47,13 @@ class TEASRLoadBuiltin(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lora_strength: float = 1.0, dtype: str = "auto", version: str = builtin.LATEST) -> io.NodeOutput:
-        base = builtin.shipped_base(version)
+    def execute(cls, lora_strength: float = 1.0, dtype: str = "auto") -> io.NodeOutput:
+        base = builtin.shipped_base()
         lora: LoraFile | None = builtin.shipped_lora(base)
         adapter = None
         if lora is not None and lora_strength != 0:
-            adapter = adapter_patcher(lora, builtin.shipped_lora_path(base))
+            adapter = adapter_patcher(lora, builtin.ASSETS / builtin.LORA_NAME)
         branch = DualBranch(base.prediction, base.use_dtc, lora_strength, use_adapter=adapter is not None)
-        model = attach(builtin_patcher(base, dtype, version), branch, adapter)
+        model = attach(builtin_patcher(base, dtype), branch, adapter)
         prompt = base.prompt_embeds if lora is None or lora.prompt_embeds is None else lora.prompt_embeds
         return io.NodeOutput(model, DctVAE(), prompt_conditioning(prompt))

@@ -24,16 +24,9 @@ if TYPE_CHECKING:
     from .qwen import QwenVelocity
 
 ASSETS = Path(__file__).parent / "assets"
-VERSIONS = ("v1",)  # newest first
-LATEST = "latest"
-
-
-def file_name(part: str, version: str = LATEST) -> str:
-    """Of a shipped file in ASSETS; part is base or lora."""
-    return f"teasr_builtin_{VERSIONS[0] if version == LATEST else version}_{part}.safetensors"
-
-
-BASE_NAME, LORA_NAME = file_name("base"), file_name("lora")
+BASE_NAME = "teasr_builtin_v1_base.safetensors"
+LORA_NAME = "teasr_builtin_v1_lora.safetensors"
+BASE_ID = "teasr_builtin_v1"
 
 
 @dataclass(frozen=True)
@@ -115,22 +108,17 @@ def codec_from_json(values: Mapping[str, Any]) -> DctCodec:
     return DctCodec(values["mean"], values["std"])
 
 
-def shipped_base(version: str = LATEST) -> BuiltinFile:
-    """The base that comes with the pack; an older one of VERSIONS for the pictures and LoRAs made with it."""
-    path = ASSETS / file_name("base", version)
+def shipped_base() -> BuiltinFile:
+    """The base that comes with the pack."""
+    path = ASSETS / BASE_NAME
     if not path.exists():
-        raise ModelFileError(f"the built-in model {path.name} is missing from {ASSETS.name}/: install the pack again")
+        raise ModelFileError(f"the built-in model {BASE_NAME} is missing from {ASSETS.name}/: install the pack again")
     return read_base(path)
 
 
-def shipped_lora_path(base: BuiltinFile) -> Path:
-    """Where the LoRA that comes with a shipped base lies, if there is one."""
-    return base.path.with_name(base.path.name.replace("_base.", "_lora."))
-
-
 def shipped_lora(base: BuiltinFile) -> LoraFile | None:
-    """The LoRA that comes with a shipped base, or None while it is a base alone."""
-    path = shipped_lora_path(base)
+    """The LoRA that comes with the pack, or None while the built-in model is a base alone."""
+    path = ASSETS / LORA_NAME
     if not path.exists():
         return None
     lora = read_lora(path)

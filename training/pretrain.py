@@ -80,7 +80,9 @@ def pretrain_losses(
         x_fake, x_0 = 2 * codec.decode(clean) - 1, 2 * hq[data] - 1  # (D, 3, H, W)
         result["data"] = losses.data_loss(x_fake, x_0) * (num_data / batch)
         if perceptual is not None and stage.perceptual_weight > 0:
-            result["lpips"] = perceptual(x_fake, x_0).mean() * (stage.perceptual_weight * num_data / batch)
+            window = losses.perceptual_window(x_0, generator)
+            loss = perceptual(x_fake[window], x_0[window]).mean()
+            result["lpips"] = loss * (stage.perceptual_weight * num_data / batch)
     if num_flow:
         target = losses.flow_target(z_0[flow], noise[flow])
         result["flow"] = losses.velocity_loss(kind, output[flow], target, z_t[flow], z_lq[flow], t[flow], weight) * (

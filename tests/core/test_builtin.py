@@ -151,18 +151,6 @@ def test_a_missing_base_says_what_to_do(tmp_path, monkeypatch):
         shipped_base()
 
 
-@pytest.mark.parametrize("version", ["latest", "v1"])
-def test_every_version_loads_by_its_name(tmp_path, monkeypatch, version):
-    monkeypatch.setattr(builtin, "ASSETS", tmp_path)
-    path = tiny.write_base(tmp_path / builtin.file_name("base", version))
-    tiny.write_lora(tmp_path / builtin.file_name("lora", version))
-    base = shipped_base(version)
-    assert base.path == path
-    assert shipped_lora(base).rank == tiny.RANK
-    with pytest.raises(ModelFileError, match="teasr_builtin_v0_base"):
-        shipped_base("v0")
-
-
 def test_a_base_alone_is_fine_and_a_foreign_lora_beside_it_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(builtin, "ASSETS", tiny.write_assets(tmp_path))
     base = shipped_base()

@@ -18,7 +18,7 @@ FIDELITY, TOLERANCE = ("fidelity", "FLOAT", 0.0), ("tolerance", "FLOAT", 0.12)
 # node -> (inputs as (id, type, default), outputs as (name, type)), in the order of the sockets.
 NODES = {
     "TEASRLoadBuiltin": (
-        [("lora_strength", "FLOAT", 1.0), ("dtype", "COMBO", "auto"), ("version", "COMBO", "latest")],
+        [("lora_strength", "FLOAT", 1.0), ("dtype", "COMBO", "auto")],
         [("model", "MODEL"), ("vae", "VAE"), ("conditioning", "CONDITIONING")],
     ),
     "TEASRApplyLoRA": (
@@ -200,7 +200,6 @@ def test_steps_is_a_slider_from_1_to_30_and_seed_is_64_bit(host):
 def test_what_came_after_the_first_release_is_optional_and_behind_the_older_widgets(host):
     """R25: an old prompt validates without it, an old graph's widget values keep their places."""
     for node_id, names in {
-        "TEASRLoadBuiltin": ["version"],
         "TEASRUpscale": ["fidelity", "tolerance"],
         "TEASRSampler": ["fidelity"],
         "TEASRStepSelector": ["tolerance", "model", "conditioning", "latent", "seed"],
