@@ -126,14 +126,14 @@ def rectification_loss(
     return weighted_mse(output, rectification_target(output, delta, w, prediction), channel_weight)
 
 
-def perceptual_window(image: torch.Tensor, generator: torch.Generator) -> tuple[object, slice, slice]:
+def perceptual_window(image: torch.Tensor, generator: torch.Generator) -> tuple[slice, ...]:
     """A part of (B, C, H, W), to be compared by a perceptual network: all but the first 0 to 7 rows and columns, drawn.
 
     Such networks look at every second, fourth and eighth pixel from the corner on. Crops begin where tokens begin, so
     without this the same pixels of every token are looked at each time, and the others may form a lattice.
     """
     top, left = torch.randint(0, 8, (2,), generator=generator).tolist()
-    return (..., slice(top, image.shape[2]), slice(left, image.shape[3]))
+    return (slice(None), slice(None), slice(top, image.shape[2]), slice(left, image.shape[3]))
 
 
 def perceptual_loss(perceptual: Perceptual, x_fake: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
