@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -69,14 +67,8 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128, help="of the picture in pixels")
     parser.add_argument("--scale", type=float, default=4.0)
     arguments = parser.parse_args()
-    comfyui = Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    with tempfile.TemporaryDirectory() as folder:
-        server = comfy_server.start(comfyui, python, Path(folder))
-        try:
-            print(json.dumps(measure(server, arguments.side, arguments.scale)))
-        finally:
-            server.stop()
+    with comfy_server.from_environment() as server:
+        print(json.dumps(measure(server, arguments.side, arguments.scale)))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -50,17 +48,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--warm-up", type=int, default=20)
     args = parser.parse_args()
-    comfyui = Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    with tempfile.TemporaryDirectory() as folder:
-        server = comfy_server.start(comfyui, python, Path(folder))
-        try:
-            before = server.resident_mb()
-            memory, seconds = measure(server, args.runs)
-            comfy_server.forget(server)
-            freed = server.resident_mb()
-        finally:
-            server.stop()
+    with comfy_server.from_environment() as server:
+        before = server.resident_mb()
+        memory, seconds = measure(server, args.runs)
+        comfy_server.forget(server)
+        freed = server.resident_mb()
     warm = memory[args.warm_up - 1 :]
     for k in range(args.warm_up - 1, args.runs, 10):
         print(f"after run {k + 1}: {memory[k]:.0f} MiB")

@@ -8,11 +8,13 @@ import json
 import os
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,18 @@ def start(comfyui: Path, python: str, folder: Path, flags: Sequence[str] = ("--c
             time.sleep(0.3)
     process.kill()
     raise RuntimeError(f"ComfyUI did not start: {(folder / 'server.log').read_text()[-3000:]}")
+
+
+@contextlib.contextmanager
+def from_environment() -> Iterator[Server]:
+    """A server of COMFYUI_PATH (else ~/ComfyUI) by COMFYUI_PYTHON (else this interpreter), in a folder of its own."""
+    comfyui = Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
+    with tempfile.TemporaryDirectory() as folder:
+        server = start(comfyui, os.environ.get("COMFYUI_PYTHON", sys.executable), Path(folder))
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def forget(server: Server) -> None:
