@@ -1,11 +1,14 @@
-"""The built-in codec behind ComfyUI's VAE interface: stock VAE nodes accept it. It has no weights (SPEC 7)."""
+"""The built-in codec behind ComfyUI's VAE interface: stock VAE nodes accept it (SPEC 7).
+
+The codec itself has no weights. What an LQ image goes through on top, the condition encoder, is TEASRCondition's alone.
+"""
 
 from __future__ import annotations
 
 import comfy.model_management
 import torch
 
-from ..teasr_core.codec import BLOCK, DCT_CHANNELS, coefficients_to_image, image_to_coefficients
+from ..teasr_core.codec import BLOCK, DCT_CHANNELS, DctCodec, coefficients_to_image, image_to_coefficients
 from ..teasr_core.errors import InputError
 
 
@@ -14,7 +17,12 @@ class DctVAE:
 
     As with the host's VAEs, sides that are no multiple of 4 lose their outer pixels, half on each side, on encoding;
     TEASRCondition pads instead. The tiled forms are the plain ones: blocks are independent, so tiles change nothing.
+
+    codec: of the model the VAE comes with; its condition encoder serves `encode_condition`.
     """
+
+    def __init__(self, codec: DctCodec | None = None) -> None:
+        self.codec = codec
 
     latent_channels = DCT_CHANNELS
     latent_dim = 3
@@ -26,6 +34,22 @@ class DctVAE:
     def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
         pixels = self.vae_encode_crop_pixels(pixel_samples).movedim(-1, 1).float()  # (B, 3, H, W)
         return image_to_coefficients(pixels.to(self.output_device))[:, :, None]  # (B, 48, 1, h, w)
+
+    def encode_condition(self, pixel_samples: torch.Tensor) -> torch.Tensor:
+        """As `encode`, for an LQ image: through the model's condition encoder where it has one, on the VAE's device."""
+        coefficients = self.encode(pixel_samples)  # (B, 48, 1, h, w)
+        if not self.has_condition_encoder:
+            return coefficients
+        assert self.codec is not None
+        encoder = self.codec.condition_encoder.to(comfy.model_management.vae_device())  # type: ignore[union-attr]
+        mean, std = self.codec.mean.to(coefficients), self.codec.std.to(coefficients)  # (1, 48, 1, 1)
+        with torch.no_grad():
+            latent = encoder(((coefficients[:, :, 0] - mean) / std).to(encoder.head.weight)).to(coefficients)
+        return (latent * std + mean)[:, :, None]
+
+    @property
+    def has_condition_encoder(self) -> bool:
+        return self.codec is not None and self.codec.condition_encoder is not None
 
     def encode_tiled(self, pixel_samples: torch.Tensor, **_tiles: int | None) -> torch.Tensor:
         return self.encode(pixel_samples)

@@ -15,6 +15,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 
+from ..teasr_core import condition_encoder
 from ..teasr_core.codec_tiles import convert_in_tiles, plan_codec_tiles
 from ..teasr_core.errors import InputError
 from ..teasr_core.qwen_vae import OVERLAP_PX, TILE_PX
@@ -49,14 +50,18 @@ class HostVae:
         self.sides_px = SIDES_PX if device is None or has_own_memory(device) else SHARED_SIDES_PX
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) -> (B, C, 1, h, w) float32."""
+        """LQ images (B, 3, H, W) -> (B, C, 1, h, w) float32."""
         f = self.vae.spacial_compression_encode()
         height, width = (side // f for side in image.shape[-2:])
 
-        def needed(plan: TilePlan) -> float:
-            return self._estimate("memory_used_encode", 3, f * plan.height, f * plan.width)
+        def plan() -> TilePlan:
+            if isinstance(self.vae, DctVAE):
+                return self._builtin_plan(height, width, f)
+            return self._plan(
+                height, width, f, lambda plan: self._estimate("memory_used_encode", 3, f * plan.height, f * plan.width)
+            )
 
-        return self._convert(self._encode_tile, image, height, width, f, 1, needed)[:, :, None]  # (B, C, 1, h, w)
+        return self._convert(self._encode_tile, image, plan, f, 1)[:, :, None]  # (B, C, 1, h, w)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """(B, C, 1, h, w) or (B, C, h, w) -> (B, 3, H, W) float32 in [0, 1]."""
@@ -64,38 +69,37 @@ class HostVae:
         frames = latent.movedim(1, -3).flatten(0, -4)  # (B, C, h, w)
         channels, height, width = frames.shape[1:]
 
-        def needed(plan: TilePlan) -> float:
-            return self._estimate("memory_used_decode", channels, plan.height, plan.width)
+        def plan() -> TilePlan:
+            if isinstance(self.vae, DctVAE):  # every block of 4 x 4 stands alone, and little memory is needed
+                return TilePlan(height, width, (0,), (0,))
+            return self._plan(
+                height, width, f, lambda plan: self._estimate("memory_used_decode", channels, plan.height, plan.width)
+            )
 
-        return self._convert(self._decode_tile, frames, height, width, 1, f, needed)  # (B, 3, H, W)
+        return self._convert(self._decode_tile, frames, plan, 1, f)  # (B, 3, H, W)
 
     def _convert(
         self,
         convert: Convert,
         sources: torch.Tensor,
-        height: int,
-        width: int,
+        plan_now: Callable[[], TilePlan],
         size_in: int,
         size_out: int,
-        needed: Callable[[TilePlan], float],
     ) -> torch.Tensor:
-        """Pictures (B, C, H, W); height and width of their latents. In tiles, smaller ones after each failure."""
+        """Pictures (B, C, H, W) in the tiles of `plan_now`, which is asked for smaller ones after a failure."""
         f = size_in * size_out
-        plan = self._plan(height, width, f, needed)
+        plan = plan_now()
         results = []
         for source in sources.split(1):
             while (result := _try(convert, source, plan, size_in, size_out)) is None:
                 release()
                 self._step_down(f * max(plan.height, plan.width))
-                plan = self._plan(height, width, f, needed)
+                plan = plan_now()
             results.append(result)
         self.tile_px = f * max(plan.height, plan.width) if plan.count > 1 else 0
         return torch.cat(results)
 
     def _plan(self, height: int, width: int, f: int, needed: Callable[[TilePlan], float]) -> TilePlan:
-        if isinstance(self.vae, DctVAE):  # every block of 4 x 4 stands alone, and little memory is needed
-            return TilePlan(height, width, (0,), (0,))
-
         def plan(side_px: int) -> TilePlan:
             overlap_px = max(LEAST_OVERLAP_PX, min(OVERLAP_PX, side_px // 4))
             return plan_codec_tiles(height, width, side_px // f, overlap_px // f)
@@ -106,6 +110,13 @@ class HostVae:
             short = too_large(sides[0], needed(plan(sides[0])), self.free)
             logging.info(f"TEASR: the VAE works in {plan(side).count} tiles of {side} px: {short}")
         return plan(side)
+
+    def _builtin_plan(self, height: int, width: int, f: int) -> TilePlan:
+        """The tiles of the built-in model's condition encoder, those of the command line unless memory ran out."""
+        if not self.vae.has_condition_encoder:
+            return TilePlan(height, width, (0,), (0,))
+        side = min(condition_encoder.TILE, self.sides_px[0] // f)
+        return plan_codec_tiles(height, width, side, min(condition_encoder.OVERLAP, side // 4))
 
     def _step_down(self, failed_px: int) -> None:
         smaller = tuple(side for side in self.sides_px if side < failed_px)
@@ -142,7 +153,9 @@ class HostVae:
         """(1, 3, H, W) -> (1, C, h, w)."""
         height, width = image.shape[-2:]
         pixels = to_host(image)  # (1, H, W, 3)
-        if self._takes_tiles:
+        if isinstance(self.vae, DctVAE):
+            latent = self.vae.encode_condition(pixels)
+        elif self._takes_tiles:
             side = max(height, width)  # the host takes tile_x for the height where there are frames
             latent = self.vae.encode_tiled(pixels, tile_x=side, tile_y=side, overlap=0)
         else:

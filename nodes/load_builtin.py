@@ -56,4 +56,4 @@ class TEASRLoadBuiltin(io.ComfyNode):
         branch = DualBranch(base.prediction, base.use_dtc, lora_strength, use_adapter=adapter is not None)
         model = attach(builtin_patcher(base, dtype), branch, adapter)
         prompt = base.prompt_embeds if lora is None or lora.prompt_embeds is None else lora.prompt_embeds
-        return io.NodeOutput(model, DctVAE(), prompt_conditioning(prompt))
+        return io.NodeOutput(model, DctVAE(base.codec), prompt_conditioning(prompt))

@@ -16,6 +16,7 @@ from torch import nn
 
 from .architecture import PREDICTIONS, QwenArchitecture
 from .codec import DCT_CHANNELS, DctCodec
+from .condition_encoder import ConditionEncoder, load_condition_encoder
 from .errors import ModelFileError
 from .lora_file import PROMPT_KEY, LoraFile, check_base, read_lora
 from .safetensors_file import read_tensors
@@ -27,6 +28,10 @@ ASSETS = Path(__file__).parent / "assets"
 BASE_NAME = "teasr_builtin_v1_base.safetensors"
 LORA_NAME = "teasr_builtin_v1_lora.safetensors"
 BASE_ID = "teasr_builtin_v1"
+
+# Prefix of the condition encoder's tensors in a base file, and its entry in the metadata; the first model has none.
+ENCODER_PREFIX = "condition_encoder."
+ENCODER_KEY = "teasr.condition_encoder"
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,9 @@ def base_metadata(
     architecture: QwenArchitecture, prediction: str, use_dtc: bool, codec: DctCodec, training: Mapping[str, Any]
 ) -> dict[str, str]:
     """The string metadata of a base file; `read_base` is its inverse."""
+    encoder = codec.condition_encoder
     return {
+        **({} if encoder is None else {ENCODER_KEY: json.dumps(encoder.config())}),
         "teasr.format": "1",
         "teasr.kind": "base",
         "teasr.config": json.dumps(architecture.to_json(), sort_keys=True),
@@ -66,12 +73,14 @@ def read_base(path: Path) -> BuiltinFile:
     try:
         values = {key: json.loads(metadata[f"teasr.{key}"]) for key in ("codec", "config", "use_dtc", "training")}
         architecture = QwenArchitecture.from_json(values["config"])
-        codec = codec_from_json(values["codec"])
+        encoder = encoder_from_file(metadata.get(ENCODER_KEY), tensors)
+        codec = codec_from_json(values["codec"], encoder)
         prediction = metadata["teasr.prediction"]
     except ModelFileError as error:
         raise ModelFileError(f"{path.name}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path.name} has damaged metadata ({error}): get the file again") from None
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(ENCODER_PREFIX)}
     if prediction not in PREDICTIONS or not isinstance(values["use_dtc"], bool):
         raise ModelFileError(
             f"{path.name} has an unknown prediction or use_dtc: it was made by another version of TEASR"
@@ -99,13 +108,35 @@ def codec_to_json(codec: DctCodec) -> dict[str, Any]:
     return {"kind": "dct4", "mean": codec.mean.flatten().tolist(), "std": codec.std.flatten().tolist()}
 
 
-def codec_from_json(values: Mapping[str, Any]) -> DctCodec:
+def encoder_from_file(config: str | None, tensors: Mapping[str, torch.Tensor]) -> ConditionEncoder | None:
+    """The condition encoder among `tensors`, by the JSON in the metadata; None for a base without one.
+
+    ModelFileError where tensors and metadata do not go together.
+    """
+    own = {key.removeprefix(ENCODER_PREFIX): t for key, t in tensors.items() if key.startswith(ENCODER_PREFIX)}
+    if config is None and not own:
+        return None
+    try:
+        return load_condition_encoder(DCT_CHANNELS, json.loads(config or "null"), own)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        cause = str(error).strip().splitlines()[-1].strip()
+        raise ModelFileError(f"its condition encoder is damaged ({cause}): get the file again") from None
+
+
+def encoder_tensors(codec: DctCodec) -> dict[str, torch.Tensor]:
+    """The condition encoder's weights by their names in a base file."""
+    if codec.condition_encoder is None:
+        return {}
+    return {f"{ENCODER_PREFIX}{key}": value.contiguous() for key, value in codec.condition_encoder.state_dict().items()}
+
+
+def codec_from_json(values: Mapping[str, Any], condition_encoder: ConditionEncoder | None = None) -> DctCodec:
     """The inverse of `codec_to_json`. ModelFileError for another kind of codec or another number of channels."""
     if not isinstance(values, dict) or values.get("kind") != "dct4":
         raise ModelFileError(f"codec {values!r} is unknown: it was made by another version of TEASR")
     if {len(values["mean"]), len(values["std"])} != {DCT_CHANNELS}:
         raise ModelFileError(f"the codec has {len(values['mean'])} means, expected {DCT_CHANNELS}: get the file again")
-    return DctCodec(values["mean"], values["std"])
+    return DctCodec(values["mean"], values["std"], condition_encoder)
 
 
 def shipped_base() -> BuiltinFile:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from .condition_encoder import ConditionEncoder
 
 BLOCK = 4
 DCT_CHANNELS = 3 * BLOCK * BLOCK
@@ -25,6 +28,15 @@ class Codec(Protocol):
     def encode(self, image: torch.Tensor) -> torch.Tensor: ...
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor: ...
+
+
+def encode_condition(codec: Codec, image: torch.Tensor) -> torch.Tensor:
+    """What the condition branch sees of an LQ image: (B, 3, H, W) -> (B, C, h, w), by the codec's `encode_condition`.
+
+    A codec without one, such as Qwen-Image's VAE, encodes every image alike.
+    """
+    encode = getattr(codec, "encode_condition", codec.encode)
+    return encode(image)
 
 
 def dct_matrix() -> torch.Tensor:
@@ -56,12 +68,18 @@ def coefficients_to_image(coefficients: torch.Tensor) -> torch.Tensor:
 
 
 class DctCodec:
-    """4x4 block DCT with per-channel mean and std (48,), so that latents have about zero mean and unit variance."""
+    """4x4 block DCT with per-channel mean and std (48,), so that latents have about zero mean and unit variance.
+
+    condition_encoder: what LQ images go through on top; None shows them as they are.
+    """
 
     channels = DCT_CHANNELS
     downscale = BLOCK
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], condition_encoder: ConditionEncoder | None = None
+    ) -> None:
+        self.condition_encoder = condition_encoder
         self.mean = torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1)
         assert self.mean.shape == self.std.shape == (1, DCT_CHANNELS, 1, 1)
@@ -69,6 +87,11 @@ class DctCodec:
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         coefficients = image_to_coefficients(image)  # (B, 48, h, w)
         return (coefficients - self.mean.to(image)) / self.std.to(image)
+
+    def encode_condition(self, image: torch.Tensor) -> torch.Tensor:
+        """The latent of an LQ image, repaired by the condition encoder where there is one; no gradient."""
+        latent = self.encode(image)
+        return latent if self.condition_encoder is None else self.condition_encoder.in_tiles(latent)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         return coefficients_to_image(latent * self.std.to(latent) + self.mean.to(latent))

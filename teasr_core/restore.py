@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from .auto_steps import AutoSteps
-from .codec import Codec
+from .codec import Codec, encode_condition
 from .color import COLOR_FIXES, apply_strength, fix_color
 from .errors import InputError, OutputError
 from .fidelity import check_fidelity
@@ -115,7 +115,7 @@ def restore(
     for k in range(len(image)):
         with report.phase("encode"):
             resized, padded = conditioning_image(image[k : k + 1], options.size, multiple)
-            z_lq = codec.encode(padded) if options.strength > 0 else None
+            z_lq = encode_condition(codec, padded) if options.strength > 0 else None
         if z_lq is None:
             results.append(resized)
             continue

@@ -16,8 +16,9 @@ from torch import nn
 from teasr_core import builtin
 from teasr_core.architecture import QwenArchitecture
 from teasr_core.branch_lora import BLOCK_TARGETS, BranchLora, target_paths
-from teasr_core.builtin import BASE_NAME, base_metadata
+from teasr_core.builtin import BASE_NAME, base_metadata, encoder_tensors
 from teasr_core.codec import DCT_CHANNELS, DctCodec
+from teasr_core.condition_encoder import ConditionEncoder
 from teasr_core.lora_file import PROMPT_KEY, fingerprint, lora_metadata, lora_tensors
 from teasr_core.qwen import QwenVelocity, build_transformer
 
@@ -104,12 +105,27 @@ def picture(height: int, width: int, batch: int = 1, seed: int = 4) -> torch.Ten
     return (ramp + 0.2 * torch.rand(batch, 3, height, width, generator=generator(seed))).contiguous()
 
 
+def condition_encoder(seed: int = 5) -> ConditionEncoder:
+    """A random encoder that sees 6 latent pixels away."""
+    encoder = ConditionEncoder(DCT_CHANNELS, width=8, blocks=2)
+    shapes = {key: value.shape for key, value in encoder.state_dict().items()}
+    source = generator(seed)
+    encoder.load_state_dict({key: 0.1 * torch.randn(shape, generator=source) for key, shape in shapes.items()})
+    return encoder.eval().requires_grad_(False)
+
+
 def write_base(
-    path: Path, architecture: QwenArchitecture = ARCHITECTURE, dtype: torch.dtype = torch.float32, **changes: str
+    path: Path,
+    architecture: QwenArchitecture = ARCHITECTURE,
+    dtype: torch.dtype = torch.float32,
+    encoder: ConditionEncoder | None = None,
+    **changes: str,
 ) -> Path:
-    """A base file; `changes` replace metadata."""
-    tensors = {**base_weights(architecture), PROMPT_KEY: prompt_embeds(architecture)}
-    metadata = base_metadata(architecture, "lq_residual", True, codec(), {"steps": 0})
+    """A base file, with a condition encoder if one is given; `changes` replace metadata."""
+    its_codec = codec()
+    its_codec.condition_encoder = encoder
+    tensors = {**base_weights(architecture), PROMPT_KEY: prompt_embeds(architecture), **encoder_tensors(its_codec)}
+    metadata = base_metadata(architecture, "lq_residual", True, its_codec, {"steps": 0})
     save_file({key: value.to(dtype) for key, value in tensors.items()}, path, metadata=metadata | changes)
     return path
 

@@ -11,6 +11,7 @@ from teasr_core.errors import ConfigError
 
 from .toml_config import from_mapping, read_toml
 
+PARTS = ("transformer", "encoder")
 PERCEPTUALS = ("none", "lpips-squeeze", "lpips-alex", "lpips-vgg")
 
 
@@ -58,6 +59,9 @@ class ModelConfig:
     time_scale_init: float = 0.9  # attention inputs start scaled by 1 - this * t; this and the next two with DTC alone
     noise_gate_init: float = 8.0  # the first layer's attention gate starts this * t more open
     noise_repel_init: float = 2.0  # keys start with 1 - this * t of their positional bias
+    encoder_blocks: int = 0  # residual blocks of the condition encoder; 0 = none
+    encoder_width: int = 64
+    start: str = ""  # base file whose transformer, prompt and, where it has one, encoder the run starts from
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class StageConfig:
     """A stretch of the run: which share of each batch plays which role, at which size and rate."""
 
     steps: int = 1000
+    trains: str = "transformer"  # transformer (the condition encoder is frozen) | encoder (alone: no transformer runs)
     crop_px: int = 64
     batch_size: int = 32
     data_share: float = 1.0  # rows at (1, 0) compared with the photograph (Eq. 12)
@@ -130,6 +135,8 @@ def _check(config: PretrainConfig) -> None:
     check_loss(config.loss)
     if config.model.prediction not in PREDICTIONS:
         raise ConfigError(f"model.prediction is '{config.model.prediction}': expected {' or '.join(PREDICTIONS)}")
+    if config.model.encoder_blocks < 0 or config.model.encoder_width < 1:
+        raise ConfigError("model.encoder_blocks must be at least 0 and model.encoder_width at least 1")
     if config.model.local_attention_init > 0 and min(config.model.rope_axes[1:]) < 4:
         raise ConfigError(
             f"model.rope_axes is {list(config.model.rope_axes)}: local attention needs at least 4 dimensions for rows "
@@ -139,6 +146,13 @@ def _check(config: PretrainConfig) -> None:
         shares = stage.data_share + stage.flow_share + stage.cons_share
         if abs(shares - 1) > 1e-6:
             raise ConfigError(f"stages[{index}]: data, flow and cons shares add up to {shares:g}, expected 1")
+        if stage.trains not in PARTS:
+            raise ConfigError(f"stages[{index}].trains is '{stage.trains}': expected {' or '.join(PARTS)}")
+        if stage.trains == "encoder" and (config.model.encoder_blocks < 1 or stage.data_share != 1):
+            raise ConfigError(
+                f"stages[{index}] trains the condition encoder: it needs model.encoder_blocks above 0, and data rows "
+                "alone: data_share = 1"
+            )
         if stage.crop_px < 16 or stage.crop_px % 16:
             raise ConfigError(f"stages[{index}].crop_px is {stage.crop_px}: expected a multiple of 16")
         if stage.steps < 1 or stage.batch_size < 1:

@@ -223,9 +223,7 @@ class Distiller:
         if not self.processes.is_main:
             return None
         prefix = self.model.prefix
-        tensors: dict[str, torch.Tensor] = {}
-        if "prompt_embeds" not in self.parameters:  # a LoRA file needs it, though it is not trained
-            tensors["prompt_embeds"] = self.model.velocity.prompt_embeds
+        tensors = self.model.frozen_tensors()
         for name, parameter in self.parameters.items():
             tensors[f"{prefix}.{name}"] = parameter
             tensors[f"ema.{name}"] = self.ema.shadow[name]

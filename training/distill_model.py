@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from teasr_core.builtin import codec_to_json
+from teasr_core.builtin import codec_to_json, encoder_tensors
 from teasr_core.codec import Codec, DctCodec
 from teasr_core.qwen import QwenVelocity
 
 from .adapter import lora_scale, new_adapter
 from .base_model import DTYPES, load_training_base
 from .distill_config import DistillConfig
+from .export import FROZEN_PREFIX
 from .memory.apply import PreparedMemory
 
 
@@ -52,17 +54,26 @@ class DistillModel:
         for block in blocks:
             block.compile(dynamic=False)
 
+    def frozen_tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds beside the trained weights: all that an exported file needs."""
+        if self.prefix == "lora":
+            return {"prompt_embeds": self.velocity.prompt_embeds}
+        assert isinstance(self.codec, DctCodec)
+        return {f"{FROZEN_PREFIX}{key}": value for key, value in encoder_tensors(self.codec).items()}
+
     def description(self) -> dict[str, Any]:
         """What an exported file must know, as JSON values; a resumed run must have the same."""
         adapter, base = self.config.adapter, self.base
         if self.prefix == "model":
             assert isinstance(self.codec, DctCodec)
+            encoder = self.codec.condition_encoder
             return {
                 "architecture": base.architecture.to_json(),
                 "prediction": self.velocity.prediction,
                 "use_dtc": self.velocity.use_dtc,
                 "codec": codec_to_json(self.codec),
                 "base_fingerprint": base.base_fingerprint,
+                "condition_encoder": None if encoder is None else json.dumps(encoder.config()),
             }
         return {
             "lora": {

@@ -5,13 +5,14 @@ From a pretraining run, or from a distillation with `adapter.trainable = "all"`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from teasr_core.architecture import QwenArchitecture
-from teasr_core.builtin import base_metadata, codec_from_json
+from teasr_core.builtin import base_metadata, codec_from_json, encoder_from_file
 from teasr_core.errors import InputError
 from teasr_core.lora_file import PROMPT_KEY
 
@@ -22,6 +23,7 @@ from .toml_config import from_mapping
 
 # The repository carries base and LoRA together in at most this much (SPEC 1).
 MAX_BYTES = 48 * 2**20
+FROZEN_PREFIX = "frozen."  # in a checkpoint: tensors of the exported file that are not trained
 
 
 def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]:
@@ -43,6 +45,8 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
             name = key.removeprefix(prefix)
             name = PROMPT_KEY if name == "prompt_embeds" else name.removeprefix("transformer.")
             exported[name] = value.to(torch.bfloat16)
+        elif key.startswith(FROZEN_PREFIX):  # what a distillation of all weights leaves as it was
+            exported[key.removeprefix(FROZEN_PREFIX)] = value.to(torch.bfloat16)
     size = sum(2 * w.numel() for w in exported.values())
     if size > MAX_BYTES:
         raise InputError(
@@ -58,9 +62,18 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
         "perceptual": state["config"]["loss"]["perceptual"],
         **made_by,
     }
-    metadata = base_metadata(architecture, prediction, use_dtc, codec_from_json(state["codec"]), summary)
+    codec = codec_from_json(state["codec"], encoder_from_file(_encoder_config(state), exported))
+    metadata = base_metadata(architecture, prediction, use_dtc, codec, summary)
     write_atomically(output, exported, metadata)
     return summary
+
+
+def _encoder_config(state: dict[str, Any]) -> str | None:
+    """The condition encoder's JSON in a base file, of a pretraining run or a distillation."""
+    if "model" not in state["config"]:
+        return state.get("condition_encoder")
+    model = from_mapping(ModelConfig, state["config"]["model"], "model.")
+    return json.dumps({"width": model.encoder_width, "blocks": model.encoder_blocks}) if model.encoder_blocks else None
 
 
 def _described(state: dict[str, Any]) -> tuple[QwenArchitecture, str, bool, dict[str, Any]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from teasr_core.codec import Codec
+from teasr_core.codec import Codec, encode_condition
 from teasr_core.dtc import check_target_times
 from teasr_core.flow import clean_from_output, interpolate
 from teasr_core.qwen import QwenVelocity
@@ -57,7 +57,7 @@ class Batch:
     def encode(cls, codec: Codec, lq: torch.Tensor, hq: torch.Tensor) -> Batch:
         """From images (B, 3, H, W) in [0, 1]; no gradient."""
         with torch.no_grad():
-            return cls(2 * hq - 1, codec.encode(hq), codec.encode(lq))
+            return cls(2 * hq - 1, codec.encode(hq), encode_condition(codec, lq))
 
 
 @dataclass

@@ -4,6 +4,7 @@ One batch, one forward: the role of a row decides its times and its target.
     data rows  (t, t_tar) = (1, 0), pure noise; the one-step result is compared with the photograph (Eq. 6, 12, 13)
     flow rows  t_tar = t; the velocity of the straight path (Eq. 5)
     cons rows  random (t, s); the average of the model's own two half steps (Eq. 1-4)
+A model with a condition encoder trains that first, by itself; it is frozen in the stages that train the transformer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from teasr_core.builtin import codec_from_json, codec_to_json
-from teasr_core.codec import DctCodec
+from teasr_core.codec import DctCodec, encode_condition
 from teasr_core.errors import ConfigError
 from teasr_core.flow import clean_from_output, interpolate
 
@@ -28,7 +29,7 @@ from .dataset import batches
 from .ema import Ema
 from .losses import Perceptual
 from .lpips_metric import load_perceptual
-from .pretrain_model import PretrainModel, measure_codec
+from .pretrain_model import PretrainModel, load_start, measure_codec
 from .preview import write_preview
 from .resume import check_same, plain
 from .runlog import Means, RunLog, gain_db
@@ -57,11 +58,16 @@ def pretrain_losses(
     """The losses of one batch, each already multiplied by its share of rows; their sum is to be differentiated.
 
     lq, hq: (B, 3, H, W) in [0, 1]. Returns scalars `data`, `lpips`, `flow`, `cons`, those with rows only.
-    The one-step result (Eq. 6) and its perceptual loss (Eq. 13) are formed here.
+    The one-step result (Eq. 6) and its perceptual loss (Eq. 13) are formed here. A stage that trains the condition
+    encoder has `data` alone, of the encoder's own picture.
     """
+    if stage.trains == "encoder":
+        assert model.condition_encoder is not None  # checked with the config
+        encoded = model.condition_encoder(codec.encode(lq)).float()  # (B, C, h, w)
+        return {"data": losses.data_loss(2 * codec.decode(encoded) - 1, 2 * hq - 1)}
     velocity = model.velocity()
     num_data, num_flow, num_cons = split_roles(stage)
-    z_0, z_lq = codec.encode(hq), codec.encode(lq)  # (B, C, h, w)
+    z_0, z_lq = codec.encode(hq), encode_condition(codec, lq)  # (B, C, h, w)
     noise = torch.randn(z_0.shape, generator=generator)  # (B, C, h, w)
     t_flow = time_sampling.flow_times(num_flow, generator)  # (F,)
     t_cons, s_cons = time_sampling.consistency_times(num_cons, generator)  # (K,)
@@ -97,10 +103,13 @@ def pretrain_losses(
 
 
 def learning_rate(config: PretrainConfig, step: int) -> float:
-    """Linear within a stage from lr_start to lr_end, times a linear warm-up over the run's first steps."""
-    _, stage, done = config.stage_at(step)
+    """Linear within a stage from lr_start to lr_end, times a linear warm-up wherever training turns to another part."""
+    index, stage, done = config.stage_at(step)
     rate = stage.lr_start + (stage.lr_end - stage.lr_start) * done / stage.steps
-    return rate * min(1.0, (step + 1) / max(1, config.optim.warmup_steps))
+    while index > 0 and config.stages[index - 1].trains == stage.trains:
+        index -= 1
+        done += config.stages[index].steps
+    return rate * min(1.0, (done + 1) / max(1, config.optim.warmup_steps))
 
 
 class Pretrainer:
@@ -131,8 +140,13 @@ class Pretrainer:
         checkpoints = list_checkpoints(self.folder)
         if checkpoints:
             self._load(checkpoints[-1])
+        elif config.model.start:
+            self.codec = load_start(self.model, Path(config.model.start))
+            self.ema = Ema(self.parameters.items(), config.optim.ema_decay)
+            self.log.note(f"starting from {Path(config.model.start).name}")
         else:
             self.codec = measure_codec(config.data, config.run.seed)
+        self.codec.condition_encoder = self.model.condition_encoder
         if config.run.compile:
             for block in self.model.transformer.transformer_blocks:
                 block.compile(dynamic=False)
@@ -174,7 +188,9 @@ class Pretrainer:
             if self.step % run.checkpoint_every == 0:
                 self.save()
             if run.preview_images and self.step % run.preview_every == 0:
-                write_preview(self.folder / f"preview_{self.step:08d}.jpg", self.ema_model().velocity(), self.codec,
+                averaged = self.ema_model()
+                codec = codec_from_json(codec_to_json(self.codec), averaged.condition_encoder)
+                write_preview(self.folder / f"preview_{self.step:08d}.jpg", averaged.velocity(), codec,
                               [Path(p) for p in run.preview_images], self._autocast)  # fmt: skip
             if self._stop.is_made:
                 self.log.note(f"stopping after step {self.step}")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from teasr_core.architecture import QwenArchitecture
+from teasr_core.builtin import read_base
 from teasr_core.codec import DCT_CHANNELS, DctCodec, image_to_coefficients
+from teasr_core.condition_encoder import ConditionEncoder
+from teasr_core.errors import ConfigError
 from teasr_core.qwen import QwenVelocity, build_transformer
 
 from .config import DataConfig, ModelConfig
@@ -28,7 +33,7 @@ def architecture_of(config: ModelConfig) -> QwenArchitecture:
 
 
 class PretrainModel(nn.Module):
-    """Transformer and prompt embedding (T, text_width) as one module, so that one state dict holds both."""
+    """Transformer, prompt embedding (T, text_width) and condition encoder as one module: one state dict holds all."""
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
         super().__init__()
@@ -39,9 +44,39 @@ class PretrainModel(nn.Module):
             self.transformer = build_transformer(self.architecture)
             initialise(self.transformer, config)
             self.prompt_embeds = nn.Parameter(torch.randn(config.prompt_tokens, config.text_width))
+            self.condition_encoder: ConditionEncoder | None = None
+            if config.encoder_blocks > 0:
+                self.condition_encoder = ConditionEncoder(DCT_CHANNELS, config.encoder_width, config.encoder_blocks)
 
     def velocity(self) -> QwenVelocity:
         return QwenVelocity(self.transformer, self.prompt_embeds, self.config.prediction, use_dtc=self.config.use_dtc)
+
+
+def load_start(model: PretrainModel, path: Path) -> DctCodec:
+    """Give `model` the weights of a base file, in place; returns the file's codec, which they are used to.
+
+    A condition encoder that only one of them has is left as it is. ConfigError where the sizes differ.
+    """
+    base = read_base(path)
+    config = model.config
+    if (base.architecture, base.prediction, base.use_dtc) != (model.architecture, config.prediction, config.use_dtc):
+        raise ConfigError(
+            f"model.start is {path.name}, a model of {base.architecture}, prediction {base.prediction}, dtc "
+            f"{base.use_dtc}: give [model] the same, or leave start out"
+        )
+    if base.prompt_embeds.shape != model.prompt_embeds.shape:
+        raise ConfigError(f"model.start has {len(base.prompt_embeds)} prompt tokens: set model.prompt_tokens to that")
+    model.transformer.load_state_dict(dict(base.tensors))
+    with torch.no_grad():
+        model.prompt_embeds.copy_(base.prompt_embeds)
+    found, own = base.codec.condition_encoder, model.condition_encoder
+    if found is not None and own is not None:
+        if found.config() != own.config():
+            raise ConfigError(
+                f"model.start has a condition encoder of {found.config()}, [model] asks for {own.config()}"
+            )
+        own.load_state_dict(found.state_dict())
+    return base.codec
 
 
 def measure_codec(config: DataConfig, seed: int) -> DctCodec:

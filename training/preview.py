@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from teasr_core.codec import Codec
+from teasr_core.codec import Codec, encode_condition
 from teasr_core.geometry import TargetSize, resize
 from teasr_core.qwen import QwenVelocity
 from teasr_core.sampler import initial_noise, sample
@@ -38,7 +38,7 @@ def write_preview(
         hq = _centre(Image.open(photograph).convert("RGB"))  # (128, 128, 3)
         lq = degrade(hq, LIGHT, SCALE, np.random.default_rng([0, index]))
         image = resize(_tensor(lq), TargetSize(CROP_PX, CROP_PX))  # (1, 3, 128, 128)
-        z_lq = codec.encode(image.to(device))  # (1, C, h, w)
+        z_lq = encode_condition(codec, image.to(device))  # (1, C, h, w)
         noise = initial_noise(0, *z_lq.shape[1:]).to(device)
         with torch.no_grad(), forward_context():
             latents = [sample(velocity, noise, z_lq, linear_taus(n)) for n in STEPS]

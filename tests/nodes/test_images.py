@@ -33,6 +33,34 @@ def test_vae_refuses_another_models_latent(host, builtin):
         builtin.vae.decode(torch.zeros(1, 16, 1, 4, 4))
 
 
+@pytest.fixture
+def encoder(host, builtin):
+    """A random condition encoder in the built-in VAE, for one test."""
+    encoder = host.pack("teasr_core.condition_encoder").ConditionEncoder(48, width=8, blocks=2)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in encoder.parameters():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    builtin.vae.codec.condition_encoder = encoder.requires_grad_(False)
+    return encoder
+
+
+@pytest.mark.parametrize("side", [64, 80])
+def test_condition_goes_through_the_encoder_and_the_vae_does_not(host, builtin, encoder, monkeypatch, side):
+    """TEASRCondition gives what the command line samples from, in tiles too; stock VAE nodes stay exact."""
+    module, codec = host.pack("teasr_core.condition_encoder"), builtin.vae.codec
+    monkeypatch.setattr(module, "TILE", 16)
+    monkeypatch.setattr(module, "OVERLAP", 4)
+    image = torch.rand(1, side, side, 3)
+    conditioning, *_ = host.run(
+        "TEASRCondition", image=image, vae=builtin.vae, conditioning=builtin.conditioning, size=factor(1.0)
+    )
+    found = builtin.model.model.process_latent_in(conditioning[0][1]["reference_latents"][0])[:, :, 0]
+    pixels = image.movedim(-1, 1)
+    assert torch.allclose(found, codec.encode_condition(pixels), atol=1e-4)
+    assert (found - codec.encode(pixels)).abs().max() > 0.05
+    assert torch.allclose(builtin.vae.decode(builtin.vae.encode(image)), image, atol=1e-5)
+
+
 def test_latent_format_normalises_once_and_previews_in_colour(host, builtin, assets):
     """SPEC 7: raw coefficients outside, (x - mean) / std inside; a flat colour previews as that colour."""
     codec = host.pack("teasr_core.builtin").shipped_base().codec

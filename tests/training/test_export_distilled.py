@@ -18,10 +18,10 @@ from training.export_lora import export_lora
 def distilled(tmp_path, photos):
     """distilled(trainable): a run of two steps on the tiny base; its trainer."""
 
-    def run(trainable):
+    def run(trainable, encoder=None):
         config = DistillConfig(
             RunConfig(output_dir=str(tmp_path / "run"), threads=1, workers=0, autocast=False, log_every=100),
-            BaseConfig(path=str(tiny.write_base(tmp_path / "tiny_base.safetensors"))),
+            BaseConfig(path=str(tiny.write_base(tmp_path / "tiny_base.safetensors", encoder=encoder))),
             AdapterConfig(trainable=trainable, rank=tiny.RANK, alpha=tiny.RANK / 2),
             data=DataConfig((str(photos),), cache_mb=20),
             train=TrainConfig(steps=2, crop_px=32),
@@ -67,6 +67,14 @@ def test_a_whole_model_becomes_a_base(distilled, tmp_path, capsys):
         assert torch.equal(base.tensors[name], parameter.detach().bfloat16())
     z_t, z_lq = tiny.latents(batch=1)
     assert build_velocity(base)(z_t, torch.ones(1), z_lq, torch.zeros(1)).isfinite().all()
+
+
+def test_a_whole_model_keeps_its_condition_encoder(distilled, tmp_path):
+    trainer, out = distilled("all", tiny.condition_encoder()), tmp_path / "out.safetensors"
+    assert main(["export", str(trainer.folder), str(out), "--weights", "ema"]) == 0
+    z = tiny.latents()[1]
+    found, wanted = read_base(out).codec.condition_encoder, tiny.condition_encoder()
+    assert float((found(z) - wanted(z)).abs().max()) < 0.05  # bf16 weights
 
 
 def test_tiny_distill_writes_what_the_trainer_writes(distilled, tmp_path):
