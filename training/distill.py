@@ -64,6 +64,7 @@ class Distiller:
         self.objective = Objective(
             self.model.velocity, self.model.codec, None if perceptual is None else perceptual.to(device),
             config.loss.loss_space, config.ablation.tar, config.loss.w_max, self._autocast,
+            use_windows=config.loss.perceptual_windows,
         )  # fmt: skip
         self.optimizer = NamedOptimizer(self.parameters, config.optim)
         self.ema = Ema(self.parameters.items(), config.optim.ema_decay)

@@ -11,7 +11,7 @@ from teasr_core.branch_lora import BLOCK_TARGETS
 from teasr_core.errors import ConfigError
 
 from .config import PERCEPTUALS, DataConfig, RunConfig, check_data, check_run
-from .losses import MAX_RECTIFICATION
+from .losses import MAX_OFFSET, MAX_RECTIFICATION
 from .memory.config import MemoryConfig
 from .objective import LAYOUTS
 from .optimizers import KINDS
@@ -56,6 +56,7 @@ class DistillLossConfig:
     loss_space: str = "latent"  # pixel | latent (SPEC 9)
     perceptual: str = "none"  # none | lpips-alex | lpips-vgg | lpips-squeeze
     perceptual_backbone: str = ""  # local file with the ImageNet features of that network (lpips_metric.py)
+    perceptual_windows: bool = False  # LPIPS at random offsets: no lattice along the tokens (losses.perceptual_window)
     data: float = 1.0
     lpips: float = 1.0
     flow: float = 1.0
@@ -156,10 +157,11 @@ def check_distill(config: DistillConfig) -> None:
             f"loss.perceptual is '{config.loss.perceptual}' and loss.perceptual_backbone is empty: "
             "name the local file of its ImageNet features (docs/training.md says where to get it)"
         )
-    if config.loss.perceptual != "none" and config.train.crop_px < PERCEPTUAL_CROP_PX:
+    least = PERCEPTUAL_CROP_PX + (MAX_OFFSET if config.loss.perceptual_windows else 0)
+    if config.loss.perceptual != "none" and config.train.crop_px < least:
         raise ConfigError(
             f"train.crop_px is {config.train.crop_px}: loss.perceptual '{config.loss.perceptual}' expects at least "
-            f"{PERCEPTUAL_CROP_PX}"
+            f"{least}"
         )
     _check_optim(config.optim)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import time_sampling
+from . import losses, time_sampling
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Draws:
     noise_fake: torch.Tensor
     s: torch.Tensor  # where the two scores are compared
     noise_s: torch.Tensor
+    perceptual_offset: torch.Tensor  # (2,) rows and columns of the picture that a windowed LPIPS leaves out
 
     def to(self, device: torch.device) -> Draws:
         return Draws(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
@@ -45,4 +46,5 @@ def draw(shape: tuple[int, int, int, int], generator: torch.Generator) -> Draws:
         noise_fake=torch.randn(shape, generator=generator),
         s=time_sampling.fake_times(batch, generator),
         noise_s=torch.randn(shape, generator=generator),
+        perceptual_offset=losses.perceptual_offset(generator),
     )

@@ -16,6 +16,7 @@ from teasr_core.velocity import Velocity
 FULL_WEIGHT_TIME = 0.1
 MAX_DIFFERENCE = 1.0  # of Delta, before its weight (METHOD 1)
 MAX_RECTIFICATION = 10.0  # of w(s)
+MAX_OFFSET = 7  # of a perceptual window, in pixels: every phase of the built-in model's tokens
 
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, 3, H, W) twice in [-1, 1] -> (B,)
 
@@ -126,13 +127,18 @@ def rectification_loss(
     return weighted_mse(output, rectification_target(output, delta, w, prediction), channel_weight)
 
 
-def perceptual_window(image: torch.Tensor, generator: torch.Generator) -> tuple[slice, ...]:
-    """A part of (B, C, H, W), to be compared by a perceptual network: all but the first 0 to 7 rows and columns, drawn.
+def perceptual_offset(generator: torch.Generator) -> torch.Tensor:
+    """(2,) rows and columns, each 0 to 7, that `perceptual_window` leaves out."""
+    return torch.randint(0, MAX_OFFSET + 1, (2,), generator=generator)
+
+
+def perceptual_window(image: torch.Tensor, offset: torch.Tensor) -> tuple[slice, ...]:
+    """The part of (B, C, H, W) that a perceptual network compares: all but the first `offset` rows and columns.
 
     Such networks look at every second, fourth and eighth pixel from the corner on. Crops begin where tokens begin, so
     without this the same pixels of every token are looked at each time, and the others may form a lattice.
     """
-    top, left = torch.randint(0, 8, (2,), generator=generator).tolist()
+    top, left = (int(value) for value in offset)
     return (slice(None), slice(None), slice(top, image.shape[2]), slice(left, image.shape[3]))
 
 

@@ -75,7 +75,7 @@ class Objective:
     Args:
         velocity: network and adapter; gradients go to whatever of them requires one.
         codec: decodes the one-step result for the data loss; differentiable.
-        perceptual: LPIPS or None.
+        perceptual: LPIPS or None. use_windows: it sees `losses.perceptual_window`, drawn anew each time.
         loss_space: "pixel" weighs latent errors as pixel errors (SPEC 9, needs the codec's `pixel_weights`), "latent".
         use_tar: False sets w(s) = 1 (ablation).
         w_max: cap of w(s).
@@ -93,8 +93,10 @@ class Objective:
         w_max: float = losses.MAX_RECTIFICATION,
         forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
         phase: Phase = no_phase,
+        use_windows: bool = False,
     ) -> None:
         self.velocity = velocity
+        self.use_windows = use_windows
         self.codec = codec
         self.perceptual = perceptual
         self.use_tar = use_tar
@@ -168,11 +170,14 @@ class Objective:
         output = self._output(z_t, t, batch.z_lq, -t)
         return self._velocity_loss(output, losses.adversarial_target(z_fake, draws.noise_fake), z_t, batch, t)
 
-    def data(self, batch: Batch, z_fake: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def data(self, batch: Batch, draws: Draws, z_fake: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(MSE, LPIPS) of the decoded one-step result; LPIPS is 0 without a network for it. Eq. 12, 13"""
         x_fake = 2 * self.codec.decode(z_fake) - 1  # (B, 3, H, W)
-        lpips = losses.perceptual_loss(self.perceptual, x_fake, batch.x_0) if self.perceptual else z_fake.new_zeros(())
-        return losses.data_loss(x_fake, batch.x_0), lpips
+        mse = losses.data_loss(x_fake, batch.x_0)
+        if self.perceptual is None:
+            return mse, z_fake.new_zeros(())
+        window = losses.perceptual_window(x_fake, draws.perceptual_offset) if self.use_windows else slice(None)
+        return mse, losses.perceptual_loss(self.perceptual, x_fake[window], batch.x_0[window])
 
     def rectify(self, output: torch.Tensor, delta: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """L_rectify on the raw one-step output; w(s) = 1 without TAR. Eq. 11, 14"""
@@ -202,7 +207,7 @@ class Objective:
             z_fake = self._clean(output, draws, batch)  # (B, C, h, w)
         leaf = z_fake.detach().requires_grad_()
         with self.phase("decode"):
-            mse, lpips = self.data(batch, leaf)
+            mse, lpips = self.data(batch, draws, leaf)
             (scale * weights.data * (mse + weights.lpips * lpips)).backward()
         with self.phase("rectify forward"):
             delta = self.score_difference(batch, draws, leaf)
@@ -225,7 +230,7 @@ class Objective:
         ).chunk(3)  # (B, C, h, w)
         z_fake = self._clean(out_one, draws, batch)
         delta = self.score_difference(batch, draws, z_fake)
-        mse, lpips = self.data(batch, z_fake)
+        mse, lpips = self.data(batch, draws, z_fake)
         rectify = self.rectify(out_one, delta, draws.s)
         flow_target = losses.flow_target(batch.z_0, draws.noise_flow)
         parts = {

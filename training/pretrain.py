@@ -86,7 +86,7 @@ def pretrain_losses(
         x_fake, x_0 = 2 * codec.decode(clean) - 1, 2 * hq[data] - 1  # (D, 3, H, W)
         result["data"] = losses.data_loss(x_fake, x_0) * (num_data / batch)
         if perceptual is not None and stage.perceptual_weight > 0:
-            window = losses.perceptual_window(x_0, generator)
+            window = losses.perceptual_window(x_0, losses.perceptual_offset(generator))
             loss = perceptual(x_fake[window], x_0[window]).mean()
             result["lpips"] = loss * (stage.perceptual_weight * num_data / batch)
     if num_flow:

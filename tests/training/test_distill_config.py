@@ -141,13 +141,16 @@ def test_values_that_do_not_go_together(load):
     assert load("", *backbone).loss.perceptual == "lpips-alex"
     with pytest.raises(ConfigError, match=r"train\.crop_px is 16: .* expects at least 32"):
         load("", *backbone, "train.crop_px=16")
+    with pytest.raises(ConfigError, match=r"train\.crop_px is 32: .* expects at least 39"):
+        load("", *backbone, "train.crop_px=32", "loss.perceptual_windows=true")
 
 
 def test_every_field_that_may_be_wrong_is_checked():
     """A field that no check reads must take any value of its type; these do."""
     free = {
         "run": {"output_dir", "autocast", "compile", "use_tensorboard", "preview_images"},
-        "base": {"path", "vae", "prompt"}, "ablation": {"dtc", "tar"}, "loss": {"perceptual_backbone"},
+        "base": {"path", "vae", "prompt"}, "ablation": {"dtc", "tar"},
+        "loss": {"perceptual_backbone", "perceptual_windows"},
         "data": {"folders", "pairs", "cache_mb"}, "memory": {"image_stream", "text_stream"},
     }  # fmt: skip
     named = {override.split("=")[0] for override in WRONG}

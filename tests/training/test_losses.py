@@ -9,6 +9,7 @@ from training.losses import (
     consistency_target,
     data_loss,
     flow_target,
+    perceptual_offset,
     perceptual_window,
     residual_time_weight,
     velocity_loss,
@@ -130,6 +131,6 @@ def test_data_loss_is_the_unclamped_pixel_mse():
 def test_the_perceptual_window_falls_at_every_phase_of_the_token_grid():
     image = torch.zeros(2, 3, 24, 32)
     generator = torch.Generator().manual_seed(0)
-    windows = [perceptual_window(image, generator) for _ in range(400)]
+    windows = [perceptual_window(image, perceptual_offset(generator)) for _ in range(400)]
     assert {(window[2].start, window[3].start) for window in windows} == {(y, x) for y in range(8) for x in range(8)}
     assert {image[window].shape for window in windows} == {(2, 3, 24 - y, 32 - x) for y in range(8) for x in range(8)}

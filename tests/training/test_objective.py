@@ -176,6 +176,28 @@ def test_without_a_perceptual_network_its_loss_is_zero_and_the_rest_the_same():
     assert {k: v for k, v in without.items() if k != "lpips"} == {k: v for k, v in with_it.items() if k != "lpips"}
 
 
+@pytest.mark.parametrize("layout", ["sequential", "batched"])
+def test_windows_move_what_the_perceptual_network_sees_and_nothing_else(layout):
+    seen, velocity = [], trained()
+
+    def perceptual(x_fake, x_0):
+        seen.append((x_fake.detach().clone(), x_0))
+        return (x_fake - x_0).square().mean((1, 2, 3))
+
+    figures = [
+        objective(velocity, perceptual=perceptual, use_windows=on).backward(BATCH, DRAWS, WEIGHTS, layout=layout).losses
+        for on in (False, True)
+    ]
+    (whole, target), (window, target_window) = seen
+    top, left = (int(value) for value in DRAWS.perceptual_offset)
+    assert (top, left) != (0, 0)
+    assert torch.equal(window, whole[..., top:, left:])
+    assert torch.equal(target_window, target[..., top:, left:])
+    assert {k: v for k, v in figures[0].items() if k != "lpips"} == {
+        k: v for k, v in figures[1].items() if k != "lpips"
+    }
+
+
 # Precision
 
 
