@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BLOCK = 4
 DCT_CHANNELS = 3 * BLOCK * BLOCK
+STRIP = 128  # rows of blocks that a codec transforms at a time
 
 
 class Codec(Protocol):
@@ -84,9 +85,16 @@ class DctCodec:
         self.std = torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1)
         assert self.mean.shape == self.std.shape == (1, DCT_CHANNELS, 1, 1)
 
+    # Row by row of blocks would do; strips keep what is made on the way small beside the picture.
+
     def encode(self, image: torch.Tensor) -> torch.Tensor:
-        coefficients = image_to_coefficients(image)  # (B, 48, h, w)
-        return (coefficients - self.mean.to(image)) / self.std.to(image)
+        batch, _, height, width = image.shape
+        latent = image.new_empty(batch, DCT_CHANNELS, height // BLOCK, width // BLOCK)
+        mean, std = self.mean.to(image), self.std.to(image)
+        for y in range(0, latent.shape[2], STRIP):
+            rows = image[:, :, y * BLOCK : (y + STRIP) * BLOCK]
+            latent[:, :, y : y + STRIP] = (image_to_coefficients(rows) - mean) / std
+        return latent
 
     def encode_condition(self, image: torch.Tensor) -> torch.Tensor:
         """The latent of an LQ image, repaired by the condition encoder where there is one; no gradient."""
@@ -94,7 +102,13 @@ class DctCodec:
         return latent if self.condition_encoder is None else self.condition_encoder.in_tiles(latent)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        return coefficients_to_image(latent * self.std.to(latent) + self.mean.to(latent))
+        batch, _, h, w = latent.shape
+        image = latent.new_empty(batch, 3, h * BLOCK, w * BLOCK)
+        mean, std = self.mean.to(latent), self.std.to(latent)
+        for y in range(0, h, STRIP):
+            rows = latent[:, :, y : y + STRIP]
+            image[:, :, y * BLOCK : (y + STRIP) * BLOCK] = coefficients_to_image(rows * std + mean)
+        return image
 
     @property
     def pixel_weights(self) -> torch.Tensor:

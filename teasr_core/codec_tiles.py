@@ -59,7 +59,7 @@ def convert_in_tiles(
         window = _window(y, x, plan, size_out)
         total[window] += weight * tile
         weights[window] += weight
-    return total / weights
+    return total.div_(weights)
 
 
 def _window(y: int, x: int, plan: TilePlan, size: int) -> tuple[Any, ...]:

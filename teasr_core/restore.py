@@ -120,9 +120,10 @@ def restore(
             results.append(resized)
             continue
         with report.phase("sample"):
-            z_0 = sampler(z_lq)
+            latent = sampler(z_lq)
+        del padded, z_lq  # each is as large as the picture
         with report.phase("decode"):
-            results.append(finish(codec.decode(z_0), resized, options))
+            results.append(finish(codec.decode(latent), resized, options))
     report.size = options.size
     return torch.cat(results)
 

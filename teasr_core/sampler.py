@@ -45,6 +45,6 @@ def sample(
         t_tar = taus[i + 1].to(z.device).expand(len(z))  # (B,)
         v = velocity(z, t_cur, z_lq, t_tar)  # (B, C, H, W)
         if on_step is not None:
-            on_step(i, z - taus[i].to(z.device) * v)
-        z = z - (taus[i] - taus[i + 1]).to(z.device) * v
+            on_step(i, torch.sub(z, v, alpha=float(taus[i])))
+        z = torch.sub(z, v, alpha=float(taus[i] - taus[i + 1]))
     return z

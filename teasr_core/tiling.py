@@ -101,4 +101,4 @@ class TiledVelocity:
             )  # (tile, tile)
             total[window] += weight * v
             weights[window] += weight
-        return total / weights
+        return total.div_(weights)  # a large picture's latent is held as few times as can be
