@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teasr_core.architecture import QWEN_IMAGE, QwenArchitecture
+from teasr_core.builtin import shipped_base
 from teasr_core.errors import ConfigError
 
-from .config import ModelConfig
 from .distill_config import BUILTIN, DistillConfig, check_distill
 from .memory.costs import VAE_BASE_DIM, Problem
-from .pretrain_model import architecture_of
 from .toml_config import from_mapping, read_toml
 
 NAMED = (BUILTIN, "qwen-image")
@@ -92,16 +91,16 @@ def bench_settings(
             raise ConfigError(f"{name} is {value}: expected at least 1")
     if config.adapter.trainable != "lora":
         raise ConfigError('adapter.trainable is "all": bench measures the training of a LoRA, set it to "lora"')
-    model = ModelConfig()
-    found = resized(architecture_of(model) if is_builtin else QWEN_IMAGE, layers, heads, width)
+    base = shipped_base() if is_builtin else None
+    found = resized(QWEN_IMAGE if base is None else base.architecture, layers, heads, width)
     multiple = 16 if is_builtin else 32  # an even token grid (SPEC 6)
     if config.train.crop_px % multiple:
         raise ConfigError(f"train.crop_px is {config.train.crop_px}: {architecture} takes multiples of {multiple}")
     return BenchSettings(
         config,
         found,
-        prediction=model.prediction if is_builtin else "velocity",
-        prompt_tokens=model.prompt_tokens if is_builtin else QWEN_PROMPT_TOKENS,
+        prediction="velocity" if base is None else base.prediction,
+        prompt_tokens=QWEN_PROMPT_TOKENS if base is None else len(base.prompt_embeds),
         steps=steps,
         use_decode=use_decode,
         vae_width=vae_width,

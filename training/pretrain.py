@@ -59,12 +59,12 @@ def pretrain_losses(
 
     lq, hq: (B, 3, H, W) in [0, 1]. Returns scalars `data`, `lpips`, `flow`, `cons`, those with rows only.
     The one-step result (Eq. 6) and its perceptual loss (Eq. 13) are formed here. A stage that trains the condition
-    encoder has `data` alone, of the encoder's own picture.
+    encoder has `data` and `lpips` alone, of the encoder's own picture.
     """
     if stage.trains == "encoder":
         assert model.condition_encoder is not None  # checked with the config
         encoded = model.condition_encoder(codec.encode(lq)).float()  # (B, C, h, w)
-        return {"data": losses.data_loss(2 * codec.decode(encoded) - 1, 2 * hq - 1)}
+        return picture_losses(codec, encoded, hq, stage, perceptual, generator, share=1.0)
     velocity = model.velocity()
     num_data, num_flow, num_cons = split_roles(stage)
     z_0, z_lq = codec.encode(hq), encode_condition(codec, lq)  # (B, C, h, w)
@@ -83,12 +83,7 @@ def pretrain_losses(
     result: dict[str, torch.Tensor] = {}
     if num_data:
         clean = clean_from_output(kind, output[data], z_t[data], z_lq[data], t[data])
-        x_fake, x_0 = 2 * codec.decode(clean) - 1, 2 * hq[data] - 1  # (D, 3, H, W)
-        result["data"] = losses.data_loss(x_fake, x_0) * (num_data / batch)
-        if perceptual is not None and stage.perceptual_weight > 0:
-            window = losses.perceptual_window(x_0, losses.perceptual_offset(generator))
-            loss = perceptual(x_fake[window], x_0[window]).mean()
-            result["lpips"] = loss * (stage.perceptual_weight * num_data / batch)
+        result |= picture_losses(codec, clean, hq[data], stage, perceptual, generator, num_data / batch)
     if num_flow:
         target = losses.flow_target(z_0[flow], noise[flow])
         result["flow"] = losses.velocity_loss(kind, output[flow], target, z_t[flow], z_lq[flow], t[flow], weight) * (
@@ -99,6 +94,27 @@ def pretrain_losses(
         result["cons"] = losses.velocity_loss(kind, output[cons], target, z_t[cons], z_lq[cons], t[cons], weight) * (
             num_cons / batch
         )
+    return result
+
+
+def picture_losses(
+    codec: DctCodec,
+    clean: torch.Tensor,
+    hq: torch.Tensor,
+    stage: StageConfig,
+    perceptual: Perceptual | None,
+    generator: torch.Generator,
+    share: float,
+) -> dict[str, torch.Tensor]:
+    """`data` (Eq. 12) and, in stages that ask for it, `lpips` (Eq. 13) of a clean latent (B, C, h, w), times `share`.
+
+    hq: (B, 3, H, W) in [0, 1].
+    """
+    x_fake, x_0 = 2 * codec.decode(clean) - 1, 2 * hq - 1  # (B, 3, H, W)
+    result = {"data": losses.data_loss(x_fake, x_0) * share}
+    if perceptual is not None and stage.perceptual_weight > 0:
+        window = losses.perceptual_window(x_0, losses.perceptual_offset(generator))
+        result["lpips"] = perceptual(x_fake[window], x_0[window]).mean() * (stage.perceptual_weight * share)
     return result
 
 
