@@ -93,6 +93,7 @@ class StageConfig:
     flow_share: float = 0.0  # rows at t_tar = t (Eq. 5)
     cons_share: float = 0.0  # rows compared with their own two half steps (Eq. 1-4)
     perceptual_weight: float = 0.0  # of LPIPS on the data rows (Eq. 13)
+    lattice_weight: float = 0.0  # of `losses.lattice_loss` on the data rows: what LPIPS would bring along
     lr_start: float = 5e-4
     lr_end: float = 5e-4
 

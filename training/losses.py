@@ -16,6 +16,7 @@ from teasr_core.velocity import Velocity
 FULL_WEIGHT_TIME = 0.1
 MAX_DIFFERENCE = 1.0  # of Delta, before its weight (METHOD 1)
 MAX_RECTIFICATION = 10.0  # of w(s)
+LATTICE_PX = 8  # a token of the built-in model
 MAX_OFFSET = 7  # of a perceptual window, in pixels: every phase of the built-in model's tokens
 
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, 3, H, W) twice in [-1, 1] -> (B,)
@@ -145,3 +146,21 @@ def perceptual_window(image: torch.Tensor, offset: torch.Tensor) -> tuple[slice,
 def perceptual_loss(perceptual: Perceptual, x_fake: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
     """Mean LPIPS of two (B, 3, H, W) batches in [-1, 1], unclamped. Eq. 13"""
     return perceptual(x_fake, x_0).mean()
+
+
+def lattice_loss(x_fake: torch.Tensor, x_0: torch.Tensor, pitch: int = LATTICE_PX) -> torch.Tensor:
+    """Energy of what repeats every `pitch` pixels in the error of (B, 3, H, W), along rows and along columns, float32.
+
+    Networks that see a token or a block at a time can please LPIPS with a lattice at its pitch. The mean error of each
+    row over its W / pitch periods, without its mean, is all that such a lattice leaves; an error without a period
+    leaves pitch / W of its own energy, so the result is scaled to be that of the error itself then. H and W are
+    multiples of pitch. After the spectral losses of Durall et al. (arXiv 2003.01826) and Jiang et al. (2012.12821).
+    """
+    error = float32_or_wider(x_fake) - float32_or_wider(x_0)
+    return (_repeating(error, pitch) + _repeating(error.transpose(2, 3), pitch)) / 2
+
+
+def _repeating(error: torch.Tensor, pitch: int) -> torch.Tensor:
+    periods = error.shape[3] // pitch
+    row = error.unflatten(3, (periods, pitch)).mean(dim=3)  # (B, 3, H, pitch)
+    return periods * (row - row.mean(dim=3, keepdim=True)).square().mean()

@@ -58,7 +58,7 @@ def pretrain_losses(
     """The losses of one batch, each already multiplied by its share of rows; their sum is to be differentiated.
 
     lq, hq: (B, 3, H, W) in [0, 1]. Returns scalars `data`, `lpips`, `flow`, `cons`, those with rows only.
-    The one-step result (Eq. 6) and its perceptual loss (Eq. 13) are formed here. A stage that trains the condition
+    The one-step result (Eq. 6) is formed here. A stage that trains the condition
     encoder has `data` and `lpips` alone, of the encoder's own picture.
     """
     if stage.trains == "encoder":
@@ -106,15 +106,17 @@ def picture_losses(
     generator: torch.Generator,
     share: float,
 ) -> dict[str, torch.Tensor]:
-    """`data` (Eq. 12) and, in stages that ask for it, `lpips` (Eq. 13) of a clean latent (B, C, h, w), times `share`.
+    """`data` (Eq. 12), `lpips` (Eq. 13) and `lattice`, where the stage asks for them, of a clean latent, times `share`.
 
-    hq: (B, 3, H, W) in [0, 1].
+    clean: (B, C, h, w). hq: (B, 3, H, W) in [0, 1].
     """
     x_fake, x_0 = 2 * codec.decode(clean) - 1, 2 * hq - 1  # (B, 3, H, W)
     result = {"data": losses.data_loss(x_fake, x_0) * share}
     if perceptual is not None and stage.perceptual_weight > 0:
         window = losses.perceptual_window(x_0, losses.perceptual_offset(generator))
         result["lpips"] = perceptual(x_fake[window], x_0[window]).mean() * (stage.perceptual_weight * share)
+    if stage.lattice_weight > 0:
+        result["lattice"] = losses.lattice_loss(x_fake, x_0) * (stage.lattice_weight * share)
     return result
 
 

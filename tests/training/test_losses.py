@@ -9,6 +9,7 @@ from training.losses import (
     consistency_target,
     data_loss,
     flow_target,
+    lattice_loss,
     perceptual_offset,
     perceptual_window,
     residual_time_weight,
@@ -134,3 +135,22 @@ def test_the_perceptual_window_falls_at_every_phase_of_the_token_grid():
     windows = [perceptual_window(image, perceptual_offset(generator)) for _ in range(400)]
     assert {(window[2].start, window[3].start) for window in windows} == {(y, x) for y in range(8) for x in range(8)}
     assert {image[window].shape for window in windows} == {(2, 3, 24 - y, 32 - x) for y in range(8) for x in range(8)}
+
+
+def test_lattice_loss_of_stripes_noise_and_what_does_not_repeat():
+    x = torch.arange(48.0)
+    flat = torch.zeros(1, 3, 32, 48)
+
+    def stripes(pitch, phase=0.0):
+        return (0.1 * torch.cos(2 * torch.pi * x / pitch + phase)).expand(1, 3, 32, 48)
+
+    # Along the rows six periods hold the whole of it, along the columns nothing.
+    assert float(lattice_loss(stripes(8), flat)) == pytest.approx(6 * 0.1**2 / 2 / 2, rel=1e-4)
+    assert float(lattice_loss(stripes(4, 1.0), flat)) == pytest.approx(6 * 0.1**2 / 2 / 2, rel=1e-4)  # a harmonic
+    upright = stripes(8).transpose(2, 3)
+    assert float(lattice_loss(upright, torch.zeros_like(upright))) == pytest.approx(6 * 0.1**2 / 2 / 2, rel=1e-4)
+    assert float(lattice_loss(stripes(16), flat)) < 1e-8
+    assert float(lattice_loss(flat + 0.3, flat)) < 1e-8  # a colour cast is no lattice
+    assert float(lattice_loss(stripes(8), stripes(8))) == 0  # nor is a fence in the photograph
+    noise = torch.randn(16, 3, 64, 64, generator=tiny.generator(0))
+    assert float(lattice_loss(noise, torch.zeros_like(noise))) == pytest.approx(7 / 8, rel=0.02)
