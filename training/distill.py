@@ -185,8 +185,8 @@ class Distiller:
     def _values(self, figures: Figures, weights: LossWeights, lq: torch.Tensor, hq: torch.Tensor) -> dict[str, float]:
         raw = figures.losses
         weighted = {f"weighted/{name}": getattr(weights, name) * value for name, value in raw.items()}
-        if "lpips" in raw:
-            weighted["weighted/lpips"] *= weights.data  # it multiplies within the data loss (Eq. 13)
+        for name in {"lpips", "lattice"} & raw.keys():
+            weighted[f"weighted/{name}"] *= weights.data  # they multiply within the data loss (Eq. 13)
         values = raw | weighted | {"loss": sum(weighted.values())}
         if "data" in raw:  # of the one-step result
             values["gain_db"] = gain_db(float(losses.data_loss(2 * lq - 1, 2 * hq - 1)), raw["data"])

@@ -59,6 +59,7 @@ class DistillLossConfig:
     perceptual_windows: bool = False  # LPIPS at random offsets: no lattice along the tokens (losses.perceptual_window)
     data: float = 1.0
     lpips: float = 1.0
+    lattice: float = 0.0  # against what repeats from token to token (losses.lattice_loss)
     flow: float = 1.0
     cons: float = 1.0
     adv: float = 1.0
@@ -149,7 +150,7 @@ def check_distill(config: DistillConfig) -> None:
         raise ConfigError(f"adapter.alpha is {config.adapter.alpha:g}: expected more than 0")
     if config.train.crop_px < 16 or config.train.crop_px % 16:
         raise ConfigError(f"train.crop_px is {config.train.crop_px}: expected a multiple of 16 (Qwen-Image: of 32)")
-    for name in ("data", "lpips", "flow", "cons", "adv", "rectify", "w_max"):
+    for name in ("data", "lpips", "lattice", "flow", "cons", "adv", "rectify", "w_max"):
         if not getattr(config.loss, name) >= 0:
             raise ConfigError(f"loss.{name} is {getattr(config.loss, name):g}: expected at least 0")
     if config.loss.perceptual != "none" and not config.loss.perceptual_backbone:

@@ -34,7 +34,7 @@ LAYOUTS = ("sequential", "rotate", "batched")
 class LossWeights:
     """Factors of the losses in the sum that is differentiated.
 
-    `cons` is the lambda of Eq. 5, `lpips` that of Eq. 13: it multiplies within the data loss.
+    `cons` is the lambda of Eq. 5, `lpips` that of Eq. 13: it multiplies within the data loss. So does `lattice`.
     """
 
     data: float = 1.0
@@ -43,6 +43,7 @@ class LossWeights:
     cons: float = 1.0
     adv: float = 1.0
     rectify: float = 0.25
+    lattice: float = 0.0  # of `losses.lattice_loss` at the pitch of a token
 
 
 @dataclass(frozen=True)
@@ -170,14 +171,28 @@ class Objective:
         output = self._output(z_t, t, batch.z_lq, -t)
         return self._velocity_loss(output, losses.adversarial_target(z_fake, draws.noise_fake), z_t, batch, t)
 
-    def data(self, batch: Batch, draws: Draws, z_fake: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(MSE, LPIPS) of the decoded one-step result; LPIPS is 0 without a network for it. Eq. 12, 13"""
+    def data(self, batch: Batch, draws: Draws, z_fake: torch.Tensor, weights: LossWeights) -> dict[str, torch.Tensor]:
+        """`data` (MSE) and `lpips` of the decoded one-step result, raw; `lattice` where it has a weight. Eq. 12, 13
+
+        LPIPS is 0 without a network for it.
+        """
         x_fake = 2 * self.codec.decode(z_fake) - 1  # (B, 3, H, W)
-        mse = losses.data_loss(x_fake, batch.x_0)
-        if self.perceptual is None:
-            return mse, z_fake.new_zeros(())
-        window = losses.perceptual_window(x_fake, draws.perceptual_offset) if self.use_windows else slice(None)
-        return mse, losses.perceptual_loss(self.perceptual, x_fake[window], batch.x_0[window])
+        result = {"data": losses.data_loss(x_fake, batch.x_0), "lpips": z_fake.new_zeros(())}
+        if self.perceptual is not None:
+            window = losses.perceptual_window(x_fake, draws.perceptual_offset) if self.use_windows else slice(None)
+            result["lpips"] = losses.perceptual_loss(self.perceptual, x_fake[window], batch.x_0[window])
+        if weights.lattice:
+            pitch = self.codec.downscale * self.velocity.patch_size
+            result["lattice"] = losses.lattice_loss(x_fake, batch.x_0, pitch)
+        return result
+
+    @staticmethod
+    def _weighted(data: dict[str, torch.Tensor], weights: LossWeights) -> torch.Tensor:
+        """What `data` adds to the sum that is differentiated."""
+        total = data["data"] + weights.lpips * data["lpips"]
+        if "lattice" in data:
+            total = total + weights.lattice * data["lattice"]
+        return weights.data * total
 
     def rectify(self, output: torch.Tensor, delta: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """L_rectify on the raw one-step output; w(s) = 1 without TAR. Eq. 11, 14"""
@@ -207,14 +222,14 @@ class Objective:
             z_fake = self._clean(output, draws, batch)  # (B, C, h, w)
         leaf = z_fake.detach().requires_grad_()
         with self.phase("decode"):
-            mse, lpips = self.data(batch, draws, leaf)
-            (scale * weights.data * (mse + weights.lpips * lpips)).backward()
+            data = self.data(batch, draws, leaf, weights)
+            (scale * self._weighted(data, weights)).backward()
         with self.phase("rectify forward"):
             delta = self.score_difference(batch, draws, leaf)
         with self.phase("rectify backward"):
             rectify = self.rectify(output, delta, draws.s)
             torch.autograd.backward([scale * weights.rectify * rectify, z_fake], [None, leaf.grad])
-        self._note_one_step(figures, mse, lpips, rectify, delta, draws)
+        self._note_one_step(figures, data, rectify, delta, draws)
         return z_fake.detach()
 
     def _batched(self, batch: Batch, draws: Draws, weights: LossWeights, scale: float, figures: Figures) -> None:
@@ -230,7 +245,7 @@ class Objective:
         ).chunk(3)  # (B, C, h, w)
         z_fake = self._clean(out_one, draws, batch)
         delta = self.score_difference(batch, draws, z_fake)
-        mse, lpips = self.data(batch, draws, z_fake)
+        data = self.data(batch, draws, z_fake, weights)
         rectify = self.rectify(out_one, delta, draws.s)
         flow_target = losses.flow_target(batch.z_0, draws.noise_flow)
         parts = {
@@ -238,11 +253,11 @@ class Objective:
             "cons": self._velocity_loss(out_cons, target, z_cons, batch, draws.t_cons),
             "adv": self.adv(batch, draws, z_fake),
         }
-        data = weights.data * (mse + weights.lpips * lpips)
-        total = data + weights.rectify * rectify + sum(getattr(weights, name) * part for name, part in parts.items())
+        total = self._weighted(data, weights) + weights.rectify * rectify
+        total = total + sum(getattr(weights, name) * part for name, part in parts.items())
         (scale * total).backward()
         figures.losses |= {name: float(part.detach()) for name, part in parts.items()}
-        self._note_one_step(figures, mse, lpips, rectify, delta, draws)
+        self._note_one_step(figures, data, rectify, delta, draws)
 
     def _one_step_output(self, batch: Batch, draws: Draws) -> torch.Tensor:
         ones = torch.ones_like(draws.t_flow)  # (B,)
@@ -281,14 +296,13 @@ class Objective:
     @staticmethod
     def _note_one_step(
         figures: Figures,
-        mse: torch.Tensor,
-        lpips: torch.Tensor,
+        data: dict[str, torch.Tensor],
         rectify: torch.Tensor,
         delta: torch.Tensor,
         draws: Draws,
     ) -> None:
-        figures.losses |= {"data": float(mse.detach()), "lpips": float(lpips.detach()),
-                           "rectify": float(rectify.detach())}  # fmt: skip
+        figures.losses |= {name: float(value.detach()) for name, value in data.items()}
+        figures.losses["rectify"] = float(rectify.detach())
         figures.s, figures.delta = draws.s, delta
 
 

@@ -107,7 +107,7 @@ WRONG = {
     "loss.perceptual=vgg": "loss.perceptual is 'vgg': expected none, lpips-squeeze",
     "loss.perceptual=lpips-vgg": "loss.perceptual_backbone is empty: name the local file",
     **{f"loss.{name}=-0.5": f"loss.{name} is -0.5: expected at least 0"
-       for name in ("data", "lpips", "flow", "cons", "adv", "rectify", "w_max")},
+       for name in ("data", "lpips", "lattice", "flow", "cons", "adv", "rectify", "w_max")},
     "loss.rectify=nan": "loss.rectify is nan: expected at least 0",
     "optim.kind=sgd": "optim.kind is 'sgd': expected adamw, adamw-8bit, adamw-cpu",
     "optim.lr=0": "optim.lr is 0.0: expected more than 0",

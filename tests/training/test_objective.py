@@ -177,6 +177,24 @@ def test_without_a_perceptual_network_its_loss_is_zero_and_the_rest_the_same():
 
 
 @pytest.mark.parametrize("layout", ["sequential", "batched"])
+def test_the_lattice_loss_joins_the_data_loss_where_it_has_a_weight(layout):
+    velocity = trained()
+
+    def run(lattice):
+        weights = dataclasses.replace(WEIGHTS, lattice=lattice)
+        figures = objective(velocity).backward(BATCH, DRAWS, weights, layout=layout)
+        return figures.losses, gradients(velocity)
+
+    (without, plain), (some, once), (more, twice) = run(0.0), run(1.0), run(2.0)
+    assert "lattice" not in without
+    assert some["lattice"] == more["lattice"] > 0
+    assert {k: v for k, v in some.items() if k != "lattice"} == without
+    for name, gradient in plain.items():  # linear in the weight
+        assert torch.allclose(twice[name] - once[name], once[name] - gradient, atol=1e-6)
+    assert any(not torch.equal(gradient, once[name]) for name, gradient in plain.items())
+
+
+@pytest.mark.parametrize("layout", ["sequential", "batched"])
 def test_windows_move_what_the_perceptual_network_sees_and_nothing_else(layout):
     seen, velocity = [], trained()
 

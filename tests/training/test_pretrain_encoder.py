@@ -12,6 +12,7 @@ from teasr_core.builtin import encoder_tensors, read_base
 from teasr_core.errors import ConfigError
 from training.config import ModelConfig, StageConfig, load_config
 from training.export import export_base
+from training.losses import lattice_loss
 from training.pretrain import Pretrainer, learning_rate, pretrain_losses
 from training.pretrain_model import PretrainModel
 
@@ -62,6 +63,27 @@ def test_the_encoders_loss_is_that_of_its_own_picture():
     found["data"].backward()
     parts = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert parts == {"condition_encoder"}
+
+
+@pytest.mark.parametrize(
+    "part", [ENCODER, dataclasses.replace(ALL_ROLES, data_share=1.0, flow_share=0.0, cons_share=0.0)]
+)
+def test_lpips_and_lattice_join_where_a_stage_asks_for_them(part):
+    model, codec = PretrainModel(WITH_ENCODER, seed=0), tiny.codec()
+    codec.condition_encoder = model.condition_encoder
+    lq, hq = torch.rand(2, 4, 3, 32, 32, generator=tiny.generator(1))
+
+    def perceptual(x_fake, x_0):
+        return (x_fake - x_0).abs().mean((1, 2, 3))
+
+    stage = dataclasses.replace(part, perceptual_weight=0.5, lattice_weight=2.0)
+    found = pretrain_losses(model, codec, lq, hq, stage, "pixel", perceptual, tiny.generator(2))
+    assert set(found) == {"data", "lpips", "lattice"}
+    assert float(found["lattice"].detach()) == pytest.approx(
+        2 * float(lattice_loss(2 * lq, 2 * hq)), rel=1e-3
+    )  # untrained
+    without = pretrain_losses(model, codec, lq, hq, stage, "pixel", None, tiny.generator(2))
+    assert set(without) == {"data", "lattice"}
 
 
 def test_the_transformer_sees_the_encoded_condition():
