@@ -25,8 +25,17 @@ def as_image(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
 
 
+def edge_strength(image: torch.Tensor, original: torch.Tensor) -> float:
+    """Mean difference of neighbours where the original's is in its strongest tenth: noise in flat parts is no edge."""
+    strength, wanted = (x.diff(dim=3).abs().mean(dim=1) for x in (image, original))  # (1, H, W - 1)
+    return float(strength[wanted >= wanted.flatten().quantile(0.9)].mean())
+
+
 def test_shipped_quality():
-    """One step is nearer to the original than Lanczos, by 0.1 dB on average, and every result is sharper."""
+    """One step is nearer to the original than Lanczos, by 0.3 dB on average, and its edges are always sharper.
+
+    Measured: 0.55 dB; edges 1.26 to 1.50 times as strong.
+    """
     data = pytest.importorskip("skimage.data")
     restorer = load_restorer("fp32")
     size = TargetSize(SIDE, SIDE)
@@ -38,5 +47,6 @@ def test_shipped_quality():
             lanczos, original = resize(lq, size), as_image(hq)
             restored = restorer.restore(lq, RestoreOptions(size), manual_plan(1))
             gains.append(10 * math.log10((lanczos - original).square().mean() / (restored - original).square().mean()))
-            assert restored.diff(dim=3).abs().mean() > lanczos.diff(dim=3).abs().mean(), f"{name} was blurred"
-    assert np.mean(gains) > 0.1, f"gains over Lanczos in dB: {np.round(gains, 2)}"
+            sharper = edge_strength(restored, original) / edge_strength(lanczos, original)
+            assert sharper > 1.1, f"{name} was blurred: its edges are {sharper:.2f} times as strong"
+    assert np.mean(gains) > 0.3, f"gains over Lanczos in dB: {np.round(gains, 2)}"
