@@ -77,6 +77,7 @@ def load_condition_encoder(
     width, blocks = int(config["width"]), int(config["blocks"])
     if not (0 < width <= 4096 and 0 < blocks <= 1024):
         raise ValueError(f"condition encoder of width {width} with {blocks} blocks")
-    encoder = ConditionEncoder(channels, width, blocks)
-    encoder.load_state_dict({name: value.float() for name, value in tensors.items()})
+    with torch.device("meta"):  # drawing weights would use the global random state
+        encoder = ConditionEncoder(channels, width, blocks)
+    encoder.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return encoder.eval().requires_grad_(False)

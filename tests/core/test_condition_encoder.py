@@ -169,6 +169,12 @@ def read_metadata(path):
         return dict(file.metadata())
 
 
+def test_reading_leaves_the_global_random_state_alone(path):
+    state = torch.get_rng_state()
+    read_base(path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_the_config_is_enough_to_build_it():
     wanted = tiny.condition_encoder()
     found = load_condition_encoder(DCT_CHANNELS, json.loads(json.dumps(wanted.config())), wanted.state_dict())
