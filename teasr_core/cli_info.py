@@ -18,6 +18,9 @@ def info(path: Path) -> int:
         print(f"{path.name}: TEASR base model, {count / 1e6:.1f} M parameters, {path.stat().st_size / 2**20:.1f} MiB")
         print(f"  architecture  {base.architecture}")
         print(f"  prediction    {base.prediction}, dual timestep {'on' if base.use_dtc else 'off'}")
+        if base.codec.condition_encoder is not None:
+            encoder = base.codec.condition_encoder
+            print(f"  encoder       of the LQ image: {encoder.blocks} residual blocks of {encoder.width}")
         print(f"  fingerprint   {fingerprint(base.tensors)}")
         for key, value in base.training.items():
             print(f"  {key:<13} {value}")
