@@ -21,15 +21,15 @@ class DctVAE:
     codec: of the model the VAE comes with; its condition encoder serves `encode_condition`.
     """
 
-    def __init__(self, codec: DctCodec | None = None) -> None:
-        self.codec = codec
-
     latent_channels = DCT_CHANNELS
     latent_dim = 3
     output_channels = 3
     downscale_ratio = BLOCK
     upscale_ratio = BLOCK
     vae_dtype = torch.float32
+
+    def __init__(self, codec: DctCodec | None = None) -> None:
+        self.codec = codec
 
     def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
         pixels = self.vae_encode_crop_pixels(pixel_samples).movedim(-1, 1).float()  # (B, 3, H, W)

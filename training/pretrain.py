@@ -114,7 +114,8 @@ def picture_losses(
     result = {"data": losses.data_loss(x_fake, x_0) * share}
     if perceptual is not None and stage.perceptual_weight > 0:
         window = losses.perceptual_window(x_0, losses.perceptual_offset(generator))
-        result["lpips"] = perceptual(x_fake[window], x_0[window]).mean() * (stage.perceptual_weight * share)
+        lpips = losses.perceptual_loss(perceptual, x_fake[window], x_0[window])
+        result["lpips"] = lpips * (stage.perceptual_weight * share)
     if stage.lattice_weight > 0:
         result["lattice"] = losses.lattice_loss(x_fake, x_0) * (stage.lattice_weight * share)
     return result
