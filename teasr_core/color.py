@@ -16,12 +16,13 @@ from .lab import lab_to_rgb, rgb_to_lab
 
 COLOR_FIXES = ("off", "wavelet", "adain", "lab")
 WAVELET_LEVELS = 5
+_LOW_BAND_REACH = (1 << WAVELET_LEVELS) - 1  # px on each side: the taps' distances 1 + 2 + 4 ... added up
 
 # Below these spreads a plane is flat up to rounding: its gain stays 1, lest noise be blown up into a pattern.
 _FLAT_STD_RGB = 1e-3  # a quarter of an 8-bit step, on [0, 1]
 _FLAT_STD_LAB = 0.1  # about the same, on L* 0..100
 
-_STRIP_PX = 1 << 20  # L*a*b* is made strip by strip: some 12 MB of it at a time, whatever the image
+_STRIP_PX = 1 << 20  # a large image is taken strip by strip: some 12 MB of L*a*b* at a time, whatever the image
 
 
 def fix_color(image: torch.Tensor, reference: torch.Tensor, method: str, strength: float = 1.0) -> torch.Tensor:
@@ -56,8 +57,9 @@ def fix_color(image: torch.Tensor, reference: torch.Tensor, method: str, strengt
     out = torch.empty_like(image)  # (B, 3, H, W)
     for b in range(image.shape[0]):
         one_reference = reference[b if reference.shape[0] > 1 else 0].to(image.device)  # (3, H, W)
-        out[b] = fix(image[b], one_reference).clamp_(0.0, 1.0)
-    return out if strength == 1 else torch.lerp(image, out, strength)
+        fix(image[b], one_reference, out[b])
+    out.clamp_(0.0, 1.0)
+    return out if strength == 1 else torch.lerp(image, out, strength).clamp_(0.0, 1.0)
 
 
 def apply_strength(resized: torch.Tensor, restored: torch.Tensor | None, strength: float) -> torch.Tensor:
@@ -78,16 +80,24 @@ def apply_strength(resized: torch.Tensor, restored: torch.Tensor | None, strengt
             f"restored has shape {tuple(restored.shape)}, resized {tuple(resized.shape)}; expected equal shapes; "
             "crop the restored image first"
         )
-    return restored if strength == 1 else torch.lerp(resized, restored, strength)
+    return restored if strength == 1 else torch.lerp(resized, restored, strength).clamp_(0.0, 1.0)
 
 
-def _wavelet(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+# Each method writes its result, not yet clamped, to `out` (3, H, W).
+
+
+def _wavelet(image: torch.Tensor, reference: torch.Tensor, out: torch.Tensor) -> None:
     # high(image) + low(reference) = image + low(reference - image), low being linear: one decomposition instead of
-    # two, no stored bands, and image == reference is an exact fixed point.
-    out = torch.empty_like(image)  # (3, H, W)
+    # two, no stored bands, and image == reference is an exact fixed point. A strip is taken with the rows that its
+    # blur reaches, so that it comes out as it does in the whole.
+    height, width = image.shape[1:]
+    rows = max(8 * _LOW_BAND_REACH, _STRIP_PX // width)
     for c in range(image.shape[0]):
-        out[c] = image[c] + _low_band(reference[c] - image[c])
-    return out
+        for y in range(0, height, rows):
+            top, end = max(0, y - _LOW_BAND_REACH), min(height, y + rows)
+            wider = slice(top, end + _LOW_BAND_REACH)
+            low = _low_band(reference[c, wider] - image[c, wider])[y - top : end - top]  # (rows, W)
+            torch.add(image[c, y:end], low, out=out[c, y:end])
 
 
 def _low_band(plane: torch.Tensor) -> torch.Tensor:
@@ -105,22 +115,20 @@ def _low_band(plane: torch.Tensor) -> torch.Tensor:
     return plane
 
 
-def _adain(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def _adain(image: torch.Tensor, reference: torch.Tensor, out: torch.Tensor) -> None:
     mean, std = _statistics([image])
     target_mean, target_std = _statistics([reference])
     gain, offset = _match(mean, std, target_mean, target_std, _FLAT_STD_RGB)
-    return torch.addcmul(offset.to(image), image, gain.to(image))  # (3, H, W)
+    torch.addcmul(offset.to(image), image, gain.to(image), out=out)
 
 
-def _lab(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def _lab(image: torch.Tensor, reference: torch.Tensor, out: torch.Tensor) -> None:
     mean, std = _statistics(rgb_to_lab(strip) for strip in _strips(image))
     target_mean, target_std = _statistics(rgb_to_lab(strip) for strip in _strips(reference))
     gain, offset = _match(mean, std, target_mean, target_std, _FLAT_STD_LAB)
-    out = torch.empty_like(image)  # (3, H, W)
     for strip, out_strip in zip(_strips(image), _strips(out), strict=True):
         lab = torch.addcmul(offset.to(image), rgb_to_lab(strip), gain.to(image))  # (3, rows, W)
         out_strip.copy_(lab_to_rgb(lab))
-    return out
 
 
 def _strips(image: torch.Tensor) -> tuple[torch.Tensor, ...]:

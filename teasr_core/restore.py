@@ -65,19 +65,30 @@ def conditioning_image(image: torch.Tensor, size: TargetSize, multiple: int) -> 
 
 
 def finish(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
-    """Crop the decoded image to `resized`, fix its colour, apply strength, clamp to [0, 1]. (B, 3, H, W)
+    """Crop the decoded image to `resized`, clamp it to [0, 1], fix its colour, apply strength. (B, 3, H, W)
 
-    The result is float32 on the device of `resized`, wherever the codec ran.
+    The result is float32 on the device of `resized`, wherever the codec ran. Raises OutputError as `check_result`.
     """
+    return blend(usable(decoded, resized, options), resized, options)
+
+
+def usable(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
+    """The decoded image (B, 3, H, W) cropped to options.size and in [0, 1]. Raises OutputError as `check_result`."""
     cropped = crop_to(decoded.to(resized), options.size)
     check_result(cropped, resized)
-    fixed = fix_color(cropped.clamp(0, 1), resized, options.color_fix, options.color_strength)
-    return apply_strength(resized, fixed, options.strength).clamp(0, 1)
+    return cropped.clamp(0, 1)
+
+
+def blend(restored: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
+    """Colour fix and strength of what `usable` returned. (B, 3, H, W) in [0, 1]"""
+    fixed = fix_color(restored, resized, options.color_fix, options.color_strength)
+    return apply_strength(resized, fixed, options.strength)
 
 
 def check_result(restored: torch.Tensor, resized: torch.Tensor) -> None:
     """OutputError for NaN or infinity, or a constant result (B, 3, H, W) of an image that is not constant (R3)."""
-    if not bool(torch.isfinite(restored).all()):
+    least, largest = restored.aminmax()  # both are NaN where any value is
+    if not (math.isfinite(least) and math.isfinite(largest)):
         raise OutputError(
             "the restored image holds NaN or infinity: expected numbers; usual causes are fp16, sage attention or a "
             "broken quantised base, so use bf16 or fp32, or another attention"
@@ -113,19 +124,25 @@ def restore(
     report = report or Report()
     results = []
     for k in range(len(image)):
-        with report.phase("encode"):
-            resized, padded = conditioning_image(image[k : k + 1], options.size, multiple)
-            z_lq = encode_condition(codec, padded) if options.strength > 0 else None
-        if z_lq is None:
-            results.append(resized)
+        one = image[k : k + 1]
+        if options.strength == 0:
+            results.append(resize(one, options.size))
             continue
+        # One name for all its forms, each as large as the result: none is kept beside the next but z_lq. Resizing
+        # once more at the end is cheaper than keeping that picture while sampling.
+        with report.phase("encode"):
+            picture = conditioning_image(one, options.size, multiple)[1]
+            picture = encode_condition(codec, picture)
         with report.phase("sample"):
-            latent = sampler(z_lq)
-        del padded, z_lq  # each is as large as the picture
+            picture = sampler(picture)
         with report.phase("decode"):
-            results.append(finish(codec.decode(latent), resized, options))
+            picture = codec.decode(picture)
+            resized = resize(one, options.size)
+            picture = usable(picture, resized, options)
+            results.append(blend(picture, resized, options))
+        del picture, resized
     report.size = options.size
-    return torch.cat(results)
+    return torch.cat(results) if len(results) > 1 else results[0]
 
 
 def latent_sampler(
@@ -152,14 +169,17 @@ def latent_sampler(
     def sample_latent(z_lq: torch.Tensor) -> torch.Tensor:
         _, channels, height, width = z_lq.shape
         tiles = plan_tiles(height, width, tile, overlap, patch_multiple)
-        noise = initial_noise(seed, channels, height, width).to(z_lq)
+
+        def noise() -> torch.Tensor:
+            return initial_noise(seed, channels, height, width).to(z_lq)
+
         tiled = TiledVelocity(fitting, tiles, on_tile) if tiles.count > 1 else fitting
-        chosen = plan.choose(tiled, noise, z_lq) if isinstance(plan, AutoSteps) else plan
+        chosen = plan.choose(tiled, noise(), z_lq) if isinstance(plan, AutoSteps) else plan
         report.tiles, report.steps = tiles.count, chosen.steps
         report.reason = chosen.reason if isinstance(plan, AutoSteps) else ""
         if on_plan is not None:
             on_plan(chosen)
-        z_0 = sample(tiled, noise, z_lq, chosen.taus, on_step, fidelity)
+        z_0 = sample(tiled, noise(), z_lq, chosen.taus, on_step, fidelity)
         report.largest_piece = fitting.largest
         return z_0
 

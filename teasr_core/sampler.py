@@ -22,7 +22,6 @@ def initial_noise(seed: int, channels: int, height: int, width: int) -> torch.Te
     return torch.randn(1, channels, height, width, generator=generator, dtype=torch.float32)
 
 
-@torch.inference_mode()
 def sample(
     velocity: Velocity,
     noise: torch.Tensor,
@@ -40,11 +39,13 @@ def sample(
     Returns the clean latent (B, C, H, W). Algorithm 1.
     """
     z = quieter(noise, fidelity).expand_as(z_lq)
-    for i in range(len(taus) - 1):
-        t_cur = taus[i].to(z.device).expand(len(z))  # (B,)
-        t_tar = taus[i + 1].to(z.device).expand(len(z))  # (B,)
-        v = velocity(z, t_cur, z_lq, t_tar)  # (B, C, H, W)
-        if on_step is not None:
-            on_step(i, torch.sub(z, v, alpha=float(taus[i])))
-        z = torch.sub(z, v, alpha=float(taus[i] - taus[i + 1]))
+    del noise  # as large as the picture: gone, unless the caller keeps it (a decorator's arguments would)
+    with torch.inference_mode():
+        for i in range(len(taus) - 1):
+            t_cur = taus[i].to(z.device).expand(len(z))  # (B,)
+            t_tar = taus[i + 1].to(z.device).expand(len(z))  # (B,)
+            v = velocity(z, t_cur, z_lq, t_tar)  # (B, C, H, W)
+            if on_step is not None:
+                on_step(i, torch.sub(z, v, alpha=float(taus[i])))
+            z = torch.sub(z, v, alpha=float(taus[i] - taus[i + 1]))
     return z

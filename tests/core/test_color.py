@@ -136,6 +136,13 @@ def test_lab_in_strips_equals_lab_at_once(monkeypatch):
     assert (fix_color(image, reference, "lab") - whole).abs().max() <= 1e-5
 
 
+def test_wavelet_in_strips_equals_wavelet_at_once(monkeypatch):
+    image, reference = _random_image(1, 3, 700, 31), _random_image(1, 3, 700, 31, seed=1)
+    whole = fix_color(image, reference, "wavelet")
+    monkeypatch.setattr("teasr_core.color._STRIP_PX", 100)  # 248 rows a strip, so the last has 204
+    assert torch.equal(fix_color(image, reference, "wavelet"), whole)
+
+
 def test_lab_round_trip_and_known_values():
     image = _random_image(3, 61, 47)
     image[:, :30] *= 0.02  # the straight parts of both curves

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from live_bytes import LiveBytes
 
 from teasr_core.builtin import build_velocity
 from teasr_core.errors import InputError, OutputError
 from teasr_core.geometry import TargetSize, resize
 from teasr_core.report import Report
-from teasr_core.restore import RestoreOptions, check_result, restore
+from teasr_core.restore import RestoreOptions, check_result, latent_sampler, restore
 from teasr_core.sampler import initial_noise
 from teasr_core.schedule import manual_plan
 from teasr_core.standalone import Restorer
@@ -278,3 +279,18 @@ def test_16_bit_steps_survive():
     ramp = torch.linspace(0.4, 0.41, 64).expand(1, 3, 16, 64).contiguous()
     found = plain(ramp, TargetSize(64, 16))
     assert len(torch.unique(found[0, 0, 0])) == 64
+
+
+# Memory
+
+
+@pytest.mark.parametrize("color_fix", ["off", "wavelet", "adain"])
+def test_no_more_than_four_tensors_of_the_picture_s_size_are_alive(color_fix):
+    """While sampling: condition, state, velocity, next state (numpy's arrays are not counted)."""
+    side = 1024
+    sampler = latent_sampler(lambda z_t, *_: torch.zeros_like(z_t), manual_plan(3), 0, 4, 32, 8, Report())
+    image = tiny.picture(side // 4, side // 4)
+    with LiveBytes() as live:
+        plain(image, TargetSize(side, side), sampler, color_fix=color_fix)
+    picture_bytes = 3 * 4 * side**2  # a 4x4 DCT latent has as many
+    assert live.peak <= 4.2 * picture_bytes
