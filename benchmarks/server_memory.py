@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--warm-up", type=int, default=20)
     args = parser.parse_args()
+    if not 1 <= args.warm_up < args.runs:
+        parser.error(f"--warm-up {args.warm_up} of --runs {args.runs}: expected at least 1, and fewer than the runs")
     with comfy_server.from_environment() as server:
         before = server.resident_mb()
         memory, seconds = measure(server, args.runs)

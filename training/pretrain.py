@@ -152,18 +152,17 @@ class Pretrainer:
             self.parameters.values(), lr=0.0, betas=config.optim.betas, weight_decay=config.optim.weight_decay,
             eps=config.optim.eps, foreach=True,
         )  # fmt: skip
-        self.ema = Ema(self.parameters.items(), config.optim.ema_decay)
         self.step = 0
         self.samples = 0  # training samples drawn so far = number of the next one
         self.seconds = 0.0
         checkpoints = list_checkpoints(self.folder)
+        if config.model.start and not checkpoints:
+            self.codec = load_start(self.model, Path(config.model.start))
+            self.log.note(f"starting from {Path(config.model.start).name}")
+        self.ema = Ema(self.parameters.items(), config.optim.ema_decay)
         if checkpoints:
             self._load(checkpoints[-1])
-        elif config.model.start:
-            self.codec = load_start(self.model, Path(config.model.start))
-            self.ema = Ema(self.parameters.items(), config.optim.ema_decay)
-            self.log.note(f"starting from {Path(config.model.start).name}")
-        else:
+        elif not config.model.start:
             self.codec = measure_codec(config.data, config.run.seed)
         self.codec.condition_encoder = self.model.condition_encoder
         if config.run.compile:

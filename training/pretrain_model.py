@@ -55,7 +55,7 @@ class PretrainModel(nn.Module):
 def load_start(model: PretrainModel, path: Path) -> DctCodec:
     """Give `model` the weights of a base file, in place; returns the file's codec, which they are used to.
 
-    A condition encoder that only one of them has is left as it is. ConfigError where the sizes differ.
+    An encoder that the file lacks begins untrained. ConfigError where the sizes differ.
     """
     base = read_base(path)
     config = model.config
@@ -70,10 +70,12 @@ def load_start(model: PretrainModel, path: Path) -> DctCodec:
     with torch.no_grad():
         model.prompt_embeds.copy_(base.prompt_embeds)
     found, own = base.codec.condition_encoder, model.condition_encoder
-    if found is not None and own is not None:
-        if found.config() != own.config():
+    if found is not None:
+        wanted = None if own is None else own.config()
+        if own is None or found.config() != wanted:
             raise ConfigError(
-                f"model.start has a condition encoder of {found.config()}, [model] asks for {own.config()}"
+                f"model.start has a condition encoder of {found.config()}, [model] asks for {wanted or 'none'}: set "
+                f"encoder_blocks = {found.blocks} and encoder_width = {found.width}"
             )
         own.load_state_dict(found.state_dict())
     return base.codec

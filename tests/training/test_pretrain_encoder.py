@@ -179,6 +179,7 @@ def test_a_new_encoder_may_go_before_an_old_transformer(encoder_run, tmp_path):
         ({"num_layers": 1}, "give .model. the same"),
         ({"prompt_tokens": 5}, "prompt_tokens"),
         ({"encoder_width": 16}, "condition encoder"),
+        ({"encoder_blocks": 0}, "asks for none: set encoder_blocks = 2"),
     ],
 )
 def test_a_start_of_another_size_is_refused(encoder_run, tmp_path, change, message):
