@@ -9,6 +9,7 @@ from pathlib import Path
 from teasr_core.architecture import PREDICTIONS
 from teasr_core.errors import ConfigError
 
+from .time_sampling import check_boundary_time
 from .toml_config import from_mapping, read_toml
 
 PARTS = ("transformer", "encoder")
@@ -93,6 +94,7 @@ class StageConfig:
     flow_share: float = 0.0  # rows at t_tar = t (Eq. 5)
     cons_share: float = 0.0  # rows compared with their own two half steps (Eq. 1-4)
     perceptual_weight: float = 0.0  # of LPIPS on the data rows (Eq. 13)
+    boundary_time: float = 0.0  # cons rows from below it to 0 have the flow's target (`losses.with_boundary`); 0 = none
     lattice_weight: float = 0.0  # of `losses.lattice_loss` on the data rows: what LPIPS would bring along
     lr_start: float = 5e-4
     lr_end: float = 5e-4
@@ -158,6 +160,7 @@ def _check(config: PretrainConfig) -> None:
             raise ConfigError(f"stages[{index}].crop_px is {stage.crop_px}: expected a multiple of 16")
         if stage.steps < 1 or stage.batch_size < 1:
             raise ConfigError(f"stages[{index}]: steps and batch_size must be at least 1")
+        check_boundary_time(f"stages[{index}].boundary_time", stage.boundary_time)
         if stage.perceptual_weight > 0 and config.loss.perceptual == "none":
             raise ConfigError(f"stages[{index}].perceptual_weight is set but loss.perceptual is 'none': set it")
 

@@ -65,6 +65,7 @@ class Distiller:
             self.model.velocity, self.model.codec, None if perceptual is None else perceptual.to(device),
             config.loss.loss_space, config.ablation.tar, config.loss.w_max, self._autocast,
             use_windows=config.loss.perceptual_windows,
+            boundary_time=config.loss.boundary_time,
         )  # fmt: skip
         self.optimizer = NamedOptimizer(self.parameters, config.optim)
         self.ema = Ema(self.parameters.items(), config.optim.ema_decay)
@@ -153,7 +154,7 @@ class Distiller:
             number = self.step * self.micro_steps + k * self.processes.count + self.processes.index
             generator = torch.Generator().manual_seed(self.config.run.seed * 1_000_003 + number)
             batch = Batch.encode(self.model.codec, lq.to(device), hq.to(device))
-            draws = draw(tuple(batch.z_0.shape), generator).to(device)  # type: ignore[arg-type]
+            draws = draw(tuple(batch.z_0.shape), generator, self.config.loss.boundary_time).to(device)  # type: ignore[arg-type]
             with self._memory_step(draws):
                 figures = self.objective.backward(batch, draws, weights, 1 / train.accumulation, train.layout, number)
             means.add(self._values(figures, weights, lq, hq))

@@ -15,6 +15,7 @@ from .losses import MAX_OFFSET, MAX_RECTIFICATION
 from .memory.config import MemoryConfig
 from .objective import LAYOUTS
 from .optimizers import KINDS
+from .time_sampling import check_boundary_time
 from .toml_config import from_mapping, read_toml
 
 BUILTIN = "builtin"
@@ -62,6 +63,7 @@ class DistillLossConfig:
     lattice: float = 0.0  # against what repeats from token to token (losses.lattice_loss)
     flow: float = 1.0
     cons: float = 1.0
+    boundary_time: float = 0.0  # cons steps from below it to 0 have flow's target (losses.with_boundary); 0 = none
     adv: float = 1.0
     rectify: float = 0.25
     w_max: float = MAX_RECTIFICATION  # cap of w(s); inf = the paper's
@@ -153,6 +155,7 @@ def check_distill(config: DistillConfig) -> None:
     for name in ("data", "lpips", "lattice", "flow", "cons", "adv", "rectify", "w_max"):
         if not getattr(config.loss, name) >= 0:
             raise ConfigError(f"loss.{name} is {getattr(config.loss, name):g}: expected at least 0")
+    check_boundary_time("loss.boundary_time", config.loss.boundary_time)
     if config.loss.perceptual != "none" and not config.loss.perceptual_backbone:
         raise ConfigError(
             f"loss.perceptual is '{config.loss.perceptual}' and loss.perceptual_backbone is empty: "

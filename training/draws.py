@@ -31,10 +31,10 @@ class Draws:
         return Draws(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
 
 
-def draw(shape: tuple[int, int, int, int], generator: torch.Generator) -> Draws:
+def draw(shape: tuple[int, int, int, int], generator: torch.Generator, boundary_time: float = 0.0) -> Draws:
     """Draws for a batch of latents of `shape` (B, C, H, W), from a CPU generator: the same on every device."""
     batch = shape[0]
-    t_cons, s_cons = time_sampling.consistency_times(batch, generator)
+    t_cons, s_cons = time_sampling.consistency_times(batch, generator, boundary_time)
     return Draws(
         t_flow=time_sampling.flow_times(batch, generator),
         noise_flow=torch.randn(shape, generator=generator),

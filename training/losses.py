@@ -53,6 +53,22 @@ def consistency_target(
     return (v_first + v_second) / 2
 
 
+def with_boundary(
+    target: torch.Tensor, flow: torch.Tensor, t: torch.Tensor, s: torch.Tensor, boundary_time: float
+) -> torch.Tensor:
+    """`target` (B, C, H, W) of L_cons, in rows with s = 0 and t <= boundary_time replaced by `flow`, that of L_flow.
+
+    Without it nothing holds x(t, 0) of an `lq_residual` prediction: Eq. 1-4 teach it to equal x(t/2, 0), down to times
+    that are never trained, so an error common to all of them is a fixed point and drifts (docs/log.md). Over so short
+    a step the average velocity is the velocity; shortcut models (arXiv 2410.12557) ground their shortest step so.
+    boundary_time 0 returns `target` itself.
+    """
+    if boundary_time == 0:
+        return target
+    at_boundary = (s == 0) & (t <= boundary_time)  # (B,)
+    return torch.where(broadcast_time(at_boundary, target), float32_or_wider(flow), float32_or_wider(target))
+
+
 def velocity_loss(
     prediction: str,
     output: torch.Tensor,

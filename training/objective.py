@@ -80,6 +80,7 @@ class Objective:
         loss_space: "pixel" weighs latent errors as pixel errors (SPEC 9, needs the codec's `pixel_weights`), "latent".
         use_tar: False sets w(s) = 1 (ablation).
         w_max: cap of w(s).
+        boundary_time: of `losses.with_boundary` in L_cons.
         forward_context: entered around network calls alone, e.g. autocast; losses and codec stay float32.
         phase: entered around the parts of a micro-step by name, for `memory_meter`.
     """
@@ -95,8 +96,10 @@ class Objective:
         forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
         phase: Phase = no_phase,
         use_windows: bool = False,
+        boundary_time: float = 0.0,
     ) -> None:
         self.velocity = velocity
+        self.boundary_time = boundary_time
         self.use_windows = use_windows
         self.codec = codec
         self.perceptual = perceptual
@@ -159,9 +162,14 @@ class Objective:
     def cons(self, batch: Batch, draws: Draws) -> torch.Tensor:
         """L_cons: one step t -> s against the average of its halves. Eq. 1-4"""
         z_t = interpolate(batch.z_0, draws.noise_cons, draws.t_cons)  # (B, C, h, w)
-        target = losses.consistency_target(self._velocity, z_t, draws.t_cons, batch.z_lq, draws.s_cons)
+        target = self._consistency_target(z_t, batch, draws)
         output = self._output(z_t, draws.t_cons, batch.z_lq, draws.s_cons)
         return self._velocity_loss(output, target, z_t, batch, draws.t_cons)
+
+    def _consistency_target(self, z_t: torch.Tensor, batch: Batch, draws: Draws) -> torch.Tensor:
+        t, s = draws.t_cons, draws.s_cons
+        target = losses.consistency_target(self._velocity, z_t, t, batch.z_lq, s)
+        return losses.with_boundary(target, losses.flow_target(batch.z_0, draws.noise_cons), t, s, self.boundary_time)
 
     def adv(self, batch: Batch, draws: Draws, z_fake: torch.Tensor) -> torch.Tensor:
         """L_adv: the velocity of the fake trajectory, asked at t_tar = -t. Eq. 7, 8"""
@@ -235,7 +243,7 @@ class Objective:
     def _batched(self, batch: Batch, draws: Draws, weights: LossWeights, scale: float, figures: Figures) -> None:
         z_flow = interpolate(batch.z_0, draws.noise_flow, draws.t_flow)
         z_cons = interpolate(batch.z_0, draws.noise_cons, draws.t_cons)
-        target = losses.consistency_target(self._velocity, z_cons, draws.t_cons, batch.z_lq, draws.s_cons)
+        target = self._consistency_target(z_cons, batch, draws)
         one, zero = torch.ones_like(draws.t_flow), torch.zeros_like(draws.t_flow)
         out_flow, out_cons, out_one = self._output(
             torch.cat([z_flow, z_cons, draws.noise_one]),

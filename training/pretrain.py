@@ -70,7 +70,7 @@ def pretrain_losses(
     z_0, z_lq = codec.encode(hq), encode_condition(codec, lq)  # (B, C, h, w)
     noise = torch.randn(z_0.shape, generator=generator)  # (B, C, h, w)
     t_flow = time_sampling.flow_times(num_flow, generator)  # (F,)
-    t_cons, s_cons = time_sampling.consistency_times(num_cons, generator)  # (K,)
+    t_cons, s_cons = time_sampling.consistency_times(num_cons, generator, stage.boundary_time)  # (K,)
     t = torch.cat([torch.ones(num_data), t_flow, t_cons])  # (B,)
     t_tar = torch.cat([torch.zeros(num_data), t_flow, s_cons])  # (B,)
     z_t = interpolate(z_0, noise, t)  # (B, C, h, w)
@@ -91,6 +91,8 @@ def pretrain_losses(
         )
     if num_cons:
         target = losses.consistency_target(velocity, z_t[cons], t[cons], z_lq[cons], t_tar[cons])
+        flow_target = losses.flow_target(z_0[cons], noise[cons])
+        target = losses.with_boundary(target, flow_target, t[cons], t_tar[cons], stage.boundary_time)
         result["cons"] = losses.velocity_loss(kind, output[cons], target, z_t[cons], z_lq[cons], t[cons], weight) * (
             num_cons / batch
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from teasr_core.errors import ConfigError
 from teasr_core.schedule import MAX_STEPS
 
 FLOW_MIN_TIME = 0.02
@@ -21,21 +22,34 @@ def flow_times(count: int, generator: torch.Generator) -> torch.Tensor:
     return uniform(FLOW_MIN_TIME, 1, count, generator)
 
 
+def check_boundary_time(name: str, boundary_time: float) -> None:
+    """ConfigError unless it is 0 (none) or a time that `consistency_times` can draw below."""
+    if boundary_time != 0 and not CONS_MIN_TIME < boundary_time <= 1:
+        raise ConfigError(f"{name} is {boundary_time:g}: expected 0, or a time above 1/{MAX_STEPS} up to 1")
+
+
 def fake_times(count: int, generator: torch.Generator) -> torch.Tensor:
     """t' ~ U(0.02, 0.98) of L_adv, and s of the rectification (Eq. 7, 9)."""
     return uniform(*FAKE_TIMES, count, generator)
 
 
-def consistency_times(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def consistency_times(
+    count: int, generator: torch.Generator, boundary_time: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(t, s) with t > s >= 0 of L_cons (Eq. 1-4).
 
     Half of the rows: t ~ U(1/30, 1), s = t U(0, 1), at least 0.02 apart. A quarter: the same t, s = 0. A quarter:
     neighbours on the linear grid of a random N in 2..30, because that is what Algorithm 1 asks at inference.
+    With a boundary_time, half of the rows with s = 0 have t ~ U(1/30, boundary_time) (`losses.with_boundary`).
     """
     t = uniform(CONS_MIN_TIME, 1, count, generator)
     s = torch.minimum(t * torch.rand(count, generator=generator), t - CONS_MIN_GAP)
     kind = torch.rand(count, generator=generator)
     s = torch.where(kind < 0.25, torch.zeros_like(s), s)
+    if boundary_time > 0:
+        # t anew from what it was, so that the other draws do not depend on boundary_time
+        share = (t - CONS_MIN_TIME) / (1 - CONS_MIN_TIME)  # (B,) in [0, 1)
+        t = torch.where(kind < 0.125, CONS_MIN_TIME + (boundary_time - CONS_MIN_TIME) * share, t)
     steps = torch.randint(2, MAX_STEPS + 1, (count,), generator=generator)
     k = (torch.rand(count, generator=generator) * steps).floor()  # 0 .. N-1
     on_grid = kind >= 0.75

@@ -108,6 +108,7 @@ WRONG = {
     "loss.perceptual=lpips-vgg": "loss.perceptual_backbone is empty: name the local file",
     **{f"loss.{name}=-0.5": f"loss.{name} is -0.5: expected at least 0"
        for name in ("data", "lpips", "lattice", "flow", "cons", "adv", "rectify", "w_max")},
+    "loss.boundary_time=0.03": "loss.boundary_time is 0.03: expected 0, or a time above 1/30 up to 1",
     "loss.rectify=nan": "loss.rectify is nan: expected at least 0",
     "optim.kind=sgd": "optim.kind is 'sgd': expected adamw, adamw-8bit, adamw-cpu",
     "optim.lr=0": "optim.lr is 0.0: expected more than 0",

@@ -15,6 +15,7 @@ from training.losses import (
     residual_time_weight,
     velocity_loss,
     weighted_mse,
+    with_boundary,
 )
 
 SHAPE = (3, 48, 6, 10)
@@ -58,6 +59,34 @@ def test_a_straight_velocity_is_its_own_consistency_target():
     z_t, z_lq, v = fields(3)
     found = consistency_target(lambda *_: v, z_t, torch.rand(3), z_lq, torch.zeros(3))
     assert torch.allclose(found, v, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("boundary_time", [0.0, 0.1])
+def test_an_error_of_the_clean_end_is_its_own_consistency_target_without_a_boundary(boundary_time):
+    """A residual network that knows the path but ends at z_0 + c wherever t_tar is 0: Eq. 1-4 find no fault with it."""
+    z_0, noise, z_lq = fields(3)
+    t = torch.tensor([1.0, 0.5, 0.06]).double()
+    s = torch.zeros(3).double()
+
+    def velocity(z_t, t_cur, _z_lq, t_tar):
+        end = z_0 + 0.3 * broadcast_time(t_tar == 0, z_t)
+        return (z_t - end) / broadcast_time(t_cur, z_t)
+
+    z_t = interpolate(z_0, noise, t)
+    target = consistency_target(velocity, z_t, t, z_lq, s)
+    target = with_boundary(target, flow_target(z_0, noise), t, s, boundary_time)
+    error = (velocity(z_t, t, z_lq, s) - target).flatten(1)  # (3, CHW)
+    found = [float(row.abs().max()) for row in error]
+    assert found[:2] == pytest.approx([0, 0], abs=1e-12)
+    assert found[2] == pytest.approx(0.3 / 0.06 if boundary_time else 0, abs=1e-6)
+
+
+def test_the_boundary_is_of_short_steps_to_zero_alone():
+    target, flow = fields(2)
+    t, s = torch.tensor([0.1, 0.11, 0.1]), torch.tensor([0.0, 0.0, 0.05])
+    found = with_boundary(target, flow, t, s, 0.1)
+    assert torch.equal(found, torch.stack([flow[0], target[1], target[2]]))
+    assert with_boundary(target, flow, t, s, 0.0) is target
 
 
 def test_no_gradient_goes_through_the_consistency_target():

@@ -11,7 +11,8 @@ from tiny_objective import WEIGHTS, gradients, objective
 
 from teasr_core.branch_lora import DEAD_IN_LAST_BLOCK
 from teasr_core.codec import DctCodec
-from training.losses import rectification_weight
+from teasr_core.flow import interpolate
+from training.losses import rectification_weight, velocity_loss
 from training.objective import Batch, LossWeights, velocity_calls
 
 BATCH = tiny_objective.batch(dtype=torch.float32)
@@ -254,3 +255,22 @@ def test_checkpointed_blocks_run_again_under_the_same_autocast():
 
     plain, again = run(False), run(True)
     assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
+@pytest.mark.parametrize("layout", ["sequential", "batched"])
+def test_a_short_step_to_zero_is_compared_with_the_photograph(layout):
+    """Both rows at the boundary: then L_cons is L_flow asked at t_tar = 0. Without it the loss is another."""
+    velocity = trained()
+    draws = dataclasses.replace(DRAWS, t_cons=torch.tensor([0.05, 0.09]), s_cons=torch.zeros(2))
+    without, found = (
+        objective(velocity, boundary_time=time).backward(BATCH, draws, WEIGHTS, layout=layout).losses
+        for time in (0.0, 0.1)
+    )
+    z_t = interpolate(BATCH.z_0, draws.noise_cons, draws.t_cons)
+    with torch.no_grad():
+        output = velocity.network_output(z_t, draws.t_cons, BATCH.z_lq, draws.s_cons)
+    target, weight = draws.noise_cons - BATCH.z_0, tiny.codec().pixel_weights
+    wanted = velocity_loss("lq_residual", output, target, z_t, BATCH.z_lq, draws.t_cons, weight)
+    assert found["cons"] == pytest.approx(float(wanted), rel=1e-5)
+    assert without["cons"] != pytest.approx(found["cons"], rel=1e-2)
+    assert {k: v for k, v in found.items() if k != "cons"} == {k: v for k, v in without.items() if k != "cons"}

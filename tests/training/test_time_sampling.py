@@ -75,6 +75,16 @@ def test_the_other_half_is_random(pairs, on_grid):
     assert float((s / t)[far].mean()) == pytest.approx(0.5, abs=0.02)
 
 
+def test_with_a_boundary_half_of_the_rows_to_clean_are_short(pairs):
+    t, s = (x.double() for x in consistency_times(COUNT, tiny.generator(0), boundary_time=0.1))
+    assert torch.equal(s, pairs[1])
+    moved = t != pairs[0]
+    assert bool((s[moved] == 0).all())
+    assert float(moved.double().mean()) == pytest.approx(0.125, abs=0.005)
+    assert float(t[moved].min()) >= 1 / 30 - ROUNDING and float(t[moved].max()) <= 0.1 + ROUNDING
+    assert float(t[moved].mean()) == pytest.approx((1 / 30 + 0.1) / 2, abs=0.001)
+
+
 def test_times_follow_the_generator_alone():
     before = torch.get_rng_state()
     for draw in (flow_times, lambda n, g: torch.cat(consistency_times(n, g)), lambda n, g: uniform(2, 3, n, g)):
