@@ -8,6 +8,7 @@ from pathlib import Path
 
 from teasr_core.architecture import PREDICTIONS
 from teasr_core.errors import ConfigError
+from teasr_core.schedule import MAX_STEPS
 
 from .time_sampling import check_boundary_time
 from .toml_config import from_mapping, read_toml
@@ -90,7 +91,8 @@ class StageConfig:
     trains: str = "transformer"  # transformer (the condition encoder is frozen) | encoder (alone: no transformer runs)
     crop_px: int = 64
     batch_size: int = 32
-    data_share: float = 1.0  # rows at (1, 0) compared with the photograph (Eq. 12)
+    data_share: float = 1.0  # rows restored and compared with the photograph (Eq. 12)
+    data_steps: tuple[int, ...] = (1,)  # in how many steps those are restored, one of these each batch
     flow_share: float = 0.0  # rows at t_tar = t (Eq. 5)
     cons_share: float = 0.0  # rows compared with their own two half steps (Eq. 1-4)
     perceptual_weight: float = 0.0  # of LPIPS on the data rows (Eq. 13)
@@ -160,6 +162,9 @@ def _check(config: PretrainConfig) -> None:
             raise ConfigError(f"stages[{index}].crop_px is {stage.crop_px}: expected a multiple of 16")
         if stage.steps < 1 or stage.batch_size < 1:
             raise ConfigError(f"stages[{index}]: steps and batch_size must be at least 1")
+        if not stage.data_steps or not all(1 <= steps <= MAX_STEPS for steps in stage.data_steps):
+            found = list(stage.data_steps)
+            raise ConfigError(f"stages[{index}].data_steps is {found}: expected numbers of steps from 1 to {MAX_STEPS}")
         check_boundary_time(f"stages[{index}].boundary_time", stage.boundary_time)
         if stage.perceptual_weight > 0 and config.loss.perceptual == "none":
             raise ConfigError(f"stages[{index}].perceptual_weight is set but loss.perceptual is 'none': set it")

@@ -1,7 +1,8 @@
 """`pretrain`: train every weight of a small any-step restorer from scratch (SPEC 8, 9).
 
 One batch, one forward: the role of a row decides its times and its target.
-    data rows  (t, t_tar) = (1, 0), pure noise; the one-step result is compared with the photograph (Eq. 6, 12, 13)
+    data rows  (t, t_tar) = (1, 0), pure noise; the one-step result is compared with the photograph (Eq. 6, 12, 13).
+               With `data_steps` also the result of several steps, of which the last alone has a gradient
     flow rows  t_tar = t; the velocity of the straight path (Eq. 5)
     cons rows  random (t, s); the average of the model's own two half steps (Eq. 1-4)
 A model with a condition encoder trains that first, by itself; it is frozen in the stages that train the transformer.
@@ -21,6 +22,8 @@ from teasr_core.builtin import codec_from_json, codec_to_json
 from teasr_core.codec import DctCodec, encode_condition
 from teasr_core.errors import ConfigError
 from teasr_core.flow import clean_from_output, interpolate
+from teasr_core.sampler import sample
+from teasr_core.schedule import linear_taus
 
 from . import losses, time_sampling
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
@@ -58,7 +61,8 @@ def pretrain_losses(
     """The losses of one batch, each already multiplied by its share of rows; their sum is to be differentiated.
 
     lq, hq: (B, 3, H, W) in [0, 1]. Returns scalars `data`, `lpips`, `flow`, `cons`, those with rows only.
-    The one-step result (Eq. 6) is formed here. A stage that trains the condition
+    The one-step result (Eq. 6) is formed here. data_steps is as in DMD2's backward simulation (arXiv 2405.14867): the
+    last step learns to clean up what the steps before it leave. A stage that trains the condition
     encoder has `data` and `lpips` alone, of the encoder's own picture.
     """
     if stage.trains == "encoder":
@@ -71,9 +75,13 @@ def pretrain_losses(
     noise = torch.randn(z_0.shape, generator=generator)  # (B, C, h, w)
     t_flow = time_sampling.flow_times(num_flow, generator)  # (F,)
     t_cons, s_cons = time_sampling.consistency_times(num_cons, generator, stage.boundary_time)  # (K,)
-    t = torch.cat([torch.ones(num_data), t_flow, t_cons])  # (B,)
+    taus = linear_taus(time_sampling.one_of(stage.data_steps, generator))  # (N+1,)
+    t = torch.cat([taus[-2].expand(num_data), t_flow, t_cons])  # (B,)
     t_tar = torch.cat([torch.zeros(num_data), t_flow, s_cons])  # (B,)
-    z_t = interpolate(z_0, noise, t)  # (B, C, h, w)
+    start = noise[:num_data]  # (D, C, h, w)
+    if num_data and len(taus) > 2:
+        start = sample(velocity, start, z_lq[:num_data], taus[:-1]).clone()  # as inference tensors have no gradient
+    z_t = torch.cat([start, interpolate(z_0, noise, t)[num_data:]])  # (B, C, h, w)
     output = velocity.network_output(z_t, t, z_lq, t_tar).float()  # (B, C, h, w)
 
     batch = stage.batch_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from teasr_core.errors import ConfigError
@@ -26,6 +28,11 @@ def check_boundary_time(name: str, boundary_time: float) -> None:
     """ConfigError unless it is 0 (none) or a time that `consistency_times` can draw below."""
     if boundary_time != 0 and not CONS_MIN_TIME < boundary_time <= 1:
         raise ConfigError(f"{name} is {boundary_time:g}: expected 0, or a time above 1/{MAX_STEPS} up to 1")
+
+
+def one_of(values: Sequence[int], generator: torch.Generator) -> int:
+    """Any of `values`; a single one without a draw."""
+    return values[int(torch.randint(len(values), (), generator=generator))] if len(values) > 1 else values[0]
 
 
 def fake_times(count: int, generator: torch.Generator) -> torch.Tensor:

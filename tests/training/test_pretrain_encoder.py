@@ -204,6 +204,8 @@ def test_the_defaults_have_no_encoder():
         ('[[stages]]\ntrains = "vae"', "transformer or encoder"),
         ('[[stages]]\ntrains = "encoder"', "encoder_blocks above 0"),
         ('[model]\nencoder_blocks = 2\n[[stages]]\ntrains = "encoder"\ndata_share = 0\ncons_share = 1', "data rows"),
+        ("[[stages]]\ndata_steps = []", "data_steps is .*: expected numbers of steps from 1 to 30"),
+        ("[[stages]]\ndata_steps = [1, 31]", "data_steps is .1, 31.: expected"),
         ("[[stages]]\nboundary_time = 1.5", "boundary_time is 1.5: expected 0, or a time above 1/30"),
         ("[model]\nencoder_blocks = -1", "encoder_blocks must be at least 0"),
     ],

@@ -78,6 +78,37 @@ def test_the_losses_of_a_batch_are_those_written_down(random_model, loss_space):
     )
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_data_rows_compare_the_result_of_several_steps_and_differentiate_the_last(random_model, steps):
+    lq, hq = torch.rand(2, 2, 3, 32, 32, generator=tiny.generator(1))
+    codec, velocity = tiny.codec(), random_model.velocity()
+    stage = StageConfig(batch_size=2, crop_px=32, data_steps=(steps,))
+    found = pretrain_losses(random_model, codec, lq, hq, stage, "pixel", None, tiny.generator(2))
+    found["data"].backward()
+    gradient = random_model.transformer.proj_out.weight.grad.clone()
+    random_model.zero_grad()
+
+    z_lq, taus = codec.encode(lq), linear_taus(steps)
+    noise = torch.randn(z_lq.shape, generator=tiny.generator(2))
+    with torch.no_grad():
+        whole = (2 * codec.decode(sample(velocity, noise, z_lq, taus)) - 2 * hq).square().mean()
+        z_t = sample(velocity, noise, z_lq, taus[:-1]) if steps > 1 else noise
+    assert float(found["data"]) == pytest.approx(float(whole), rel=1e-5)
+    t = taus[-2].expand(2)
+    x_fake = codec.decode(z_t - taus[-2] * velocity(z_t.clone(), t, z_lq, torch.zeros(2)))
+    (2 * x_fake - 2 * hq).square().mean().backward()
+    assert torch.allclose(random_model.transformer.proj_out.weight.grad, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_every_number_of_data_steps_comes_up():
+    source = tiny.generator(0)
+    drawn = [time_sampling.one_of((1, 2, 8), source) for _ in range(300)]
+    assert {n: pytest.approx(drawn.count(n), abs=40) for n in (1, 2, 8)} == dict.fromkeys((1, 2, 8), 100)
+    before = source.get_state()
+    assert time_sampling.one_of((4,), source) == 4
+    assert torch.equal(source.get_state(), before)
+
+
 def test_every_weight_is_trained(random_model):
     lq, hq = torch.rand(2, 4, 3, 32, 32, generator=tiny.generator(1))
     losses = pretrain_losses(random_model, tiny.codec(), lq, hq, ALL_ROLES, "pixel", None, tiny.generator(2))
