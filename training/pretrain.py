@@ -91,7 +91,7 @@ def pretrain_losses(
     result: dict[str, torch.Tensor] = {}
     if num_data:
         clean = clean_from_output(kind, output[data], z_t[data], z_lq[data], t[data])
-        result |= picture_losses(codec, clean, hq[data], stage, perceptual, generator, num_data / batch)
+        result |= picture_losses(codec, clean, hq[data], stage, perceptual, generator, num_data / batch, len(taus) - 1)
     if num_flow:
         target = losses.flow_target(z_0[flow], noise[flow])
         result["flow"] = losses.velocity_loss(kind, output[flow], target, z_t[flow], z_lq[flow], t[flow], weight) * (
@@ -115,19 +115,21 @@ def picture_losses(
     perceptual: Perceptual | None,
     generator: torch.Generator,
     share: float,
+    steps: int = 1,
 ) -> dict[str, torch.Tensor]:
     """`data` (Eq. 12), `lpips` (Eq. 13) and `lattice`, where the stage asks for them, of a clean latent, times `share`.
 
-    clean: (B, C, h, w). hq: (B, 3, H, W) in [0, 1].
+    clean: (B, C, h, w). hq: (B, 3, H, W) in [0, 1]. steps: how many made it; `lpips` and `lattice` count that often,
+    so that more steps give more texture at the price of fidelity.
     """
     x_fake, x_0 = 2 * codec.decode(clean) - 1, 2 * hq - 1  # (B, 3, H, W)
     result = {"data": losses.data_loss(x_fake, x_0) * share}
     if perceptual is not None and stage.perceptual_weight > 0:
         window = losses.perceptual_window(x_0, losses.perceptual_offset(generator))
         lpips = losses.perceptual_loss(perceptual, x_fake[window], x_0[window])
-        result["lpips"] = lpips * (stage.perceptual_weight * share)
+        result["lpips"] = lpips * (stage.perceptual_weight * share * steps)
     if stage.lattice_weight > 0:
-        result["lattice"] = losses.lattice_loss(x_fake, x_0) * (stage.lattice_weight * share)
+        result["lattice"] = losses.lattice_loss(x_fake, x_0) * (stage.lattice_weight * share * steps)
     return result
 
 
