@@ -75,7 +75,7 @@ def restored(server, picture):
 def test_ones_own_lora_takes_the_place_of_the_shipped_one_and_changes_the_picture(own_lora, restored):
     own, shipped = restored(own_lora), restored()
     assert own.shape == shipped.shape
-    assert abs(own - shipped).max() > 4
+    assert abs(own - shipped).max() > 2  # 1 might be rounding
     assert np.array_equal(own, restored(own_lora, shipped=0.0))  # nothing is left of the shipped one
 
 
