@@ -37,7 +37,7 @@ DETAILS: Mapping[str, tuple[str, int, int]] = {
     "cam_07_olympus-pen-e-p3": ("print", 784, 660),
     "cam_12_sony-dsc-hx5v-2": ("text", 744, 410),
     "cam_08_ricoh-dc-3z-normal-res": ("text, dusk", 594, 144),
-    "cam_06_nikon-e950": ("brick", 242, 826),
+    "cam_06_nikon-e950": ("stone, brick", 242, 826),
     "cam_03_htc-desire": ("paving", 532, 1428),
     "cam_09_ricoh-rdc5300": ("leaves", 670, 492),
     "cam_14_trust-powercam-zoom-lcd-710": ("garden", 1456, 832),
