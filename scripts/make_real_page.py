@@ -1,6 +1,6 @@
 """Writes docs/real_photographs.md and its pictures from an evaluation of real low-quality photographs.
 
-    python -m training eval REAL_LQ OUT --scale 2 --steps 1,4 --model built-in=builtin --color-fix wavelet \\
+    python -m training eval REAL_LQ OUT --scale 2 --steps 1 --model built-in=builtin --color-fix wavelet \\
         --niqe-params F --save-pictures
     python scripts/make_real_page.py OUT
 

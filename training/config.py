@@ -95,8 +95,8 @@ class StageConfig:
     data_steps: tuple[int, ...] = (1,)  # in how many steps those are restored, one of these each batch
     flow_share: float = 0.0  # rows at t_tar = t (Eq. 5)
     cons_share: float = 0.0  # rows compared with their own two half steps (Eq. 1-4)
-    perceptual_weight: float = 0.0  # of LPIPS on the data rows (Eq. 13), times the number of steps they took
     boundary_time: float = 0.0  # cons rows from below it to 0 have the flow's target (`losses.with_boundary`); 0 = none
+    perceptual_weight: float = 0.0  # of LPIPS on the data rows (Eq. 13), times the number of steps they took
     lattice_weight: float = 0.0  # of `losses.lattice_loss`, likewise: against what LPIPS would bring along
     lr_start: float = 5e-4
     lr_end: float = 5e-4

@@ -81,7 +81,8 @@ def pretrain_losses(
     start = noise[:num_data]  # (D, C, h, w)
     if num_data and len(taus) > 2:
         start = sample(velocity, start, z_lq[:num_data], taus[:-1]).clone()  # as inference tensors have no gradient
-    z_t = torch.cat([start, interpolate(z_0, noise, t)[num_data:]])  # (B, C, h, w)
+    others = slice(num_data, None)
+    z_t = torch.cat([start, interpolate(z_0[others], noise[others], t[others])])  # (B, C, h, w)
     output = velocity.network_output(z_t, t, z_lq, t_tar).float()  # (B, C, h, w)
 
     batch = stage.batch_size
