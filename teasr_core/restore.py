@@ -31,8 +31,8 @@ LatentSampler = Callable[[torch.Tensor], torch.Tensor]
 PlanCallback = Callable[[StepPlan], None]
 
 # Automatic tiles of the built-in model. Attention is quadratic: on a CPU small tiles are the fast ones (docs/log.md).
-AUTO_TILE_PX = 128
-AUTO_OVERLAP_PX = 32
+AUTO_TILE_PX = 144
+AUTO_OVERLAP_PX = 16
 
 # A result that varies less than this is one flat colour but for the codec's rounding.
 FLAT_SPREAD = 1e-6
