@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional
 
 from teasr_core.flow import MIN_TIME, broadcast_time, interpolate, velocity_from_output
 from teasr_core.velocity import Velocity
@@ -17,6 +18,8 @@ FULL_WEIGHT_TIME = 0.1
 MAX_DIFFERENCE = 1.0  # of Delta, before its weight (METHOD 1)
 MAX_RECTIFICATION = 10.0  # of w(s)
 LATTICE_PX = 8  # a token of the built-in model
+TEXTURE_BANDS = 3  # octaves of `texture_loss`, the finest first
+TEXTURE_FLOOR = 0.01  # contrast in [-1, 1] that counts as none: 1.3 levels of 255
 MAX_OFFSET = 7  # of a perceptual window, in pixels: every phase of the built-in model's tokens
 
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, 3, H, W) twice in [-1, 1] -> (B,)
@@ -180,3 +183,32 @@ def _repeating(error: torch.Tensor, pitch: int) -> torch.Tensor:
     periods = error.shape[3] // pitch
     row = error.unflatten(3, (periods, pitch)).mean(dim=3)  # (B, 3, H, pitch)
     return periods * (row - row.mean(dim=3, keepdim=True)).square().mean()
+
+
+def texture_loss(x_fake: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
+    """How far the local contrast of (B, 3, H, W) in [-1, 1] is from the photograph's, wherever its texture lies, float32.
+
+    Three octaves of brightness and of two colour differences, each in windows of 8 of its pixels: mean |log ratio| of
+    their RMS, so that grain on a flat part weighs as much as a lawn gone smooth. Pixel losses and LPIPS are least for
+    the mean of what may be there, which has too little contrast; this asks for the right amount in the right place and
+    leaves open where each hair lies. H and W are at least 32. After the patch-wise texture loss of EnhanceNet (Sajjadi
+    et al., arXiv 1612.07919), with a pyramid's bands (Heeger and Bergen 1995) for its VGG features.
+    """
+    fake, real = (_opponent_colors(float32_or_wider(x)) for x in (x_fake, x_0))
+    bands = []
+    for _ in range(TEXTURE_BANDS):
+        bands.append((_log_contrast(fake) - _log_contrast(real)).abs().mean())
+        fake, real = (functional.avg_pool2d(x, 2) for x in (fake, real))
+    return torch.stack(bands).mean()
+
+
+def _opponent_colors(x: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) RGB -> brightness, red - green, blue - green: grain that differs by channel is not brightness."""
+    red, green, blue = x.unbind(1)
+    return torch.stack([(red + green + blue) / 3, red - green, blue - green], dim=1)
+
+
+def _log_contrast(x: torch.Tensor) -> torch.Tensor:
+    """Log of the RMS of what a 3 x 3 mean leaves out, in half overlapping windows of 8 x 8."""
+    detail = x - functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+    return (functional.avg_pool2d(detail.square(), 8, stride=4) + TEXTURE_FLOOR**2).log() / 2

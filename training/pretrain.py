@@ -131,6 +131,8 @@ def picture_losses(
         result["lpips"] = lpips * (stage.perceptual_weight * share * steps)
     if stage.lattice_weight > 0:
         result["lattice"] = losses.lattice_loss(x_fake, x_0) * (stage.lattice_weight * share * steps)
+    if stage.texture_weight > 0 and steps > 1:
+        result["texture"] = losses.texture_loss(x_fake, x_0) * (stage.texture_weight * share * (steps - 1))
     return result
 
 

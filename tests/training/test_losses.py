@@ -1,5 +1,7 @@
 """Each loss has a closed form: targets, weights, gradients (T3)."""
 
+import math
+
 import pytest
 import tiny
 import torch
@@ -13,6 +15,7 @@ from training.losses import (
     perceptual_offset,
     perceptual_window,
     residual_time_weight,
+    texture_loss,
     velocity_loss,
     weighted_mse,
     with_boundary,
@@ -183,3 +186,36 @@ def test_lattice_loss_of_stripes_noise_and_what_does_not_repeat():
     assert float(lattice_loss(stripes(8), stripes(8))) == 0  # nor is a fence in the photograph
     noise = torch.randn(16, 3, 64, 64, generator=tiny.generator(0))
     assert float(lattice_loss(noise, torch.zeros_like(noise))) == pytest.approx(7 / 8, rel=0.02)
+
+
+def test_texture_loss_is_the_log_ratio_of_contrasts_wherever_they_lie():
+    gray = torch.zeros(2, 3, 64, 64)
+    grain = torch.randn(2, 1, 64, 64, generator=tiny.generator(0)).expand(2, 3, 64, 64)
+    other = torch.randn(2, 1, 64, 64, generator=tiny.generator(1)).expand(2, 3, 64, 64)
+    assert float(texture_loss(grain, grain)) == 0
+    # Only brightness varies, one plane of three: halved contrast costs log 2 there, at every octave.
+    assert float(texture_loss(0.5 * grain, grain)) == pytest.approx(math.log(2) / 3, rel=1e-2)
+    assert float(texture_loss(grain, 0.5 * grain)) == pytest.approx(math.log(2) / 3, rel=1e-2)
+    # Other grain of the same strength costs little, no grain much, a cast or a slow gradient nothing.
+    assert float(texture_loss(other, grain)) < 0.2 * float(texture_loss(gray, grain))
+    slope = torch.linspace(-1, 1, 64).expand(2, 3, 64, 64)
+    assert float(texture_loss(grain + 0.3, grain)) == pytest.approx(0, abs=1e-4)
+    assert float(texture_loss(0.3 * slope, gray)) < 0.03 * float(texture_loss(0.3 * other, gray))
+
+
+def test_texture_loss_sees_grain_on_a_flat_part_and_grain_of_one_colour():
+    gray = torch.zeros(1, 3, 64, 64)
+    grain = 0.05 * torch.randn(1, 3, 64, 64, generator=tiny.generator(2))
+    left, right = grain.clone(), grain.clone()
+    left[..., 32:], right[..., :32] = 0, 0
+    # As much grain, on the wrong half: the mean contrast is the same, each place is not.
+    assert float(texture_loss(left, right)) > 0.8 * float(texture_loss(grain, gray))
+    white = grain.mean(1, keepdim=True).expand_as(grain) * 3**0.5  # as strong, the same in every channel
+    assert float(texture_loss(grain, white)) > 0.3
+    assert float(texture_loss(gray + 0.002 * grain, gray)) < 1e-4  # far below a level of 255
+
+
+def test_texture_loss_has_a_finite_gradient_on_flat_pictures():
+    flat = torch.zeros(1, 3, 32, 32, requires_grad=True)
+    texture_loss(flat, torch.zeros(1, 3, 32, 32)).backward()
+    assert torch.isfinite(flat.grad).all()

@@ -21,7 +21,7 @@ from training.cli import main
 from training.config import StageConfig
 from training.dataset import CropDataset
 from training.export import export_base
-from training.losses import consistency_target, lattice_loss
+from training.losses import consistency_target, lattice_loss, texture_loss
 from training.pretrain import Pretrainer, learning_rate, pretrain_losses, split_roles
 from training.pretrain_model import PretrainModel
 
@@ -82,7 +82,7 @@ def test_the_losses_of_a_batch_are_those_written_down(random_model, loss_space):
 def test_data_rows_compare_the_result_of_several_steps_and_differentiate_the_last(random_model, steps):
     lq, hq = torch.rand(2, 2, 3, 32, 32, generator=tiny.generator(1))
     codec, velocity = tiny.codec(), random_model.velocity()
-    stage = StageConfig(batch_size=2, crop_px=32, data_steps=(steps,), lattice_weight=2.0)
+    stage = StageConfig(batch_size=2, crop_px=32, data_steps=(steps,), lattice_weight=2.0, texture_weight=0.5)
     found = pretrain_losses(random_model, codec, lq, hq, stage, "pixel", None, tiny.generator(2))
     found["data"].backward()
     gradient = random_model.transformer.proj_out.weight.grad.clone()
@@ -93,9 +93,13 @@ def test_data_rows_compare_the_result_of_several_steps_and_differentiate_the_las
     with torch.no_grad():
         restored = 2 * codec.decode(sample(velocity, noise, z_lq, taus)) - 1
         whole, lattice = (restored - (2 * hq - 1)).square().mean(), lattice_loss(restored, 2 * hq - 1)
+        texture = texture_loss(restored, 2 * hq - 1)
         z_t = sample(velocity, noise, z_lq, taus[:-1]) if steps > 1 else noise
     assert float(found["data"].detach()) == pytest.approx(float(whole), rel=1e-5)
     assert float(found["lattice"].detach()) == pytest.approx(2 * steps * float(lattice), rel=1e-4)  # once a step
+    assert ("texture" in found) == (steps > 1)  # one step is for fidelity alone
+    if steps > 1:
+        assert float(found["texture"].detach()) == pytest.approx(0.5 * (steps - 1) * float(texture), rel=1e-4)
     t = taus[-2].expand(2)
     x_fake = codec.decode(z_t - taus[-2] * velocity(z_t.clone(), t, z_lq, torch.zeros(2)))
     (2 * x_fake - 2 * hq).square().mean().backward()
