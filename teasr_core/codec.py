@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BLOCK = 4
 DCT_CHANNELS = 3 * BLOCK * BLOCK
-STRIP = 128  # rows of blocks that a codec transforms at a time
+STRIP = 32  # rows of blocks that a codec transforms at a time
 
 
 class Codec(Protocol):

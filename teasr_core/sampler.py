@@ -33,12 +33,13 @@ def sample(
     """Integrate from noise to a clean latent: z <- z - (tau_i - tau_{i+1}) v(z, tau_i, z_lq, tau_{i+1}).
 
     Args:
+        velocity: must not keep its z_t (B, C, H, W), which changes in place with every step.
         noise, z_lq: (B, C, H, W) float32. taus: (N+1,) float32, falling from 1 to 0.
         fidelity: 0 to 1; above 0 the noise is quieter (`fidelity.quieter`), which the printed algorithm lacks.
         on_step: called after step i with (i, clean estimate (B, C, H, W)); exceptions stop the sampling.
     Returns the clean latent (B, C, H, W). Algorithm 1.
     """
-    z = quieter(noise, fidelity).expand_as(z_lq)
+    z = quieter(noise, fidelity).expand_as(z_lq).clone()  # changed in place: a large picture's latent is held but once
     del noise  # as large as the picture: gone, unless the caller keeps it (a decorator's arguments would)
     with torch.inference_mode():
         for i in range(len(taus) - 1):
@@ -47,5 +48,6 @@ def sample(
             v = velocity(z, t_cur, z_lq, t_tar)  # (B, C, H, W)
             if on_step is not None:
                 on_step(i, torch.sub(z, v, alpha=float(taus[i])))
-            z = torch.sub(z, v, alpha=float(taus[i] - taus[i + 1]))
+            z.sub_(v, alpha=float(taus[i] - taus[i + 1]))
+            del v  # or it would live on beside the next
     return z

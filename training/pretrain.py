@@ -80,7 +80,7 @@ def pretrain_losses(
     t_tar = torch.cat([torch.zeros(num_data), t_flow, s_cons])  # (B,)
     start = noise[:num_data]  # (D, C, h, w)
     if num_data and len(taus) > 2:
-        start = sample(velocity, start, z_lq[:num_data], taus[:-1]).clone()  # as inference tensors have no gradient
+        start = sample(velocity, start, z_lq[:num_data], taus[:-1])
     others = slice(num_data, None)
     z_t = torch.cat([start, interpolate(z_0[others], noise[others], t[others])])  # (B, C, h, w)
     output = velocity.network_output(z_t, t, z_lq, t_tar).float()  # (B, C, h, w)

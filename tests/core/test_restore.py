@@ -285,12 +285,12 @@ def test_16_bit_steps_survive():
 
 
 @pytest.mark.parametrize("color_fix", ["off", "wavelet", "adain"])
-def test_no_more_than_four_tensors_of_the_picture_s_size_are_alive(color_fix):
-    """While sampling: condition, state, velocity, next state (numpy's arrays are not counted)."""
+def test_no_more_than_three_tensors_of_the_picture_s_size_are_alive(color_fix):
+    """While sampling: condition, state, velocity (numpy's arrays are not counted)."""
     side = 1024
     sampler = latent_sampler(lambda z_t, *_: torch.zeros_like(z_t), manual_plan(3), 0, 4, 32, 8, Report())
     image = tiny.picture(side // 4, side // 4)
     with LiveBytes() as live:
         plain(image, TargetSize(side, side), sampler, color_fix=color_fix)
     picture_bytes = 3 * 4 * side**2  # a 4x4 DCT latent has as many
-    assert live.peak <= 4.2 * picture_bytes
+    assert live.peak <= 3.4 * picture_bytes + 2**22  # a plane, and strips whose size is fixed
