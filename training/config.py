@@ -15,6 +15,7 @@ from .toml_config import from_mapping, read_toml
 
 PARTS = ("transformer", "encoder")
 PERCEPTUALS = ("none", "lpips-squeeze", "lpips-alex", "lpips-vgg")
+LEAST_TEXTURE_PX = 48  # of a crop: 4 tokens and the one that differences reach into, in whole blocks of 16 px
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,11 @@ def _check(config: PretrainConfig) -> None:
             found = list(stage.data_steps)
             raise ConfigError(f"stages[{index}].data_steps is {found}: expected numbers of steps from 1 to {MAX_STEPS}")
         check_boundary_time(f"stages[{index}].boundary_time", stage.boundary_time)
+        if stage.texture_weight > 0 and stage.crop_px < LEAST_TEXTURE_PX:
+            raise ConfigError(
+                f"stages[{index}].texture_weight is set and crop_px is {stage.crop_px}: expected at least "
+                f"{LEAST_TEXTURE_PX}, the windows that contrast is taken in"
+            )
         if stage.perceptual_weight > 0 and config.loss.perceptual == "none":
             raise ConfigError(f"stages[{index}].perceptual_weight is set but loss.perceptual is 'none': set it")
 

@@ -18,7 +18,7 @@ FULL_WEIGHT_TIME = 0.1
 MAX_DIFFERENCE = 1.0  # of Delta, before its weight (METHOD 1)
 MAX_RECTIFICATION = 10.0  # of w(s)
 LATTICE_PX = 8  # a token of the built-in model
-TEXTURE_BANDS = 3  # octaves of `texture_loss`, the finest first
+TEXTURE_DISTANCES = (1, 2, 4)  # px between what `texture_loss` compares
 TEXTURE_FLOOR = 0.01  # contrast in [-1, 1] that counts as none: 1.3 levels of 255
 MAX_OFFSET = 7  # of a perceptual window, in pixels: every phase of the built-in model's tokens
 
@@ -186,20 +186,24 @@ def _repeating(error: torch.Tensor, pitch: int) -> torch.Tensor:
 
 
 def texture_loss(x_fake: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
-    """How far the local contrast of (B, 3, H, W) in [-1, 1] is from the photograph's, wherever its texture lies, float32.
+    """How far the local contrast of (B, 3, H, W) in [-1, 1] is from the photograph's, wherever texture lies, float32.
 
-    Three octaves of brightness and of two colour differences, each in windows of 8 of its pixels: mean |log ratio| of
-    their RMS, so that grain on a flat part weighs as much as a lawn gone smooth. Pixel losses and LPIPS are least for
-    the mean of what may be there, which has too little contrast; this asks for the right amount in the right place and
-    leaves open where each hair lies. H and W are at least 32. After the patch-wise texture loss of EnhanceNet (Sajjadi
-    et al., arXiv 1612.07919), with a pyramid's bands (Heeger and Bergen 1995) for its VGG features.
+    Contrast is the RMS of differences across 1, 2 and 4 px, along rows and along columns, of brightness and of two
+    colour differences; the loss is the mean |log ratio|, so that grain on a flat part weighs as much as a lawn gone
+    smooth. Each of the 8 columns (rows) of a token is looked at by itself: a network that works token by token would
+    soon pay with edges between its tokens. Pixel losses and LPIPS are least for the mean of what may be there, which
+    has too little contrast; this asks for the right amount in the right place and leaves open where each hair lies.
+    H and W are multiples of 8, at least 40. After the patch-wise texture loss of EnhanceNet (Sajjadi et al., arXiv
+    1612.07919), with differences for its VGG features.
     """
     fake, real = (_opponent_colors(float32_or_wider(x)) for x in (x_fake, x_0))
-    bands = []
-    for _ in range(TEXTURE_BANDS):
-        bands.append((_log_contrast(fake) - _log_contrast(real)).abs().mean())
-        fake, real = (functional.avg_pool2d(x, 2) for x in (fake, real))
-    return torch.stack(bands).mean()
+    turned = fake.transpose(2, 3), real.transpose(2, 3)
+    parts = [
+        (_log_contrast(ours, distance) - _log_contrast(theirs, distance)).abs().mean()
+        for ours, theirs in ((fake, real), turned)
+        for distance in TEXTURE_DISTANCES
+    ]
+    return torch.stack(parts).mean()
 
 
 def _opponent_colors(x: torch.Tensor) -> torch.Tensor:
@@ -208,7 +212,8 @@ def _opponent_colors(x: torch.Tensor) -> torch.Tensor:
     return torch.stack([(red + green + blue) / 3, red - green, blue - green], dim=1)
 
 
-def _log_contrast(x: torch.Tensor) -> torch.Tensor:
-    """Log of the RMS of what a 3 x 3 mean leaves out, in half overlapping windows of 8 x 8."""
-    detail = x - functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-    return (functional.avg_pool2d(detail.square(), 8, stride=4) + TEXTURE_FLOOR**2).log() / 2
+def _log_contrast(x: torch.Tensor, distance: int) -> torch.Tensor:
+    """Log RMS of x[..., k + distance] - x[..., k] by k modulo 8, in half overlapping windows of 16 rows x 4 tokens."""
+    energy = (x[..., distance:] - x[..., :-distance]).square()[..., : x.shape[3] - LATTICE_PX]
+    phases = energy.unflatten(3, (-1, LATTICE_PX)).movedim(4, 1).flatten(0, 1)  # (8 B, 3, H, W / 8 - 1)
+    return (functional.avg_pool2d(phases, (16, 4), stride=(8, 2)) + TEXTURE_FLOOR**2).log() / 2

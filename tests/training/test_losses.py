@@ -193,14 +193,12 @@ def test_texture_loss_is_the_log_ratio_of_contrasts_wherever_they_lie():
     grain = torch.randn(2, 1, 64, 64, generator=tiny.generator(0)).expand(2, 3, 64, 64)
     other = torch.randn(2, 1, 64, 64, generator=tiny.generator(1)).expand(2, 3, 64, 64)
     assert float(texture_loss(grain, grain)) == 0
-    # Only brightness varies, one plane of three: halved contrast costs log 2 there, at every octave.
-    assert float(texture_loss(0.5 * grain, grain)) == pytest.approx(math.log(2) / 3, rel=1e-2)
-    assert float(texture_loss(grain, 0.5 * grain)) == pytest.approx(math.log(2) / 3, rel=1e-2)
-    # Other grain of the same strength costs little, no grain much, a cast or a slow gradient nothing.
-    assert float(texture_loss(other, grain)) < 0.2 * float(texture_loss(gray, grain))
-    slope = torch.linspace(-1, 1, 64).expand(2, 3, 64, 64)
+    # Only brightness varies, one plane of three: halved contrast costs log 2 there, at every distance.
+    assert float(texture_loss(0.5 * grain, grain)) == pytest.approx(math.log(2) / 3, rel=1e-3)
+    assert float(texture_loss(grain, 0.5 * grain)) == pytest.approx(math.log(2) / 3, rel=1e-3)
+    # Other grain of the same strength costs little, no grain much, a cast nothing.
+    assert float(texture_loss(other, grain)) < 0.1 * float(texture_loss(gray, grain))
     assert float(texture_loss(grain + 0.3, grain)) == pytest.approx(0, abs=1e-4)
-    assert float(texture_loss(0.3 * slope, gray)) < 0.03 * float(texture_loss(0.3 * other, gray))
 
 
 def test_texture_loss_sees_grain_on_a_flat_part_and_grain_of_one_colour():
@@ -209,13 +207,26 @@ def test_texture_loss_sees_grain_on_a_flat_part_and_grain_of_one_colour():
     left, right = grain.clone(), grain.clone()
     left[..., 32:], right[..., :32] = 0, 0
     # As much grain, on the wrong half: the mean contrast is the same, each place is not.
-    assert float(texture_loss(left, right)) > 0.8 * float(texture_loss(grain, gray))
+    assert float(texture_loss(left, right)) > 0.5 * float(texture_loss(grain, gray))
     white = grain.mean(1, keepdim=True).expand_as(grain) * 3**0.5  # as strong, the same in every channel
     assert float(texture_loss(grain, white)) > 0.3
-    assert float(texture_loss(gray + 0.002 * grain, gray)) < 1e-4  # far below a level of 255
+    assert float(texture_loss(gray + 0.002 * grain, gray)) < 1e-3  # far below a level of 255
+
+
+def test_texture_loss_is_not_paid_with_edges_between_tokens():
+    """Tokens of one grey each have the energy of grain, but all of it in one column of eight."""
+    grain = torch.randn(1, 1, 128, 128, generator=tiny.generator(3)).expand(1, 3, 128, 128)
+    blocks = torch.randn(1, 1, 16, 16, generator=tiny.generator(4)).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    blocks = (8**0.5 * blocks).expand(1, 3, 128, 128)
+
+    def energy(x):
+        return float((x[..., 1:] - x[..., :-1]).square().mean())
+
+    assert energy(blocks) == pytest.approx(energy(grain), rel=0.3)
+    assert float(texture_loss(blocks, grain)) > 0.7 * float(texture_loss(0 * grain, grain))
 
 
 def test_texture_loss_has_a_finite_gradient_on_flat_pictures():
-    flat = torch.zeros(1, 3, 32, 32, requires_grad=True)
-    texture_loss(flat, torch.zeros(1, 3, 32, 32)).backward()
+    flat = torch.zeros(1, 3, 48, 40, requires_grad=True)
+    texture_loss(flat, torch.zeros(1, 3, 48, 40)).backward()
     assert torch.isfinite(flat.grad).all()

@@ -80,9 +80,9 @@ def test_the_losses_of_a_batch_are_those_written_down(random_model, loss_space):
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_data_rows_compare_the_result_of_several_steps_and_differentiate_the_last(random_model, steps):
-    lq, hq = torch.rand(2, 2, 3, 32, 32, generator=tiny.generator(1))
+    lq, hq = torch.rand(2, 2, 3, 48, 48, generator=tiny.generator(1))
     codec, velocity = tiny.codec(), random_model.velocity()
-    stage = StageConfig(batch_size=2, crop_px=32, data_steps=(steps,), lattice_weight=2.0, texture_weight=0.5)
+    stage = StageConfig(batch_size=2, crop_px=48, data_steps=(steps,), lattice_weight=2.0, texture_weight=0.5)
     found = pretrain_losses(random_model, codec, lq, hq, stage, "pixel", None, tiny.generator(2))
     found["data"].backward()
     gradient = random_model.transformer.proj_out.weight.grad.clone()
