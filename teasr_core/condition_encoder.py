@@ -30,7 +30,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv2(torch.relu(self.conv1(x)))
+        return x + self.conv2(self.conv1(x).relu_())
 
 
 class ConditionEncoder(nn.Module):

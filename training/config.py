@@ -160,6 +160,11 @@ def _check(config: PretrainConfig) -> None:
                 f"stages[{index}] trains the condition encoder: it needs model.encoder_blocks above 0, and data rows "
                 "alone: data_share = 1"
             )
+        if stage.trains == "encoder" and (stage.data_steps != (1,) or stage.texture_weight > 0):
+            raise ConfigError(
+                f"stages[{index}] trains the condition encoder, which takes no steps: leave out data_steps and "
+                "texture_weight"
+            )
         if stage.crop_px < 16 or stage.crop_px % 16:
             raise ConfigError(f"stages[{index}].crop_px is {stage.crop_px}: expected a multiple of 16")
         if stage.steps < 1 or stage.batch_size < 1:

@@ -205,6 +205,8 @@ def test_the_defaults_have_no_encoder():
         ('[[stages]]\ntrains = "encoder"', "encoder_blocks above 0"),
         ('[model]\nencoder_blocks = 2\n[[stages]]\ntrains = "encoder"\ndata_share = 0\ncons_share = 1', "data rows"),
         ("[[stages]]\ntexture_weight = 0.1\ncrop_px = 32", "crop_px is 32: expected at least 48"),
+        ('[model]\nencoder_blocks = 2\n[[stages]]\ntrains = "encoder"\ndata_steps = [1, 4]', "takes no steps"),
+        ('[model]\nencoder_blocks = 2\n[[stages]]\ntrains = "encoder"\ntexture_weight = 0.1', "takes no steps"),
         ("[[stages]]\ndata_steps = []", "data_steps is .*: expected numbers of steps from 1 to 30"),
         ("[[stages]]\ndata_steps = [1, 31]", "data_steps is .1, 31.: expected"),
         ("[[stages]]\nboundary_time = 1.5", "boundary_time is 1.5: expected 0, or a time above 1/30"),
