@@ -30,7 +30,8 @@ LatentSampler = Callable[[torch.Tensor], torch.Tensor]
 # What is called with the times of an image before its first step.
 PlanCallback = Callable[[StepPlan], None]
 
-# Automatic tiles of the built-in model. Attention is quadratic: on a CPU small tiles are the fast ones (docs/log.md).
+# Automatic tiles of the built-in model. Attention is quadratic: on a CPU small tiles are the fast ones; the condition
+# encoder sees past their edges, so a small overlap hides them (docs/log.md).
 AUTO_TILE_PX = 144
 AUTO_OVERLAP_PX = 16
 
