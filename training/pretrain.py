@@ -118,10 +118,10 @@ def picture_losses(
     share: float,
     steps: int = 1,
 ) -> dict[str, torch.Tensor]:
-    """`data` (Eq. 12), `lpips` (Eq. 13) and `lattice`, where the stage asks for them, of a clean latent, times `share`.
+    """`data` (Eq. 12), and where the stage asks for them `lpips` (Eq. 13), `lattice` and `texture`, times `share`.
 
-    clean: (B, C, h, w). hq: (B, 3, H, W) in [0, 1]. steps: how many made it; `lpips` and `lattice` count that often,
-    so that more steps give more texture at the price of fidelity.
+    clean: (B, C, h, w). hq: (B, 3, H, W) in [0, 1]. steps: how many made it; `lpips` and `lattice` count that
+    often, `texture` once less, so that more steps give more texture at the price of fidelity and one step gives none.
     """
     x_fake, x_0 = 2 * codec.decode(clean) - 1, 2 * hq - 1  # (B, 3, H, W)
     result = {"data": losses.data_loss(x_fake, x_0) * share}
