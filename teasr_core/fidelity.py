@@ -23,5 +23,5 @@ def check_fidelity(fidelity: float) -> float:
 
 
 def quieter(noise: torch.Tensor, fidelity: float) -> torch.Tensor:
-    """(1 - fidelity) noise, any shape; fidelity 0 gives the noise itself."""
-    return noise * (1 - fidelity) if check_fidelity(fidelity) else noise
+    """(1 - fidelity) noise, any shape: a new tensor, at fidelity 0 with the noise's values."""
+    return noise * (1 - check_fidelity(fidelity))

@@ -39,7 +39,8 @@ def sample(
         on_step: called after step i with (i, clean estimate (B, C, H, W)); exceptions stop the sampling.
     Returns the clean latent (B, C, H, W). Algorithm 1.
     """
-    z = quieter(noise, fidelity).expand_as(z_lq).clone()  # changed in place: a large picture's latent is held but once
+    # New, and no two rows one memory: z changes in place, since a large picture's latent is to be held but once.
+    z = quieter(noise, fidelity).expand_as(z_lq).contiguous()
     del noise  # as large as the picture: gone, unless the caller keeps it (a decorator's arguments would)
     with torch.inference_mode():
         for i in range(len(taus) - 1):
