@@ -99,7 +99,9 @@ def sheets(columns: Sequence[Column], k: int) -> torch.Tensor:
     """The labelled sheet of every image of item k, (B, H', W', 3)."""
     batch = len(columns[0].images[k])
     rows = [[cell(column, k, index) for column in columns] for index in range(batch)]
-    return to_host(torch.cat([comparison_grid([row]) for row in rows]))
+    grids = [comparison_grid([row]) for row in rows]
+    width = max(grid.shape[-1] for grid in grids)  # captions wider than their picture differ in width
+    return to_host(torch.cat([torch.nn.functional.pad(grid, (0, width - grid.shape[-1]), value=1.0) for grid in grids]))
 
 
 def cell(column: Column, k: int, index: int) -> Cell:

@@ -1,4 +1,4 @@
-"""Tiles inside the host's sampler: which ones, and how much memory one of them needs."""
+"""Tiles inside the host's sampler: which ones, also in stock samplers, and how much memory one of them needs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..teasr_core.errors import InputError
 from ..teasr_core.restore import AUTO_OVERLAP_PX, AUTO_TILE_PX, tile_in_latent
 from ..teasr_core.tiling import TilePlan, plan_tiles
+from .bridge import TILES
 from .builtin_model import is_builtin
 from .conditioning import LQ_KEY
 from .host_memory import largest_that_fits, room, too_large
+from .host_pieces import HostTiles
 
 # Automatic tiles of Qwen-Image: the size it was made for, less where a card has no room for it even with all weights
 # off it (the host moves them). Never more, however much is free: a picture must not depend on what else is loaded.
@@ -25,7 +28,7 @@ QWEN_OVERLAP_PX = 128
 
 def host_plan(model: ModelPatcher, height: int, width: int, tile_px: int, overlap_px: int) -> TilePlan:
     """The tiles of a latent of height x width. 0 is automatic; a tile as large as the image is no tile."""
-    patch_multiple = 2 * int(model.get_model_object("diffusion_model").patch_size)
+    patch_multiple = token_multiple(model)
     downscale = int(model.get_model_object("latent_format").spacial_downscale_ratio)
     auto_px, short = (AUTO_TILE_PX, AUTO_OVERLAP_PX), ""
     if not is_builtin(model):
@@ -35,7 +38,7 @@ def host_plan(model: ModelPatcher, height: int, width: int, tile_px: int, overla
         auto_px = (side_px, min(QWEN_OVERLAP_PX, side_px // 4))
     tile, overlap = tile_in_latent(tile_px, overlap_px, downscale, patch_multiple, auto_px)
     plan = plan_tiles(height, width, tile, overlap, patch_multiple)
-    if plan.count > 1 and (height % patch_multiple or width % patch_multiple):
+    if plan.count > 1 and not is_whole(height, width, patch_multiple):
         raise InputError(
             f"a latent of {width} x {height} cannot be tiled: expected multiples of {patch_multiple}, so let "
             "TEASRCondition make it"
@@ -43,6 +46,34 @@ def host_plan(model: ModelPatcher, height: int, width: int, tile_px: int, overla
     if short and plan.count > 1:
         logging.info(f"TEASR: {plan.count} tiles of {auto_px[0]} px: {short}")
     return plan
+
+
+def token_multiple(model: ModelPatcher) -> int:
+    """What the sides of a tile are multiples of, in latent pixels: an even token grid."""
+    return 2 * int(model.get_model_object("diffusion_model").patch_size)
+
+
+def is_whole(height: int, width: int, multiple: int) -> bool:
+    return height % multiple == 0 and width % multiple == 0
+
+
+def stock_tiles(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """OUTER_SAMPLE wrapper of the built-in MODEL: automatic tiles for stock samplers, which know of none.
+
+    The model was trained on 128 px: with attention over a much larger picture, several steps damage blocks of it
+    (docs/log.md). A latent that is not whole tokens, as stock VAE Encode makes, stays in one piece.
+    """
+    guider = executor.class_obj  # its options are this run's own
+    options = guider.model_options.setdefault("transformer_options", {})
+    height, width = noise.shape[-2:]
+    if TILES not in options and is_whole(height, width, token_multiple(guider.model_patcher)):
+        options[TILES] = HostTiles(host_plan(guider.model_patcher, height, width, 0, 0), check_interrupt)
+    return executor(noise, *args, **kwargs)
+
+
+def check_interrupt(_done: int, _count: int) -> None:
+    """Before each tile: the user's Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def fitting_side_px(model: ModelPatcher, height: int, width: int, downscale: int) -> tuple[int, str]:

@@ -103,17 +103,23 @@ def image_batch(
 ) -> ImageBatch:
     """The images of a LATENT from TEASRCondition. InputError when MODEL and latent do not go together."""
     samples = check_latent(model, latent["samples"])  # (B, C, 1, h, w)
+    lq_images = lq_batch(conditioning)
+    if lq_images not in (1, len(samples)):
+        raise InputError(
+            f"the latent has {len(samples)} images, the conditioning {lq_images}: expected as many, so wire `latent` "
+            "and `conditioning` of one TEASRCondition, and select images before it"
+        )
     tiles = host_plan(model, *samples.shape[-2:], tile_px, overlap_px)
     mask = latent.get("noise_mask")
     jobs = tuple(
         ImageJob(
             of_image(conditioning, k),
             None if negative is None else of_image(negative, k),
-            samples[k : k + 1] if len(samples) > 1 else samples,
+            samples[k : k + 1],
             mask[k : k + 1] if mask is not None and len(mask) > 1 else mask,
             seed,
         )
-        for k in range(max(len(samples), lq_batch(conditioning)))
+        for k in range(len(samples))
     )
     return ImageBatch(model, latent, jobs, tiles)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..teasr_core import builtin
 from ..teasr_core.lora_file import LoraFile
 from ..teasr_core.precision import DTYPES
 from .adapter import adapter_patcher
-from .bridge import DualBranch, attach
+from .bridge import TILES, DualBranch, attach
 from .builtin_model import builtin_patcher
 from .conditioning import prompt_conditioning
 from .dct_vae import DctVAE
+from .host_tiles import stock_tiles
 
 
 class TEASRLoadBuiltin(io.ComfyNode):
@@ -55,5 +57,6 @@ class TEASRLoadBuiltin(io.ComfyNode):
             adapter = adapter_patcher(lora, builtin.ASSETS / builtin.LORA_NAME)
         branch = DualBranch(base.prediction, base.use_dtc, lora_strength, use_adapter=adapter is not None)
         model = attach(builtin_patcher(base, dtype), branch, adapter)
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, TILES, stock_tiles)
         prompt = base.prompt_embeds if lora is None or lora.prompt_embeds is None else lora.prompt_embeds
         return io.NodeOutput(model, DctVAE(base.codec), prompt_conditioning(prompt))

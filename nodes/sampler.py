@@ -22,7 +22,7 @@ def seed_input() -> io.Int.Input:
         min=0,
         max=MAX_SEED,
         control_after_generate=True,
-        tooltip="The noise. Same seed, same picture, on any device and with any tiles.",
+        tooltip="The noise. Same seed, same noise, on any device and with any tiles.",
     )
 
 

@@ -54,6 +54,19 @@ def test_the_sheet_holds_every_picture_and_its_labels(host, executor):
     assert under.min() < 0.5 < under.max()
 
 
+def test_sheets_of_a_batch_are_as_wide_as_the_widest(host):
+    """Pictures narrower than their captions: "sharpness 0.00" is narrower than "sharpness 85.00"."""
+    parts = host.pack("nodes.compare_parts")
+    images = torch.stack([torch.full((8, 9, 3), 0.5), torch.rand(8, 9, 3, generator=torch.Generator().manual_seed(1))])
+    columns = [parts.Column(steps, (images,), ((1.0, 1.0),)) for steps in (1, 2)]
+    made = parts.sheets(columns, 0)
+    alone = [parts.sheets([parts.Column(c.steps, (images[k : k + 1],), ((1.0,),)) for c in columns], 0) for k in (0, 1)]
+    assert alone[0].shape[2] < alone[1].shape[2] == made.shape[2]
+    assert torch.equal(made[1:], alone[1])
+    assert torch.equal(made[:1, :, : alone[0].shape[2]], alone[0])
+    assert (made[:1, :, alone[0].shape[2] :] == 1).all()
+
+
 def test_labels_tell_number_time_and_sharpness(host):
     parts, sharpness = host.pack("nodes.compare_parts"), host.pack("teasr_core.sharpness")
     images = torch.rand(2, 8, 9, 3, generator=torch.Generator().manual_seed(1))

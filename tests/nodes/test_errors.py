@@ -271,3 +271,12 @@ def test_mask_and_alpha_together_and_a_mask_of_another_size(host, errors):
         host.run("TEASRUpscaleInput", image=torch.rand(1, 8, 8, 4), mask=torch.ones(1, 8, 8), size=size)
     with pytest.raises(errors.InputError, match="wire the mask that came with this image"):
         host.run("TEASRUpscaleInput", image=torch.rand(1, 8, 8, 3), mask=torch.ones(1, 9, 8), size=size)
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_images_chosen_behind_the_condition_are_an_error(errors, builtin, condition, sample, count):
+    """LatentFromBatch or RepeatLatentBatch on the latent alone: which image belongs to which is anyone's guess."""
+    made = condition(torch.rand(3, 16, 24, 3, generator=torch.Generator().manual_seed(1)))
+    latent = made.latent | {"samples": made.latent["samples"][:1].expand(count, -1, -1, -1, -1)}
+    with pytest.raises(errors.InputError, match=f"the latent has {count} images, the conditioning 3: expected as many"):
+        sample(builtin.model, made.conditioning, latent)

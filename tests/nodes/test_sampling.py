@@ -65,6 +65,22 @@ def test_stock_route_gives_a_batch_the_same_noise(host, builtin, condition, samp
         assert torch.equal(sample(builtin.model, alone.conditioning, alone.latent, seed=5), ours[k : k + 1])
 
 
+def test_stock_route_has_the_automatic_tiles_of_the_built_in_model(host, builtin, condition, sample):
+    """It was trained on small pictures: in one piece a large one comes out damaged, whichever sampler asks."""
+    images = torch.rand(2, 80, 56, 3, generator=torch.Generator().manual_seed(1))
+    made = condition(images)
+    ours = sample(builtin.model, made.conditioning, made.latent, seed=5, steps=2)
+    stock = host.nodes_custom_sampler
+    guider = stock.BasicGuider.execute(builtin.model, made.conditioning).args[0]
+    noise, euler = stock.RandomNoise.execute(5).args[0], stock.KSamplerSelect.execute("euler").args[0]
+    sigmas = host.run("TEASRStepSelector", steps=2)[0]
+    theirs = stock.SamplerCustomAdvanced.execute(noise, guider, euler, sigmas, made.latent).args[0]["samples"]
+    assert relative(ours, theirs) <= TOLERANCE
+    whole = sample(builtin.model, made.conditioning, made.latent, seed=5, steps=2, tile_px=160)
+    assert relative(whole, theirs) > 1e-3
+    assert host.pack("nodes.bridge").TILES not in builtin.model.model_options["transformer_options"]
+
+
 def test_stock_qwen_image_with_a_lora(host, qwen, write_lora, sample):
     """The 20B's route at a tiny width: velocity prediction, 16 channels, the file's own prompt."""
     model, prompt = host.run("TEASRApplyLoRA", model=qwen, lora_name=write_lora(qwen, "qwen.safetensors", seed=3))
