@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .errors import InputError
+from .flat_areas import keep_flat_
 from .geometry import check_image
 from .lab import lab_to_rgb, rgb_to_lab
 
@@ -38,6 +39,7 @@ def fix_color(image: torch.Tensor, reference: torch.Tensor, method: str, strengt
       lab      L*, a* and b* (CIE 1976, D65, sRGB) each take the reference's mean and standard deviation
                (after Reinhard et al. 2001, in CIELAB): both lightness and chroma are matched, contrast included.
       In adain and lab a plane of `image` that is flat keeps its spread and only takes the mean.
+      With each but off the result is the reference where that is one flat colour (`flat_areas`).
     strength: 0..1, linear between the image (0: returned itself, bit for bit) and the full fix (1).
     Raises InputError for wrong shapes, dtypes, an unknown method or a strength outside 0..1.
     """
@@ -58,6 +60,7 @@ def fix_color(image: torch.Tensor, reference: torch.Tensor, method: str, strengt
     for b in range(image.shape[0]):
         one_reference = reference[b if reference.shape[0] > 1 else 0].to(image.device)  # (3, H, W)
         fix(image[b], one_reference, out[b])
+        keep_flat_(out[b], one_reference)
     out.clamp_(0.0, 1.0)
     return out if strength == 1 else torch.lerp(image, out, strength).clamp_(0.0, 1.0)
 
