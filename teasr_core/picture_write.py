@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import uuid
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def save_picture(picture: Picture, path: str | Path, quality: int = 95, overwrit
         raise InputError(f"quality is {quality}; expected 1 to 100; choose for example 95")
     try:
         data = _encode(picture, path.suffix.lower(), quality)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, struct.error) as error:
         cause = " ".join(str(error).split())
         raise InputError(f"{path} cannot hold this picture ({cause}); expected one it can; write PNG") from error
     write_whole(data, path)
