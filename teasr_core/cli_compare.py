@@ -23,7 +23,7 @@ from .cli_request import (
     size_note,
     target_size,
 )
-from .compare_grid import TEXT_PX, Cell, comparison_grid
+from .compare_grid import TEXT_PX, Cell, comparison_grid, sheet_pixels
 from .errors import InputError, TeasrError
 from .geometry import TargetSize, resize
 from .images import Picture, check_output, find_images, load_picture, save_picture
@@ -145,7 +145,9 @@ class Comparison:
         resized = self._shown(resize(rgb, options.size))
         height, width = picture.rgb.shape[-2:]
         size = f"{width}x{height} to {options.size.width}x{options.size.height}"
-        cells = [Cell(resized, f"{_short(source.name)}, resized", f"{size}, sharpness {mean_gradient(resized):.2f}")]
+        sharpness = mean_gradient(resized)
+        # Cells are kept to the end: bytes of what is shown, not views that would keep every whole result.
+        cells = [Cell(sheet_pixels(resized), f"{_short(source.name)}, resized", f"{size}, sharpness {sharpness:.2f}")]
         for count in self.steps:
             plan = manual_plan(count)
             restored = restore_picture(restorer, picture, options, plan, self.args, self.progress)
@@ -154,7 +156,7 @@ class Comparison:
             shown = self._shown(restored.rgb)
             sharpness = mean_gradient(shown)
             label = f"{count} step{'s' if count > 1 else ''}"
-            cells.append(Cell(shown, label, f"{seconds:.2f} s, sharpness {sharpness:.2f}"))
+            cells.append(Cell(sheet_pixels(shown), label, f"{seconds:.2f} s, sharpness {sharpness:.2f}"))
             if self.args.images is not None:
                 make_folder(self.args.images)
                 save_picture(restored, self.saved[source, count], self.args.quality, self.args.overwrite)

@@ -102,6 +102,20 @@ def test_a_crop_is_cut_from_the_whole_result(tmp_path, compare, source):
     assert f"sharpness {sharp:.2f}" in out.splitlines()[0]
 
 
+@pytest.mark.parametrize(("options", "pixels"), [([], 64 * 300), (["--crop", "250,10,50"], 50 * 50)])
+def test_cells_keep_the_bytes_they_show(compare, source, monkeypatch, options, pixels):
+    """A view of the result would keep all of it until the sheet is drawn."""
+    kept = []
+
+    def grid(rows):
+        kept.extend(cell.image.untyped_storage().nbytes() for row in rows for cell in row)
+        return comparison_grid(rows)
+
+    monkeypatch.setattr(cli_compare, "comparison_grid", grid)
+    compare(source, *SIZE, "--steps", "1,2", *options)
+    assert kept == 3 * [3 * pixels]
+
+
 def test_columns_wrap(compare, source):
     wide, _ = compare(source, *SIZE, "--steps", "1,2,3")
     grid, _ = compare(source, *SIZE, "--steps", "1,2,3", "--columns", "3")
