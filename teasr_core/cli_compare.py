@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .alpha import bleed_rgb
-from .cli_folder import make_folder
+from .cli_folder import check_originals, make_folder
 from .cli_options import SOME_FAILED, one_line
 from .cli_progress import Progress
 from .cli_request import (
@@ -62,6 +62,7 @@ def compare(args: argparse.Namespace) -> int:
     sizes = [expected_size(path, args) for path in sources]
     check_output(args.output, False, args.overwrite, sheet_size(sizes, len(steps) + 1, args.columns, crop))
     saved = plan_saved(sources, steps, args.images, args.overwrite)
+    check_originals(sources, [args.output, *saved.values()])
     # Of one image all counts are one piece of work: its share of the bar is their sum.
     work = [None if size is None else float(size.width * size.height) for size in sizes]
     progress = Progress(work, sum(steps), not args.quiet)

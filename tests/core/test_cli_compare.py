@@ -177,6 +177,14 @@ def test_bad_inputs_and_outputs(tmp_path, refused, source):
     assert "two images are called in" in refused(source, other, "--images", tmp_path / "new")
 
 
+def test_no_original_is_replaced(tmp_path, refused, source):
+    before = source.read_bytes()
+    assert "in.png" in refused(source, "--overwrite", output="in.png")
+    other = tiny.write_picture(tmp_path / "in_steps4.png")
+    assert "in_steps4.png" in refused(source, other, "--steps", "4", "--images", tmp_path, "--overwrite")
+    assert source.read_bytes() == before
+
+
 def test_a_sheet_too_large_for_its_format_is_found_before_the_work(refused, source):
     every = ",".join(map(str, range(1, 31)))
     assert "16383" in refused(source, "--width", "640", "--height", "160", "--steps", every, output="grid.webp")
