@@ -223,3 +223,19 @@ def test_info_on_other_files(tmp_path, refused, make):
 def test_info_on_a_foreign_safetensors_file(tmp_path, refused):
     save_file({"x": torch.ones(1)}, tmp_path / "mine.safetensors")
     assert "no TEASR" in refused("info", tmp_path / "mine.safetensors")
+
+
+def test_info_on_a_folder_without_a_model(tmp_path, refused, monkeypatch):
+    (tmp_path / "photographs").mkdir()
+    assert "photographs: folder without transformer/config.json" in refused("info", tmp_path / "photographs")
+    monkeypatch.chdir(tmp_path / "photographs")
+    assert ".: folder without transformer/config.json" in refused("info", ".")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_damaged_metadata_is_one_line_for_every_command(tmp_path, refused):
+    path, header = tmp_path / "mine.safetensors", b'{"__metadata__": [1]}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "mine.safetensors" in refused("info", path)
+    source = tiny.write_picture(tmp_path / "in.png")
+    assert "mine.safetensors" in refused("upscale", source, "-o", tmp_path / "out.png", "--model", path)
