@@ -26,7 +26,7 @@ from .cli_request import (
 from .compare_grid import TEXT_PX, Cell, comparison_grid, sheet_pixels
 from .errors import InputError, TeasrError
 from .geometry import TargetSize, resize
-from .images import Picture, check_output, find_images, load_picture, save_picture
+from .images import Picture, check_output, check_profile, find_images, load_picture, save_picture
 from .restore import RestoreOptions
 from .schedule import manual_plan, parse_steps
 from .sharpness import mean_gradient
@@ -119,6 +119,8 @@ class Comparison:
         size = target_size(self.args, width, height)
         if self.crop is not None:
             self.crop.check(size)
+        for path in (path for (image, _), path in self.saved.items() if image == source):
+            check_profile(picture, path)
         return picture, restore_options(self.args, size)
 
     def load(self) -> Restorer:
