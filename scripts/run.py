@@ -17,7 +17,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 # task -> (extra of pyproject.toml, commands)
 TASKS = {
-    "demo": ("standalone", [["-m", "teasr_core", "demo"]]),
+    "demo": ("standalone", [["-m", "teasr_core", "demo", "--overwrite"]]),
     "test": ("dev", [["-m", "pytest"]]),
     "lint": ("dev", [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "pyright"]]),
 }

@@ -23,6 +23,8 @@ class QwenArchitecture:
         rope_axes: rotary dimensions of (frame, row, column); they add up to head_dim.
         text_width: width of the prompt embedding.
         patch_size: latent pixels per token side.
+
+    Raises ModelFileError where one is no whole number above 0, or the rotary dimensions do not fit.
     """
 
     latent_channels: int = 16
@@ -34,6 +36,14 @@ class QwenArchitecture:
     patch_size: int = 2
 
     def __post_init__(self) -> None:
+        wrong = [name for name, value in vars(self).items() if name != "rope_axes" and not _is_size(value)]
+        if not isinstance(self.rope_axes, tuple) or len(self.rope_axes) != 3 or not all(map(_is_size, self.rope_axes)):
+            wrong.append("rope_axes")
+        if wrong:
+            expected = "a whole number" if wrong[0] != "rope_axes" else "three whole numbers"
+            raise ModelFileError(
+                f"{wrong[0]} is {getattr(self, wrong[0])!r}: expected {expected} above 0, get the file again"
+            )
         if sum(self.rope_axes) != self.head_dim or any(axis % 2 for axis in self.rope_axes):
             raise ModelFileError(
                 f"rope axes {self.rope_axes} do not fit a head of {self.head_dim}: "
@@ -58,7 +68,7 @@ class QwenArchitecture:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> QwenArchitecture:
-        """Raises ModelFileError when a key is missing or unknown."""
+        """Raises ModelFileError when a key is missing or unknown, or a value impossible."""
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, Mapping):
             raise ModelFileError(f"architecture config is {values!r}, expected a JSON object: get the file again")
@@ -67,7 +77,12 @@ class QwenArchitecture:
                 f"architecture config has keys {sorted(values)}, expected {sorted(names)}: "
                 "the file was made by another version of TEASR"
             )
-        return cls(**{**values, "rope_axes": tuple(values["rope_axes"])})
+        axes = values["rope_axes"]
+        return cls(**{**values, "rope_axes": tuple(axes) if isinstance(axes, list) else axes})
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 # The architecture of Qwen-Image, Qwen-Image-2512 and Qwen-Image-Edit.

@@ -6,6 +6,7 @@ Reading a file needs neither diffusers nor ComfyUI: both hosts build their own t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +79,16 @@ def read_base(path: Path) -> BuiltinFile:
         prediction = metadata["teasr.prediction"]
     except ModelFileError as error:
         raise ModelFileError(f"{path.name}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(f"{path.name} has damaged metadata ({error}): get the file again") from None
     tensors = {key: value for key, value in tensors.items() if not key.startswith(ENCODER_PREFIX)}
     if prediction not in PREDICTIONS or not isinstance(values["use_dtc"], bool):
         raise ModelFileError(
             f"{path.name} has an unknown prediction or use_dtc: it was made by another version of TEASR"
+        )
+    if not isinstance(values["training"], dict):
+        raise ModelFileError(
+            f"{path.name}: teasr.training is {values['training']!r}, no JSON object: get the file again"
         )
     prompt_embeds = tensors.pop(PROMPT_KEY, torch.zeros(0))
     if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != architecture.text_width:
@@ -118,7 +123,7 @@ def encoder_from_file(config: str | None, tensors: Mapping[str, torch.Tensor]) -
         return None
     try:
         return load_condition_encoder(DCT_CHANNELS, json.loads(config or "null"), own)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         cause = str(error).strip().splitlines()[-1].strip()
         raise ModelFileError(f"its condition encoder is damaged ({cause}): get the file again") from None
 
@@ -136,6 +141,9 @@ def codec_from_json(values: Mapping[str, Any], condition_encoder: ConditionEncod
         raise ModelFileError(f"codec {values!r} is unknown: it was made by another version of TEASR")
     if {len(values["mean"]), len(values["std"])} != {DCT_CHANNELS}:
         raise ModelFileError(f"the codec has {len(values['mean'])} means, expected {DCT_CHANNELS}: get the file again")
+    numbers = [*values["mean"], *values["std"]]
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers) or min(values["std"]) <= 0:
+        raise ModelFileError("the codec has means that are no numbers, or deviations not above 0: get the file again")
     return DctCodec(values["mean"], values["std"], condition_encoder)
 
 

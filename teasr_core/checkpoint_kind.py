@@ -204,7 +204,7 @@ def _folder_kind(path: Path, part: str) -> KindOfFile:
 
 
 def _gguf_architecture(path: Path) -> str | None:
-    """`general.architecture` of a GGUF file, "?" where it does not come first; None for any other file."""
+    """`general.architecture` of a GGUF file, "?" where it does not come first or is cut; None for any other file."""
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -214,9 +214,8 @@ def _gguf_architecture(path: Path) -> str | None:
         return None
     key, string_type, offset = b"general.architecture", 8, 24  # magic, version, two counts: 24 bytes
     if head[offset + 8 :].startswith(key):
-        offset += 8 + len(key)
-        (kind,) = struct.unpack_from("<I", head, offset)
-        (length,) = struct.unpack_from("<Q", head, offset + 4)
-        if kind == string_type and length < 100:
-            return head[offset + 12 : offset + 12 + length].decode("utf-8", "replace")
+        value = head[offset + 8 + len(key) :]
+        kind, length = struct.unpack_from("<IQ", value) if len(value) >= 12 else (None, 0)
+        if kind == string_type and length <= min(100, len(value) - 12):
+            return value[12 : 12 + length].decode("utf-8", "replace")
     return "?"

@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="restore a picture that comes with scikit-image: LQ | 1 | 4 | 8 steps")
     demo.add_argument("-o", "--output", type=Path, default=Path("demo.png"))
     demo.add_argument("--dtype", choices=["auto", *DTYPES], default="auto")
+    demo.add_argument("--overwrite", action="store_true", help="replace an existing output")
     demo.set_defaults(run=_demo)
     return parser
 
@@ -126,4 +127,4 @@ def _info(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from .cli_demo import demo
 
-    return demo(args.output, args.dtype)
+    return demo(args.output, args.dtype, args.overwrite)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .alpha import bleed_rgb
-from .cli_folder import make_folder
+from .cli_folder import check_originals, make_folder
 from .cli_options import SOME_FAILED, one_line
 from .cli_progress import Progress
 from .cli_request import (
@@ -23,10 +23,10 @@ from .cli_request import (
     size_note,
     target_size,
 )
-from .compare_grid import TEXT_PX, Cell, comparison_grid
+from .compare_grid import TEXT_PX, Cell, comparison_grid, sheet_pixels
 from .errors import InputError, TeasrError
 from .geometry import TargetSize, resize
-from .images import Picture, check_output, find_images, load_picture, save_picture
+from .images import Picture, check_output, check_profile, find_images, load_picture, save_picture
 from .restore import RestoreOptions
 from .schedule import manual_plan, parse_steps
 from .sharpness import mean_gradient
@@ -62,6 +62,7 @@ def compare(args: argparse.Namespace) -> int:
     sizes = [expected_size(path, args) for path in sources]
     check_output(args.output, False, args.overwrite, sheet_size(sizes, len(steps) + 1, args.columns, crop))
     saved = plan_saved(sources, steps, args.images, args.overwrite)
+    check_originals(sources, [args.output, *saved.values()])
     # Of one image all counts are one piece of work: its share of the bar is their sum.
     work = [None if size is None else float(size.width * size.height) for size in sizes]
     progress = Progress(work, sum(steps), not args.quiet)
@@ -118,6 +119,8 @@ class Comparison:
         size = target_size(self.args, width, height)
         if self.crop is not None:
             self.crop.check(size)
+        for path in (path for (image, _), path in self.saved.items() if image == source):
+            check_profile(picture, path)
         return picture, restore_options(self.args, size)
 
     def load(self) -> Restorer:
@@ -145,7 +148,9 @@ class Comparison:
         resized = self._shown(resize(rgb, options.size))
         height, width = picture.rgb.shape[-2:]
         size = f"{width}x{height} to {options.size.width}x{options.size.height}"
-        cells = [Cell(resized, f"{_short(source.name)}, resized", f"{size}, sharpness {mean_gradient(resized):.2f}")]
+        sharpness = mean_gradient(resized)
+        # Cells are kept to the end: bytes of what is shown, not views that would keep every whole result.
+        cells = [Cell(sheet_pixels(resized), f"{_short(source.name)}, resized", f"{size}, sharpness {sharpness:.2f}")]
         for count in self.steps:
             plan = manual_plan(count)
             restored = restore_picture(restorer, picture, options, plan, self.args, self.progress)
@@ -154,7 +159,7 @@ class Comparison:
             shown = self._shown(restored.rgb)
             sharpness = mean_gradient(shown)
             label = f"{count} step{'s' if count > 1 else ''}"
-            cells.append(Cell(shown, label, f"{seconds:.2f} s, sharpness {sharpness:.2f}"))
+            cells.append(Cell(sheet_pixels(shown), label, f"{seconds:.2f} s, sharpness {sharpness:.2f}"))
             if self.args.images is not None:
                 make_folder(self.args.images)
                 save_picture(restored, self.saved[source, count], self.args.quality, self.args.overwrite)

@@ -21,8 +21,8 @@ CROP_PX, SCALE = 288, 4  # of the original, and how much smaller the low-quality
 LABEL_PX = 22
 
 
-def demo(output: Path, dtype: str) -> int:
-    check_output(output, has_alpha=False, overwrite=True)
+def demo(output: Path, dtype: str, overwrite: bool) -> int:
+    check_output(output, has_alpha=False, overwrite=overwrite)
     lq = low_quality(sample_photograph())  # (1, 3, 72, 72)
     restorer = load_restorer(dtype)
     size = TargetSize(CROP_PX, CROP_PX)
@@ -31,7 +31,7 @@ def demo(output: Path, dtype: str) -> int:
         image = restorer.restore(lq, RestoreOptions(size), manual_plan(steps))
         panels.append((f"{steps} step{'s' if steps > 1 else ''}", image))
         print(restorer.report.line())
-    save_picture(Picture(labelled_row(panels)), output, overwrite=True)
+    save_picture(Picture(labelled_row(panels)), output, overwrite=overwrite)
     print(f"wrote {output}: LQ | {' | '.join(str(s) for s in STEPS)} steps")
     return 0
 

@@ -31,11 +31,12 @@ def plan_jobs(source: Path, target: Path, is_recursive: bool = False) -> list[Jo
 
     What cannot be written in its own format (.bmp) becomes a .png. The order is that of the names, the same on every
     run. InputError for a missing input, a folder without images, an output that cannot be a folder or is the input,
-    and two images of one output.
+    two images of one output, and an output that is any of the images (`check_originals`).
     """
     if not source.exists():
         raise InputError(f"{source} does not exist: give an image or a folder of images")
     if source.is_file():
+        check_originals([source], [target])
         return [Job(0, source, target, source.name, is_in_folder=False)]
     images = _images_below(source, target) if is_recursive else find_images(source)
     if not images:
@@ -53,7 +54,17 @@ def plan_jobs(source: Path, target: Path, is_recursive: bool = False) -> list[Jo
         if output in jobs:
             raise InputError(f"{jobs[output].name} and {inside} would both become {output.name}: rename one")
         jobs[output] = Job(index, path, output, str(inside))
+    check_originals(images, jobs)
     return list(jobs.values())
+
+
+def check_originals(sources: Iterable[Path], targets: Iterable[Path]) -> None:
+    """Raises InputError when one of `targets` is one of `sources`, by whatever path or link: no flag replaces those."""
+    originals = {source.resolve(): source for source in sources}
+    for target in targets:
+        original = originals.get(target.resolve())
+        if original is not None:
+            raise InputError(f"{target} is the input {original}: give another output, so that no original is replaced")
 
 
 def split_jobs(jobs: Iterable[Job], overwrite: bool, resume: bool) -> tuple[list[Job], list[Job]]:

@@ -33,6 +33,8 @@ def info(path: Path) -> int:
         print(f"  prediction    {lora.prediction}")
     elif found.kind is not Kind.UNKNOWN:
         print(found.describe())
+    elif found.layout != "single file":
+        raise ModelFileError(f"{found.describe()}: give a weight file or a model folder")
     else:
         raise ModelFileError(f"{path.name} is a safetensors file but no TEASR base or LoRA: it has no teasr metadata")
     return 0

@@ -22,7 +22,7 @@ from .cli_request import (
     target_size,
 )
 from .errors import InputError, TeasrError
-from .images import Picture, check_output, load_picture, save_picture
+from .images import Picture, check_output, check_profile, load_picture, save_picture
 from .restore import RestoreOptions
 from .standalone import Restorer
 
@@ -117,6 +117,7 @@ class UpscaleRun:
         height, width = picture.rgb.shape[-2:]
         record.size_before = (width, height)
         size = target_size(self.args, width, height)
+        check_profile(picture, job.target)
         if job.target.parent.is_dir():
             check_output(job.target, picture.alpha is not None, self.args.overwrite, (size.width, size.height))
         return picture, restore_options(self.args, size)

@@ -17,7 +17,7 @@ MARGIN_PX = 4  # left of a text
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """image: (1, 3, H, W) float in [0, 1]. label: one line above it. note: one line under it."""
+    """image: (1, 3, H, W) float in [0, 1] or, as `sheet_pixels` gives it, uint8. label: above it. note: under it."""
 
     image: torch.Tensor
     label: str
@@ -43,18 +43,19 @@ def comparison_grid(rows: Sequence[Sequence[Cell]]) -> torch.Tensor:
         x = 0
         for cell, width in zip(row, widths, strict=False):
             pen.text((x + MARGIN_PX, y + 1), cell.label, fill="black", font=font)
-            sheet.paste(Image.fromarray(_pixels(cell.image)), (x, y + TEXT_PX))
+            pixels = sheet_pixels(cell.image)[0].permute(1, 2, 0).numpy()  # (H, W, 3)
+            sheet.paste(Image.fromarray(pixels), (x, y + TEXT_PX))
             pen.text((x + MARGIN_PX, y + TEXT_PX + cell.image.shape[-2] + 1), cell.note, fill="black", font=font)
             x += width + GAP_PX
         y += height + GAP_PX
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)[None].float() / 255
 
 
+def sheet_pixels(image: torch.Tensor) -> torch.Tensor:
+    """(1, 3, H, W) float in [0, 1] to uint8 on the CPU, in memory of its own: what of a picture a sheet needs."""
+    return image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255 + 0.5).floor().byte().cpu()
+
+
 def _width(cell: Cell, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
     text = max(font.getlength(cell.label), font.getlength(cell.note))
     return max(cell.image.shape[-1], round(text) + 2 * MARGIN_PX)
-
-
-def _pixels(image: torch.Tensor) -> np.ndarray:
-    """(1, 3, H, W) to (H, W, 3) uint8."""
-    return (image[0].clamp(0, 1) * 255 + 0.5).floor().byte().permute(1, 2, 0).cpu().numpy()

@@ -5,13 +5,14 @@ from pathlib import Path
 from .errors import InputError
 from .picture import Picture
 from .picture_read import KNOWN_EXTENSIONS, load_picture, read_size
-from .picture_write import WRITABLE_EXTENSIONS, check_output, save_picture
+from .picture_write import WRITABLE_EXTENSIONS, check_output, check_profile, save_picture
 
 __all__ = [
     "KNOWN_EXTENSIONS",
     "WRITABLE_EXTENSIONS",
     "Picture",
     "check_output",
+    "check_profile",
     "find_images",
     "load_picture",
     "read_size",

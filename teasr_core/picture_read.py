@@ -17,6 +17,8 @@ KNOWN_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _FULL_BITS = (1, 2, 4, 8, 16)  # bits per sample that fill Pillow's modes; 12-bit TIFFs would come out too dark
+_RESOLUTION_TAGS = frozenset((ExifTags.Base.XResolution, ExifTags.Base.YResolution))
+_MAX_DPI = 2**16 - 1  # what a JPEG holds; beyond it, and under 1, is no resolution but damage
 _ALPHA_MODE = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # for a file with one transparent colour
 # Tags that describe the TIFF's own layout, profile or previews. They would contradict the file written later.
 _LAYOUT_TAGS = frozenset(
@@ -166,8 +168,11 @@ def _exif_bytes(image: Image.Image) -> bytes | None:
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and not _RESOLUTION_TAGS.issubset(image.tag_v2):
+        return None  # Pillow would say 1 dpi
     dpi = image.info.get("dpi")
-    if dpi is None:  # Pillow does not look into a WebP's EXIF for it
+    is_told_by_exif = image.format in ("JPEG", "MPO") and not image.info.get("jfif_unit")
+    if dpi is None or is_told_by_exif:  # Pillow does not look into a WebP's, and takes 72 dpi where a JPEG's has none
         exif = image.getexif()
         per_inch = {2: 1.0, 3: 2.54}.get(exif.get(ExifTags.Base.ResolutionUnit, 0))
         x, y = exif.get(ExifTags.Base.XResolution), exif.get(ExifTags.Base.YResolution)
@@ -175,4 +180,4 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
             return None
         dpi = (x * per_inch, y * per_inch)
     dpi = (float(dpi[0]), float(dpi[1]))
-    return dpi if all(math.isfinite(value) and value > 0 for value in dpi) else None
+    return dpi if all(math.isfinite(value) and 1 <= round(value) <= _MAX_DPI for value in dpi) else None

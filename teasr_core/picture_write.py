@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import uuid
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .picture import Picture
 WRITABLE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
 _MAX_SIDE_PX = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}  # limits of the formats' own encoders
+_TIFF = (".tif", ".tiff")
 _GREY_PROFILE = b"GRAY"
 
 
@@ -46,6 +48,17 @@ def check_output(
         raise InputError(f"{path} exists already; expected a new name; choose another or pass --overwrite")
 
 
+def check_profile(picture: Picture, path: str | Path) -> None:
+    """Raises InputError when the colour profile of `picture` does not fit the file at `path`; nothing is written.
+
+    A restored picture keeps its profile, so the one it is made from can be asked before the work.
+    """
+    suffix = Path(path).suffix.lower()
+    if picture.icc and picture.icc[16:20] == _GREY_PROFILE and not _is_written_grey(picture, suffix):
+        advice = "PNG; write PNG" if picture.is_grey else "a colour profile; remove it from the image first"
+        raise InputError(f"{path}: a grey colour profile does not fit a colour {suffix} file; expected {advice}")
+
+
 def save_picture(picture: Picture, path: str | Path, quality: int = 95, overwrite: bool = False) -> None:
     """Writes `picture` in the format of the ending of `path`.
 
@@ -53,31 +66,38 @@ def save_picture(picture: Picture, path: str | Path, quality: int = 95, overwrit
     JPEG and WebP. Grey stays grey (WebP, and TIFF with 16-bit grey and alpha, know only colour). quality: 1..100 for
     JPEG (4:4:4) and WebP. The bytes depend on the picture alone. They appear under `path` at once, through a
     temporary file beside it that is gone afterwards.
-    Raises InputError as `check_output` does, OutputError for NaN or infinite pixels.
+    Raises InputError as `check_output` and `check_profile` do, OutputError for NaN or infinite pixels.
     """
     path = Path(path)
     height, width = picture.rgb.shape[-2:]
     check_output(path, picture.alpha is not None, overwrite, (width, height))
+    check_profile(picture, path)
     if not 1 <= quality <= 100:
         raise InputError(f"quality is {quality}; expected 1 to 100; choose for example 95")
     try:
         data = _encode(picture, path.suffix.lower(), quality)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, struct.error) as error:
         cause = " ".join(str(error).split())
         raise InputError(f"{path} cannot hold this picture ({cause}); expected one it can; write PNG") from error
     write_whole(data, path)
 
 
-def _encode(picture: Picture, suffix: str, quality: int) -> bytes:
-    is_tiff = suffix in (".tif", ".tiff")
-    depth = picture.bit_depth if is_tiff or suffix == ".png" else 8
+def _written_depth(picture: Picture, suffix: str) -> int:
+    return picture.bit_depth if suffix in (".png", *_TIFF) else 8
+
+
+def _is_written_grey(picture: Picture, suffix: str) -> bool:
     # WebP has no grey, and Pillow (so our own reader) knows no 16-bit grey TIFF with alpha.
-    as_grey = picture.is_grey and suffix != ".webp" and not (is_tiff and depth == 16 and picture.alpha is not None)
-    if picture.icc and picture.icc[16:20] == _GREY_PROFILE and not as_grey:
-        raise InputError(f"a grey colour profile does not fit a colour {suffix} file; expected PNG; write PNG")
+    is_deep_tiff = suffix in _TIFF and _written_depth(picture, suffix) == 16
+    return picture.is_grey and suffix != ".webp" and not (is_deep_tiff and picture.alpha is not None)
+
+
+def _encode(picture: Picture, suffix: str, quality: int) -> bytes:
+    depth = _written_depth(picture, suffix)
+    as_grey = _is_written_grey(picture, suffix)
     pixels = _quantize(picture, as_grey, depth)  # (H, W, C)
     exif = _exif_for(picture, with_dpi=suffix == ".webp")
-    if is_tiff:
+    if suffix in _TIFF:
         return encode_tiff(pixels, picture.icc, exif, picture.dpi)
     if depth == 16:
         return encode_png16(pixels, picture.icc, exif, picture.dpi)

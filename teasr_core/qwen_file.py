@@ -172,19 +172,24 @@ def _architecture(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, An
     """From shapes; a folder's config.json tells what shapes cannot."""
     try:
         width, head_dim = shapes["img_in.bias"][0], shapes["transformer_blocks.0.attn.norm_q.weight"][0]
-        patch_size = int(config.get("patch_size", PATCH_SIZE))
         out_channels, text_width = shapes["proj_out.bias"][0], shapes["txt_norm.weight"][0]
     except (KeyError, IndexError) as error:
         raise ModelFileError(f"{label} has no usable {error}: the file is incomplete, get it again") from None
     blocks = {name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}
+    patch_size = config.get("patch_size", PATCH_SIZE)
+    if not isinstance(patch_size, int) or patch_size < 1 or head_dim < 1:
+        raise ModelFileError(
+            f"{label} has patch_size {patch_size!r} and heads of {head_dim}: expected whole numbers above 0, "
+            "get it again"
+        )
     # The published models split a head's rotary dimensions 1 : 3.5 : 3.5; a single file does not say.
-    frame, row, column = config.get("axes_dims_rope") or (head_dim // 8, 7 * head_dim // 16, 7 * head_dim // 16)
+    axes = config.get("axes_dims_rope") or (head_dim // 8, 7 * head_dim // 16, 7 * head_dim // 16)
     return QwenArchitecture(
         latent_channels=out_channels // patch_size**2,
         num_layers=len(blocks),
         num_heads=width // head_dim,
         head_dim=head_dim,
-        rope_axes=(frame, row, column),
+        rope_axes=tuple(axes) if isinstance(axes, list) else axes,
         text_width=text_width,
         patch_size=patch_size,
     )

@@ -54,7 +54,7 @@ class WeightReader:
             raise ModelFileError(what_it_is(path, error)) from None
         try:
             self.infos, self.metadata, self._data = _parse_header(self._file, path.stat().st_size)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             self._file.close()
             raise ModelFileError(what_it_is(path, error)) from None
 
@@ -95,13 +95,16 @@ def _parse_header(file: Any, size: int) -> tuple[dict[str, TensorInfo], dict[str
     header = json.loads(file.read(length))
     if not isinstance(header, dict):
         raise ValueError("the header is no JSON object")
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its __metadata__ is no JSON object of texts")
     data = LENGTH_BYTES + length
     infos = {key: _info(key, values) for key, values in header.items()}
     end = max((info.stop for info in infos.values()), default=0)
     if data + end != size:
         raise ValueError(f"{data + end} bytes expected, {size} found")
-    return infos, {str(key): str(value) for key, value in metadata.items()}, data
+    return infos, metadata, data
 
 
 def _info(key: str, values: dict[str, Any]) -> TensorInfo:

@@ -97,10 +97,28 @@ def test_building_in_bf16_prints_no_warning(path, caplog):
         ("codec", '{"kind": "dct4"}'), ("config", '{"num_layers": 2}'), ("use_dtc", "maybe"), ("use_dtc", "1"),
         ("config", json.dumps(tiny.ARCHITECTURE.to_json() | {"rope_axes": [8, 12, 13]})),
         ("config", json.dumps(tiny.ARCHITECTURE.to_json() | {"rope_axes": 3})),
+        ("training", "[1]"), ("condition_encoder", '{"width": Infinity, "blocks": 1}'),
+        ("codec", json.dumps({"kind": "dct4", "mean": [0] * 48, "std": [0] * 48})),
+        ("codec", json.dumps({"kind": "dct4", "mean": [[0, 1]] * 48, "std": [1] * 48})),
+        ("codec", json.dumps({"kind": "dct4", "mean": [float("nan")] * 48, "std": [1] * 48})),
     ],
 )  # fmt: skip
 def test_damaged_metadata_is_refused(path, key, value):
     refused(read_base, rewrite(path, **{f"teasr.{key}": value}))
+
+
+@pytest.mark.parametrize("name", [name for name in tiny.ARCHITECTURE.to_json() if name != "rope_axes"])
+@pytest.mark.parametrize("value", [[1], -1, 0, 2.0, "2", True, None], ids=str)
+def test_impossible_sizes_are_named(path, name, value):
+    config = json.dumps(tiny.ARCHITECTURE.to_json() | {name: value})
+    error = refused(read_base, rewrite(path, **{"teasr.config": config}))
+    assert f"{name} is {value!r}: expected a whole number above 0" in error
+
+
+@pytest.mark.parametrize("axes", [[16, 16], [32, 0, 0], [8.0, 12, 12], ["8", "12", "12"], "abc", {"8": 12}, None])
+def test_impossible_rope_axes_are_named(path, axes):
+    config = json.dumps(tiny.ARCHITECTURE.to_json() | {"rope_axes": axes})
+    assert "rope_axes is " in refused(read_base, rewrite(path, **{"teasr.config": config}))
 
 
 @pytest.mark.parametrize("shape", [None, (16,), (3, 17)])

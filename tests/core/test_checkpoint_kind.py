@@ -177,6 +177,13 @@ def test_gguf_is_named_and_refused(tmp_path):
     assert detect(tmp_path / "cut.gguf").layout == "GGUF"
 
 
+def test_a_gguf_cut_anywhere_is_still_named(tmp_path, path):
+    data = write_gguf(tmp_path / "mine.gguf", "qwen_image").read_bytes()
+    for length in range(4, len(data)):
+        path.write_bytes(data[:length])
+        assert detect(path).model == "GGUF file of architecture '?'"
+
+
 # Damage
 
 
@@ -226,6 +233,32 @@ def test_damaged_files(path, damage):
         detect(path)
     assert "\n" not in str(caught.value)
     assert ("pickle" in str(caught.value)) == (damage is pickled)
+
+
+TENSOR = '"dtype": "U8", "shape": [0], "data_offsets"'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"__metadata__": [1]}', '{"__metadata__": 3}', '{"__metadata__": ""}', '{"__metadata__": {"a": 1}}',
+        '{"x": 5}', f'{{"x": {{{TENSOR}: [0, Infinity]}}}}', f'{{"x": {{{TENSOR}: 0}}}}', "[" * 100_000,
+    ],
+    ids=lambda header: header[:30],
+)  # fmt: skip
+def test_damaged_headers(path, header):
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    with pytest.raises(ModelFileError, match=r"mine\.safetensors cannot be read as safetensors.*get it again"):
+        detect(path)
+
+
+@pytest.mark.parametrize("change", [{"patch_size": [2]}, {"patch_size": 0}, {"axes_dims_rope": [8]}], ids=str)
+def test_a_folder_of_impossible_sizes(tmp_path, change):
+    root = tiny_qwen.write_folder(tmp_path / "model")
+    config = root / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(ModelFileError, match="above 0"):
+        read_qwen(root)
 
 
 def test_a_missing_path(tmp_path):

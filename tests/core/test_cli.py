@@ -287,6 +287,18 @@ def test_demo(tmp_path, run):
         assert len(set(np.asarray(image)[100:200].reshape(-1, 3).sum(1).tolist())) > 100
 
 
+def test_the_demo_replaces_nothing_unasked(tmp_path, run, monkeypatch):
+    pytest.importorskip("skimage")
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo.png", "photo.png"):
+        (tmp_path / name).write_bytes(b"precious")
+        code, out, err = run("demo", *([] if name == "demo.png" else ["-o", name]))
+        assert (code, out) == (2, "") and name in err and "--overwrite" in err
+        assert (tmp_path / name).read_bytes() == b"precious"
+    assert run("demo", "--overwrite", "--dtype", "fp32")[0] == 0
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_help_needs_no_model(run):
     for command in ([], ["upscale"], ["compare"], ["info"], ["demo"]):
         code, out, _ = run(*command, "--help")

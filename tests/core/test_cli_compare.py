@@ -102,6 +102,20 @@ def test_a_crop_is_cut_from_the_whole_result(tmp_path, compare, source):
     assert f"sharpness {sharp:.2f}" in out.splitlines()[0]
 
 
+@pytest.mark.parametrize(("options", "pixels"), [([], 64 * 300), (["--crop", "250,10,50"], 50 * 50)])
+def test_cells_keep_the_bytes_they_show(compare, source, monkeypatch, options, pixels):
+    """A view of the result would keep all of it until the sheet is drawn."""
+    kept = []
+
+    def grid(rows):
+        kept.extend(cell.image.untyped_storage().nbytes() for row in rows for cell in row)
+        return comparison_grid(rows)
+
+    monkeypatch.setattr(cli_compare, "comparison_grid", grid)
+    compare(source, *SIZE, "--steps", "1,2", *options)
+    assert kept == 3 * [3 * pixels]
+
+
 def test_columns_wrap(compare, source):
     wide, _ = compare(source, *SIZE, "--steps", "1,2,3")
     grid, _ = compare(source, *SIZE, "--steps", "1,2,3", "--columns", "3")
@@ -161,6 +175,14 @@ def test_bad_inputs_and_outputs(tmp_path, refused, source):
     assert "in_steps1.png exists" in refused(source, "--images", tmp_path / "empty", "--steps", "1")
     other = tiny.write_picture(tmp_path / "in.jpg")
     assert "two images are called in" in refused(source, other, "--images", tmp_path / "new")
+
+
+def test_no_original_is_replaced(tmp_path, refused, source):
+    before = source.read_bytes()
+    assert "in.png" in refused(source, "--overwrite", output="in.png")
+    other = tiny.write_picture(tmp_path / "in_steps4.png")
+    assert "in_steps4.png" in refused(source, other, "--steps", "4", "--images", tmp_path, "--overwrite")
+    assert source.read_bytes() == before
 
 
 def test_a_sheet_too_large_for_its_format_is_found_before_the_work(refused, source):

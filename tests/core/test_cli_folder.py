@@ -79,6 +79,49 @@ def test_only_subfolders_hold_images(tmp_path):
         plan_jobs(tmp_path / "in", tmp_path / "out", is_recursive=True)
 
 
+# Originals
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """refused(*arguments): stderr, one line, of a run that changes no file."""
+
+    def call(*arguments):
+        before = bytes_in(tmp_path)
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "") and len(err.splitlines()) == 1 and "no original is replaced" in err
+        assert bytes_in(tmp_path) == before
+        return err
+
+    return call
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("option", ["--overwrite", "--resume"])
+def test_a_subfolder_does_not_come_out_over_its_parent(tmp_path, refused, option):
+    (tmp_path / "a" / "a").mkdir(parents=True)
+    tiny.write_picture(tmp_path / "a" / "x.png", 3, 7, 10)
+    tiny.write_picture(tmp_path / "a" / "a" / "x.png", 3, 8, 10)
+    assert "x.png" in refused("upscale", tmp_path / "a", "-o", tmp_path, "--recursive", option)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_link_into_the_output_is_an_original(folder, refused, tmp_path):
+    (tmp_path / "out").mkdir()
+    original = tiny.write_picture(tmp_path / "out" / "d.png")
+    try:
+        (folder / "d.png").symlink_to(original)
+    except OSError as error:
+        pytest.skip(f"no symbolic links here ({error.strerror})")
+    assert "d.png" in refused("upscale", folder, "-o", tmp_path / "out", "--overwrite")
+    refused("upscale", folder / "d.png", "-o", original, "--overwrite")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_an_image_does_not_replace_itself(folder, refused):
+    refused("upscale", folder / "a.png", "-o", folder / "x" / ".." / "a.png", "--overwrite")
+
+
 # Resume
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from safetensors.torch import load_file, save_file
 
 from teasr_core.architecture import QwenArchitecture
@@ -102,6 +102,18 @@ def test_bad_outputs_are_found_before_the_model_is_loaded(tmp_path, refused, nam
 @pytest.mark.usefixtures("no_model")
 def test_alpha_does_not_go_into_a_jpeg(tmp_path, refused):
     assert "alpha" in refused("upscale", tiny.write_picture(tmp_path / "in.png", 4), "-o", tmp_path / "out.jpg")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_grey_profile_does_not_go_into_a_colour_file(tmp_path, refused):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = srgb[:16] + b"GRAY" + srgb[20:]
+    for name, channels, target in (("in.jpg", 1, "out.webp"), ("in.webp", 3, "o.webp"), ("in.png", 3, "out.png")):
+        pixels = tiny.pixels(8, 8, 3)
+        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(tmp_path / name, icc_profile=profile)
+        assert "grey colour profile" in refused("upscale", tmp_path / name, "-o", tmp_path / target)
+    images = ("--images", tmp_path / "all", "--steps", "1")
+    assert "grey colour profile" in refused("compare", tmp_path / "in.png", "-o", tmp_path / "grid.png", *images)
 
 
 @pytest.mark.usefixtures("no_model")
@@ -223,3 +235,19 @@ def test_info_on_other_files(tmp_path, refused, make):
 def test_info_on_a_foreign_safetensors_file(tmp_path, refused):
     save_file({"x": torch.ones(1)}, tmp_path / "mine.safetensors")
     assert "no TEASR" in refused("info", tmp_path / "mine.safetensors")
+
+
+def test_info_on_a_folder_without_a_model(tmp_path, refused, monkeypatch):
+    (tmp_path / "photographs").mkdir()
+    assert "photographs: folder without transformer/config.json" in refused("info", tmp_path / "photographs")
+    monkeypatch.chdir(tmp_path / "photographs")
+    assert ".: folder without transformer/config.json" in refused("info", ".")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_damaged_metadata_is_one_line_for_every_command(tmp_path, refused):
+    path, header = tmp_path / "mine.safetensors", b'{"__metadata__": [1]}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "mine.safetensors" in refused("info", path)
+    source = tiny.write_picture(tmp_path / "in.png")
+    assert "mine.safetensors" in refused("upscale", source, "-o", tmp_path / "out.png", "--model", path)

@@ -283,3 +283,30 @@ def test_nested_exif_of_another_writer_travels(tmp_path, suffix):
         read.load(load_picture(tmp_path / name).exif)
         assert read.get_ifd(0x8769)[0x9003] == "2020:01:02 03:04:05"
         assert (read.get_ifd(0xA005).get(1) == "R98") == (suffix == ".jpg")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_no_resolution_is_invented(tmp_path, suffix):
+    """Pillow tells 1 dpi of a TIFF without the tags and 72 of a JPEG whose EXIF has none."""
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    for source in (_save_pil(tmp_path / "a.tif", _pixels(3)), _save_pil(tmp_path / "a.jpg", _pixels(3), exif=exif)):
+        picture = load_picture(source)
+        assert picture.dpi is None
+        save_picture(picture, tmp_path / f"b{suffix}", overwrite=True)
+        assert load_picture(tmp_path / f"b{suffix}").dpi is None
+    for dpi in (1, 300, 65535):
+        assert load_picture(_save_pil(tmp_path / "a.tif", _pixels(3), dpi=(dpi, dpi))).dpi == (dpi, dpi)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+@pytest.mark.parametrize("source", ["exif.png", "exif.jpg", "exif.webp", "own.tif"])
+def test_an_absurd_resolution_is_left_out(tmp_path, source, suffix):
+    exif = Image.Exif()
+    exif[0x011A] = exif[0x011B] = 2**32 - 1
+    exif[0x0128] = 3  # per cm
+    options = {"exif": exif} if source.startswith("exif") else {"dpi": (2**32 - 1, 2**32 - 1)}
+    picture = load_picture(_save_pil(tmp_path / source, _pixels(3), **options))
+    assert picture.dpi is None
+    save_picture(picture, tmp_path / f"b{suffix}")
+    assert load_picture(tmp_path / f"b{suffix}").dpi is None

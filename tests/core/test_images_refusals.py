@@ -75,6 +75,9 @@ def test_bad_pictures_are_not_saved(tmp_path):
         save_picture(picture, tmp_path / "a.png")
     with pytest.raises(InputError, match="quality"):
         save_picture(_picture(3), tmp_path / "a.jpg", quality=0)
+    for name, depth in (("a.png", 8), ("a.png", 16), ("a.jpg", 8)):
+        with pytest.raises(InputError, match="cannot hold"):
+            save_picture(_picture(3, depth, dpi=(1e300, 1e300)), tmp_path / name)
     grey_profile = SRGB[:16] + b"GRAY" + SRGB[20:]
     with pytest.raises(InputError, match="grey colour profile"):
         save_picture(_picture(1, icc=grey_profile), tmp_path / "a.webp")
