@@ -39,9 +39,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise InputError("--width and --height belong together: give both, or one of --shortest, --longest")
     if len(modes) > 1:
         raise InputError(f"several sizes asked for (--{', --'.join(modes)}): give one")
-    if args.scale is not None:
-        geometry.size_by_factor(1, 1, args.scale)
-    geometry.cap_megapixels(TargetSize(1, 1), args.max_megapixels)
+    _check_numbers(args)
     restore_options(args, TargetSize(1, 1))
     if not 0 <= args.lora_strength <= 2:
         raise InputError(f"lora strength is {args.lora_strength:g}: expected a number from 0 to 2")
@@ -53,6 +51,18 @@ def check_options(args: argparse.Namespace) -> None:
     qwen_only = {"--vae": args.vae is not None, "--offload": args.offload != "none", "--dtype": args.dtype in STORAGES}
     for name in (name for name, is_given in qwen_only.items() if is_given):
         raise InputError(f"{name} is for a Qwen-Image --model: leave it out, TEASR's own models need none of it")
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse sizes that suit no image at all; whether they suit one is known with its own size (`target_size`)."""
+    if args.scale is not None:
+        geometry.size_by_factor(1, 1, args.scale)
+    for name in ("shortest", "longest", "width", "height"):
+        if getattr(args, name) is not None:
+            geometry.check_side(getattr(args, name), f"--{name}")
+    if args.megapixels is not None:
+        geometry.check_megapixels(args.megapixels)
+    geometry.cap_megapixels(TargetSize(1, 1), args.max_megapixels)
 
 
 def _is_teasr_base(path: Path) -> bool:
@@ -88,11 +98,12 @@ def restore_options(args: argparse.Namespace, size: TargetSize) -> RestoreOption
 
 
 def step_plan(args: argparse.Namespace) -> StepPlan | AutoSteps:
-    """The steps asked for; `AutoSteps` chooses them for each image."""
+    """The steps asked for; `AutoSteps` chooses them for each image. A wrong tolerance is refused in either mode."""
+    auto = AutoSteps(args.tolerance)
     if args.step_mode == "auto":
         if args.steps != MIN_STEPS:
             raise InputError("--steps is for --step-mode manual: leave it out, auto chooses by --tolerance")
-        return AutoSteps(args.tolerance)
+        return auto
     return manual_plan(args.steps)
 
 
