@@ -21,13 +21,13 @@ def allow_any_name() -> None:
 
 def write_line(line: str, stream: TextIO | None = None) -> None:
     """A line on `stream` (stdout), at once. Where its reader has gone, as `head` does, it is silent from then on."""
-    stream = stream or sys.stdout
+    out: TextIO = stream or sys.stdout
     try:
-        print(line, file=stream, flush=True)
+        print(line, file=out, flush=True)
     except OSError as error:
         if error.errno not in _GONE:
             raise
-        _silence(stream)
+        _silence(out)
 
 
 def _silence(stream: TextIO) -> None:

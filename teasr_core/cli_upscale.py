@@ -13,6 +13,8 @@ from .cli_progress import Progress, clock_time
 from .cli_report import STDOUT, ImageRecord, RunReport, check_report, loads, merge, report_name, write_report
 from .cli_request import (
     check_options,
+    enough_for,
+    enough_to_read,
     expected_size,
     load_model,
     restore_options,
@@ -77,26 +79,8 @@ class UpscaleRun:
     def restore_all(self) -> None:
         """A bad image does not stop the others; the one image that was named is the command's own error."""
         for job in self.jobs:
-            record = _record(job, "failed")
             self.progress.start(job.name)
-            started = time.monotonic()
-            try:
-                picture, options = self._prepare(job, record)
-            except TeasrError as error:
-                self._refuse(job, record, error)
-                continue
-            restorer = self._load()  # its errors are not the image's: they end the run
-            self._warn(size_note(job.source.name, picture, options.size))
-            try:
-                restored = restore_picture(restorer, picture, options, self.plan, self.args, self.progress)
-                self._save(job, restored)
-            except TeasrError as error:
-                self._refuse(job, record, error)
-                continue
-            record.status = "written"
-            record.fill(restorer.report, time.monotonic() - started)
-            self.report.images.append(record)
-            self.progress.say(f"{job.target}: {restorer.report.line()}", self.lines)
+            self._restore(job)  # in a function of its own, so that its pictures are gone before the next is read
 
     def finish(self) -> RunReport:
         """Tell what became of the images: process 0 for all of them where they can meet, else each for its own."""
@@ -110,6 +94,29 @@ class UpscaleRun:
             write_report(report, report_name(self.args.json, self.processes.rank if is_alone else None))
         self._summarise(report)
         return report
+
+    def _restore(self, job: Job) -> None:
+        record = _record(job, "failed")
+        started = time.monotonic()
+        try:
+            with enough_to_read(job.source):
+                picture, options = self._prepare(job, record)
+        except TeasrError as error:
+            self._refuse(job, record, error)
+            return
+        restorer = self._load()  # its errors are not the image's: they end the run
+        self._warn(size_note(job.source.name, picture, options.size))
+        try:
+            with enough_for(options.size):
+                restored = restore_picture(restorer, picture, options, self.plan, self.args, self.progress)
+                self._save(job, restored)
+        except TeasrError as error:
+            self._refuse(job, record, error)
+            return
+        record.status = "written"
+        record.fill(restorer.report, time.monotonic() - started)
+        self.report.images.append(record)
+        self.progress.say(f"{job.target}: {restorer.report.line()}", self.lines)
 
     def _prepare(self, job: Job, record: ImageRecord) -> tuple[Picture, RestoreOptions]:
         """The picture and what to make of it. InputError when it cannot be read, enlarged so, or saved so."""
