@@ -8,7 +8,7 @@ import time
 
 from .cli_folder import Job, make_folder, plan_jobs, split_jobs
 from .cli_options import BAD_INPUT, one_line
-from .cli_processes import Processes, join_processes
+from .cli_processes import Processes, find_processes
 from .cli_progress import Progress, clock_time
 from .cli_report import STDOUT, ImageRecord, RunReport, check_report, loads, merge, report_name, write_report
 from .cli_request import (
@@ -40,11 +40,13 @@ def upscale(args: argparse.Namespace) -> int:
         raise InputError("--resume passes over existing outputs, --overwrite replaces them: give one of the two")
     step_plan(args)
     jobs = plan_jobs(args.input, args.output, args.recursive)
-    processes = join_processes()
-    # Shares are cut before outputs are looked for: another process may be writing its own already.
-    to_do, done = split_jobs(jobs[processes.rank :: processes.count], args.overwrite, args.resume)
-    run = UpscaleRun(args, processes, to_do, done)
+    processes = find_processes()
+    # Every process looks for the outputs of all, so that all refuse alike; none writes before they have met. Where they
+    # cannot meet, another may be writing its own already.
+    to_do, done = split_jobs(jobs if processes.can_meet else _share(jobs, processes), args.overwrite, args.resume)
+    run = UpscaleRun(args, processes, _share(to_do, processes), _share(done, processes))
     try:
+        run.begin()
         run.restore_all()
     except KeyboardInterrupt:
         run.report.is_interrupted = True
@@ -75,6 +77,12 @@ class UpscaleRun:
         self.started = time.monotonic()
         self.restorer: Restorer | None = None
         self.has_warned = False
+
+    def begin(self) -> None:
+        """Wait until all processes are here: what ends one later, or while it waits, is told to the others."""
+        self.processes = self.processes.meet()
+        self.processes.wait_for_all()
+        self.started = time.monotonic()
 
     def restore_all(self) -> None:
         """A bad image does not stop the others; the one image that was named is the command's own error."""
@@ -184,6 +192,10 @@ class UpscaleRun:
             passed = f", {skipped} existed already" if skipped else ""
             took = clock_time(report.seconds)
             self.progress.say(f"{report.expected} images: {written} written{passed}, {took}", self.lines)
+
+
+def _share(jobs: list[Job], processes: Processes) -> list[Job]:
+    return [job for job in jobs if processes.is_mine(job.index)]
 
 
 def _record(job: Job, status: str) -> ImageRecord:
