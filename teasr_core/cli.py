@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .auto_steps import DEFAULT_TOLERANCE
+from .cli_lines import allow_any_name, write_line
 from .cli_options import (
     BAD_INPUT,
     INTERRUPTED,
@@ -33,15 +34,16 @@ __all__ = ["OneLineParser", "build_parser", "main", "one_line"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    allow_any_name()
     args = build_parser().parse_args(argv)
     try:
         with stop_signals():
             return args.run(args)
     except TeasrError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        write_line(f"error: {one_line(error)}", sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted: nothing half-written was left behind", file=sys.stderr)
+        write_line("interrupted: nothing half-written was left behind", sys.stderr)
         return INTERRUPTED
 
 

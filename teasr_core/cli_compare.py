@@ -16,6 +16,8 @@ from .cli_options import SOME_FAILED, one_line
 from .cli_progress import Progress
 from .cli_request import (
     check_options,
+    enough_for,
+    enough_to_read,
     expected_size,
     load_model,
     restore_options,
@@ -27,6 +29,7 @@ from .compare_grid import TEXT_PX, Cell, comparison_grid, sheet_pixels
 from .errors import InputError, TeasrError
 from .geometry import TargetSize, resize
 from .images import Picture, check_output, check_profile, find_images, load_picture, save_picture
+from .out_of_memory import refuse_out_of_memory
 from .restore import RestoreOptions
 from .schedule import manual_plan, parse_steps
 from .sharpness import mean_gradient
@@ -73,24 +76,28 @@ def compare(args: argparse.Namespace) -> int:
         for source in sources:
             progress.start(source.name)
             try:
-                picture, options = comparison.prepare(source)
+                with enough_to_read(source):
+                    picture, options = comparison.prepare(source)
             except TeasrError as error:
                 failed += 1
                 _refuse(source, error, is_alone=len(sources) == 1, progress=progress)
                 continue
             comparison.load()  # its errors are not the image's
             try:
-                rows.append(comparison.row(source, picture, options))
+                with enough_for(options.size):
+                    rows.append(comparison.row(source, picture, options))
             except TeasrError as error:
                 failed += 1
                 _refuse(source, error, is_alone=len(sources) == 1, progress=progress)
+            del picture  # before the next is read
     finally:
         progress.close()
     if not rows:
         raise InputError(f"none of the {len(sources)} images could be restored (named above): no grid is written")
     width = args.columns or max(len(row) for row in rows)
     wrapped = [row[k : k + width] for row in rows for k in range(0, len(row), width)]
-    save_picture(Picture(comparison_grid(wrapped)), args.output, args.quality, args.overwrite)
+    with refuse_out_of_memory("for the grid", "use --crop, a smaller size, fewer images or fewer --steps"):
+        save_picture(Picture(comparison_grid(wrapped)), args.output, args.quality, args.overwrite)
     count = f"{len(rows)} image{'s' if len(rows) > 1 else ''}"
     progress.say(f"wrote {args.output}: LQ | {' | '.join(map(str, steps))} steps, {count}")
     if failed:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .cli_lines import write_line
 from .errors import InputError
 from .geometry import TargetSize, resize
 from .images import Picture, check_output, save_picture
@@ -30,9 +31,9 @@ def demo(output: Path, dtype: str, overwrite: bool) -> int:
     for steps in STEPS:
         image = restorer.restore(lq, RestoreOptions(size), manual_plan(steps))
         panels.append((f"{steps} step{'s' if steps > 1 else ''}", image))
-        print(restorer.report.line())
+        write_line(restorer.report.line())
     save_picture(Picture(labelled_row(panels)), output, overwrite=overwrite)
-    print(f"wrote {output}: LQ | {' | '.join(str(s) for s in STEPS)} steps")
+    write_line(f"wrote {output}: LQ | {' | '.join(str(s) for s in STEPS)} steps")
     return 0
 
 

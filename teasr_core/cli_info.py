@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .builtin import read_base
 from .checkpoint_kind import Kind, detect
+from .cli_lines import write_line
 from .errors import ModelFileError
 from .lora_file import fingerprint, read_lora
 
@@ -15,24 +16,25 @@ def info(path: Path) -> int:
     if found.kind is Kind.TEASR_BASE:
         base = read_base(path)
         count = sum(t.numel() for t in base.tensors.values())
-        print(f"{path.name}: TEASR base model, {count / 1e6:.1f} M parameters, {path.stat().st_size / 2**20:.1f} MiB")
-        print(f"  architecture  {base.architecture}")
-        print(f"  prediction    {base.prediction}, dual timestep {'on' if base.use_dtc else 'off'}")
+        size = path.stat().st_size / 2**20
+        write_line(f"{path.name}: TEASR base model, {count / 1e6:.1f} M parameters, {size:.1f} MiB")
+        write_line(f"  architecture  {base.architecture}")
+        write_line(f"  prediction    {base.prediction}, dual timestep {'on' if base.use_dtc else 'off'}")
         if base.codec.condition_encoder is not None:
             encoder = base.codec.condition_encoder
-            print(f"  encoder       of the LQ image: {encoder.blocks} residual blocks of {encoder.width}")
-        print(f"  fingerprint   {fingerprint(base.tensors)}")
+            write_line(f"  encoder       of the LQ image: {encoder.blocks} residual blocks of {encoder.width}")
+        write_line(f"  fingerprint   {fingerprint(base.tensors)}")
         for key, value in base.training.items():
-            print(f"  {key:<13} {value}")
+            write_line(f"  {key:<13} {value}")
     elif found.kind is Kind.TEASR_LORA:
         lora = read_lora(path)
         count = sum(t.numel() for t in lora.tensors.values())
-        print(f"{path.name}: TEASR LoRA, rank {lora.rank}, {count / 1e6:.1f} M parameters, step {lora.step}")
-        print(f"  base          {lora.base} ({lora.base_fingerprint})")
-        print(f"  targets       {', '.join(lora.targets)}")
-        print(f"  prediction    {lora.prediction}")
+        write_line(f"{path.name}: TEASR LoRA, rank {lora.rank}, {count / 1e6:.1f} M parameters, step {lora.step}")
+        write_line(f"  base          {lora.base} ({lora.base_fingerprint})")
+        write_line(f"  targets       {', '.join(lora.targets)}")
+        write_line(f"  prediction    {lora.prediction}")
     elif found.kind is not Kind.UNKNOWN:
-        print(found.describe())
+        write_line(found.describe())
     elif found.layout != "single file":
         raise ModelFileError(f"{found.describe()}: give a weight file or a model folder")
     else:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from .cli_lines import write_line
 from .color import COLOR_FIXES
 from .precision import DTYPES, OFFLOADS, STORAGES
 
@@ -24,7 +25,7 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse's own complaints in the form of ours: one line, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {one_line(message)} (see '{self.prog} --help')", file=sys.stderr)
+        write_line(f"error: {one_line(message)} (see '{self.prog} --help')", sys.stderr)
         raise SystemExit(2)
 
 

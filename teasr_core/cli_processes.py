@@ -1,9 +1,9 @@
-"""Several processes, each with its share of the images and its own device; they meet once, at the end.
+"""Several processes, each with its share of the images and its own device; they meet before the work and after it.
 
 `accelerate launch`, `torchrun` and the like start N times the same command with RANK, WORLD_SIZE and LOCAL_RANK set.
 Image k is process k mod N's. Nothing is shared but the reports: through torch's key-value store where MASTER_ADDR and
-MASTER_PORT name one, so that no process ends, which would make a launcher stop the others, before all have done
-their work.
+MASTER_PORT name one. No process begins before all have found their outputs free, and none ends, which would make a
+launcher stop the others, before all have done their work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -31,12 +31,41 @@ MEETING_MINUTES = 10  # to start all of them
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `count`. local_rank: its place on this machine. store: None without a meeting place."""
+    """This process among `count`.
+
+    local_rank: its place on this machine. can_meet: whether there is a meeting place. store: None before they `meet`.
+    """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
+    can_meet: bool = False
     store: Store | None = None
+
+    def is_mine(self, index: int) -> bool:
+        """Whether image `index` of all is in the share of this process."""
+        return index % self.count == self.rank
+
+    def meet(self) -> Processes:
+        """Itself with the store of all, where they can meet. InputError where the others are not found."""
+        return replace(self, store=_meet(self.rank, self.count)) if self.can_meet else self
+
+    def wait_for_all(self, patience_s: float = 60 * MEETING_MINUTES) -> None:
+        """Come back when every process has come here. InputError where one does not in time."""
+        if self.store is None:
+            return
+        keys = [f"teasr/here/{k}" for k in range(self.count)]
+        try:
+            self.store.set(keys[self.rank], "")
+            _wait(self.store, keys, patience_s)
+            missing = [k for k, key in enumerate(keys) if not self.store.check([key])]
+        except RuntimeError:  # whoever holds the store has ended: process 0, or the launcher
+            missing = [0]
+        if missing:
+            raise InputError(
+                f"process {self.rank} of {self.count} finds no process {missing[0]}: see why that one ended, and start "
+                "all of them with the same command"
+            )
 
     def place(self, device: torch.device) -> torch.device:
         """The accelerator of this process where only its kind was named; a numbered device and the CPU stay."""
@@ -75,7 +104,7 @@ class Processes:
         return reports
 
 
-def join_processes(environment: Mapping[str, str] = os.environ) -> Processes:
+def find_processes(environment: Mapping[str, str] = os.environ) -> Processes:
     """One process, unless RANK and WORLD_SIZE say otherwise. InputError for values that contradict each other."""
     count = _whole(environment, "WORLD_SIZE", 1)
     if count == 1:
@@ -87,8 +116,8 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> Processes:
             f"RANK is {environment.get('RANK', 'missing')} of WORLD_SIZE {count}: expected 0 to {count - 1}; let a "
             "launcher such as `accelerate launch` set them, or unset both"
         )
-    has_store = "MASTER_ADDR" in environment and "MASTER_PORT" in environment and torch.distributed.is_available()
-    return Processes(rank, count, local_rank, _meet(rank, count) if has_store else None)
+    can_meet = "MASTER_ADDR" in environment and "MASTER_PORT" in environment and torch.distributed.is_available()
+    return Processes(rank, count, local_rank, can_meet)
 
 
 def own_device(kind: str, local_rank: int, found: int) -> torch.device:

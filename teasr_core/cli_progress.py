@@ -10,6 +10,7 @@ from typing import TextIO
 
 import torch
 
+from .cli_lines import write_line
 from .schedule import StepPlan
 
 # A terminal is redrawn at most so often, a log file gets a line at most so often.
@@ -132,7 +133,7 @@ class Progress:
 
     def _print(self, line: str, stream: TextIO) -> None:
         self.close()
-        print(line, file=stream, flush=True)
+        write_line(line, stream)
 
     def _show(self) -> None:
         now = self.clock()

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .cli_lines import write_line
 from .cli_options import BAD_INPUT, INTERRUPTED, SOME_FAILED
 from .errors import InputError
 from .picture_write import write_whole
@@ -134,9 +135,9 @@ def report_name(name: str, rank: int | None) -> str:
 
 
 def write_report(report: RunReport, name: str) -> None:
-    """Whole or not at all; `-` is stdout."""
-    text = json.dumps(report.as_json(), indent=2, ensure_ascii=False)
+    """Whole or not at all; `-` is stdout. In ASCII, since a file's name need not be text in any encoding."""
+    text = json.dumps(report.as_json(), indent=2)
     if name == STDOUT:
-        print(text, flush=True)
+        write_line(text)
         return
-    write_whole(f"{text}\n".encode(), Path(name))
+    write_whole(f"{text}\n".encode("ascii"), Path(name))

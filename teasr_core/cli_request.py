@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from .cli_progress import Progress
 from .device import choose_device
 from .errors import InputError
 from .geometry import TargetSize
-from .out_of_memory import is_out_of_memory
+from .out_of_memory import refuse_out_of_memory
 from .picture import Picture
 from .picture_read import read_size
 from .precision import STORAGES
@@ -39,9 +40,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise InputError("--width and --height belong together: give both, or one of --shortest, --longest")
     if len(modes) > 1:
         raise InputError(f"several sizes asked for (--{', --'.join(modes)}): give one")
-    if args.scale is not None:
-        geometry.size_by_factor(1, 1, args.scale)
-    geometry.cap_megapixels(TargetSize(1, 1), args.max_megapixels)
+    _check_numbers(args)
     restore_options(args, TargetSize(1, 1))
     if not 0 <= args.lora_strength <= 2:
         raise InputError(f"lora strength is {args.lora_strength:g}: expected a number from 0 to 2")
@@ -53,6 +52,18 @@ def check_options(args: argparse.Namespace) -> None:
     qwen_only = {"--vae": args.vae is not None, "--offload": args.offload != "none", "--dtype": args.dtype in STORAGES}
     for name in (name for name, is_given in qwen_only.items() if is_given):
         raise InputError(f"{name} is for a Qwen-Image --model: leave it out, TEASR's own models need none of it")
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse sizes that suit no image at all; whether they suit one is known with its own size (`target_size`)."""
+    if args.scale is not None:
+        geometry.size_by_factor(1, 1, args.scale)
+    for name in ("shortest", "longest", "width", "height"):
+        if getattr(args, name) is not None:
+            geometry.check_side(getattr(args, name), f"--{name}")
+    if args.megapixels is not None:
+        geometry.check_megapixels(args.megapixels)
+    geometry.cap_megapixels(TargetSize(1, 1), args.max_megapixels)
 
 
 def _is_teasr_base(path: Path) -> bool:
@@ -88,11 +99,12 @@ def restore_options(args: argparse.Namespace, size: TargetSize) -> RestoreOption
 
 
 def step_plan(args: argparse.Namespace) -> StepPlan | AutoSteps:
-    """The steps asked for; `AutoSteps` chooses them for each image."""
+    """The steps asked for; `AutoSteps` chooses them for each image. A wrong tolerance is refused in either mode."""
+    auto = AutoSteps(args.tolerance)
     if args.step_mode == "auto":
         if args.steps != MIN_STEPS:
             raise InputError("--steps is for --step-mode manual: leave it out, auto chooses by --tolerance")
-        return AutoSteps(args.tolerance)
+        return auto
     return manual_plan(args.steps)
 
 
@@ -120,6 +132,17 @@ def load_model(args: argparse.Namespace, place: Callable[[torch.device], torch.d
     return restorer
 
 
+def enough_to_read(path: Path) -> AbstractContextManager[None]:
+    """InputError where memory does not suffice to read `path`."""
+    return refuse_out_of_memory(f"to read {path}", "close other programs, or make the image smaller first")
+
+
+def enough_for(size: TargetSize) -> AbstractContextManager[None]:
+    """InputError where memory does not suffice to make or save a result of `size`."""
+    doing = f"for {size.width} x {size.height} pixels"
+    return refuse_out_of_memory(doing, "use a smaller --tile-px, a smaller size or --max-megapixels")
+
+
 def restore_picture(
     restorer: Restorer,
     picture: Picture,
@@ -128,28 +151,17 @@ def restore_picture(
     args: argparse.Namespace,
     progress: Progress | None = None,
 ) -> Picture:
-    """Restore the colours; alpha is resampled on its own, with the colours bled under it first (SPEC 6).
-
-    InputError where the memory does not suffice, so that the next and smaller image has its turn.
-    """
+    """Restore the colours; alpha is resampled on its own, with the colours bled under it first (SPEC 6)."""
     rgb, alpha = picture.rgb, picture.alpha
     if alpha is not None:
         rgb = bleed_rgb(rgb, alpha)
         alpha = resize_alpha(alpha, options.size)
-    try:
-        restored = restorer.restore(
-            rgb, options, plan, args.seed, args.tile_px, args.overlap_px,
-            on_step=progress.on_step if progress else None,
-            on_tile=progress.on_tile if progress else None,
-            on_plan=progress.on_plan if progress else None,
-        )  # fmt: skip
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(
-            f"memory does not suffice for {options.size.width} x {options.size.height} pixels: use a smaller "
-            "--tile-px, a smaller size or --max-megapixels"
-        ) from error
+    restored = restorer.restore(
+        rgb, options, plan, args.seed, args.tile_px, args.overlap_px,
+        on_step=progress.on_step if progress else None,
+        on_tile=progress.on_tile if progress else None,
+        on_plan=progress.on_plan if progress else None,
+    )  # fmt: skip
     if picture.is_grey:
         restored = _grey(restored)
     return dataclasses.replace(picture, rgb=restored, alpha=alpha)

@@ -8,11 +8,13 @@ import time
 
 from .cli_folder import Job, make_folder, plan_jobs, split_jobs
 from .cli_options import BAD_INPUT, one_line
-from .cli_processes import Processes, join_processes
+from .cli_processes import Processes, find_processes
 from .cli_progress import Progress, clock_time
 from .cli_report import STDOUT, ImageRecord, RunReport, check_report, loads, merge, report_name, write_report
 from .cli_request import (
     check_options,
+    enough_for,
+    enough_to_read,
     expected_size,
     load_model,
     restore_options,
@@ -38,11 +40,13 @@ def upscale(args: argparse.Namespace) -> int:
         raise InputError("--resume passes over existing outputs, --overwrite replaces them: give one of the two")
     step_plan(args)
     jobs = plan_jobs(args.input, args.output, args.recursive)
-    processes = join_processes()
-    # Shares are cut before outputs are looked for: another process may be writing its own already.
-    to_do, done = split_jobs(jobs[processes.rank :: processes.count], args.overwrite, args.resume)
-    run = UpscaleRun(args, processes, to_do, done)
+    processes = find_processes()
+    # Every process looks for the outputs of all, so that all refuse alike; none writes before they have met. Where they
+    # cannot meet, another may be writing its own already.
+    to_do, done = split_jobs(jobs if processes.can_meet else _share(jobs, processes), args.overwrite, args.resume)
+    run = UpscaleRun(args, processes, _share(to_do, processes), _share(done, processes))
     try:
+        run.begin()
         run.restore_all()
     except KeyboardInterrupt:
         run.report.is_interrupted = True
@@ -74,29 +78,17 @@ class UpscaleRun:
         self.restorer: Restorer | None = None
         self.has_warned = False
 
+    def begin(self) -> None:
+        """Wait until all processes are here: what ends one later, or while it waits, is told to the others."""
+        self.processes = self.processes.meet()
+        self.processes.wait_for_all()
+        self.started = time.monotonic()
+
     def restore_all(self) -> None:
         """A bad image does not stop the others; the one image that was named is the command's own error."""
         for job in self.jobs:
-            record = _record(job, "failed")
             self.progress.start(job.name)
-            started = time.monotonic()
-            try:
-                picture, options = self._prepare(job, record)
-            except TeasrError as error:
-                self._refuse(job, record, error)
-                continue
-            restorer = self._load()  # its errors are not the image's: they end the run
-            self._warn(size_note(job.source.name, picture, options.size))
-            try:
-                restored = restore_picture(restorer, picture, options, self.plan, self.args, self.progress)
-                self._save(job, restored)
-            except TeasrError as error:
-                self._refuse(job, record, error)
-                continue
-            record.status = "written"
-            record.fill(restorer.report, time.monotonic() - started)
-            self.report.images.append(record)
-            self.progress.say(f"{job.target}: {restorer.report.line()}", self.lines)
+            self._restore(job)  # in a function of its own, so that its pictures are gone before the next is read
 
     def finish(self) -> RunReport:
         """Tell what became of the images: process 0 for all of them where they can meet, else each for its own."""
@@ -110,6 +102,29 @@ class UpscaleRun:
             write_report(report, report_name(self.args.json, self.processes.rank if is_alone else None))
         self._summarise(report)
         return report
+
+    def _restore(self, job: Job) -> None:
+        record = _record(job, "failed")
+        started = time.monotonic()
+        try:
+            with enough_to_read(job.source):
+                picture, options = self._prepare(job, record)
+        except TeasrError as error:
+            self._refuse(job, record, error)
+            return
+        restorer = self._load()  # its errors are not the image's: they end the run
+        self._warn(size_note(job.source.name, picture, options.size))
+        try:
+            with enough_for(options.size):
+                restored = restore_picture(restorer, picture, options, self.plan, self.args, self.progress)
+                self._save(job, restored)
+        except TeasrError as error:
+            self._refuse(job, record, error)
+            return
+        record.status = "written"
+        record.fill(restorer.report, time.monotonic() - started)
+        self.report.images.append(record)
+        self.progress.say(f"{job.target}: {restorer.report.line()}", self.lines)
 
     def _prepare(self, job: Job, record: ImageRecord) -> tuple[Picture, RestoreOptions]:
         """The picture and what to make of it. InputError when it cannot be read, enlarged so, or saved so."""
@@ -178,6 +193,10 @@ class UpscaleRun:
             passed = f", {skipped} existed already" if skipped else ""
             took = clock_time(report.seconds)
             self.progress.say(f"{report.expected} images: {written} written{passed}, {took}", self.lines)
+
+
+def _share(jobs: list[Job], processes: Processes) -> list[Job]:
+    return [job for job in jobs if processes.is_mine(job.index)]
 
 
 def _record(job: Job, status: str) -> ImageRecord:

@@ -44,9 +44,9 @@ def size_by_factor(width: int, height: int, scale: float) -> TargetSize:
 
     Raises InputError for a scale that is NaN, infinite or outside 0.25..8.
     """
-    width, height = _side(width, "width"), _side(height, "height")
+    width, height = check_side(width, "width"), check_side(height, "height")
     scale = _checked_scale(scale, "scale")
-    return TargetSize(_round_side(width * scale), _round_side(height * scale))
+    return TargetSize(_roundcheck_side(width * scale), _roundcheck_side(height * scale))
 
 
 def size_exact(width: int, height: int, target_width: int, target_height: int) -> TargetSize:
@@ -54,8 +54,8 @@ def size_exact(width: int, height: int, target_width: int, target_height: int) -
 
     Raises InputError when either axis would be scaled by less than 0.25 or more than 8.
     """
-    width, height = _side(width, "width"), _side(height, "height")
-    target = TargetSize(_side(target_width, "target width"), _side(target_height, "target height"))
+    width, height = check_side(width, "width"), check_side(height, "height")
+    target = TargetSize(check_side(target_width, "target width"), check_side(target_height, "target height"))
     _checked_scale(target.width / width, f"width {width} -> {target.width}: scale")
     _checked_scale(target.height / height, f"height {height} -> {target.height}: scale")
     return target
@@ -66,8 +66,8 @@ def size_by_shortest(width: int, height: int, shortest_px: int) -> TargetSize:
 
     Raises InputError when the implied scale is outside 0.25..8.
     """
-    width, height = _side(width, "width"), _side(height, "height")
-    return _size_by_edge(width, height, min(width, height), _side(shortest_px, "shortest edge"), "shortest edge")
+    width, height = check_side(width, "width"), check_side(height, "height")
+    return _size_by_edge(width, height, min(width, height), check_side(shortest_px, "shortest edge"), "shortest edge")
 
 
 def size_by_longest(width: int, height: int, longest_px: int) -> TargetSize:
@@ -75,8 +75,8 @@ def size_by_longest(width: int, height: int, longest_px: int) -> TargetSize:
 
     Raises InputError when the implied scale is outside 0.25..8.
     """
-    width, height = _side(width, "width"), _side(height, "height")
-    return _size_by_edge(width, height, max(width, height), _side(longest_px, "longest edge"), "longest edge")
+    width, height = check_side(width, "width"), check_side(height, "height")
+    return _size_by_edge(width, height, max(width, height), check_side(longest_px, "longest edge"), "longest edge")
 
 
 def size_by_megapixels(width: int, height: int, megapixels: float) -> TargetSize:
@@ -84,13 +84,11 @@ def size_by_megapixels(width: int, height: int, megapixels: float) -> TargetSize
 
     Raises InputError for a count that is NaN, infinite or not positive, or an implied scale outside 0.25..8.
     """
-    width, height = _side(width, "width"), _side(height, "height")
-    megapixels = _number(megapixels, "megapixels")
-    if megapixels <= 0:
-        raise InputError(f"megapixels is {megapixels:g}; expected a number above 0; choose for example 4")
+    width, height = check_side(width, "width"), check_side(height, "height")
+    megapixels = check_megapixels(megapixels)
     scale = math.sqrt(megapixels * PIXELS_PER_MEGAPIXEL / (width * height))
     scale = _checked_scale(scale, f"{width} x {height} to {megapixels:g} megapixels: scale")
-    return TargetSize(_round_side(width * scale), _round_side(height * scale))
+    return TargetSize(_roundcheck_side(width * scale), _roundcheck_side(height * scale))
 
 
 def cap_megapixels(size: TargetSize, max_mp: float) -> TargetSize:
@@ -103,7 +101,7 @@ def cap_megapixels(size: TargetSize, max_mp: float) -> TargetSize:
     max_mp = _number(max_mp, "max_megapixels")
     if max_mp < 0:
         raise InputError(f"max_megapixels is {max_mp:g}; expected 0 (off) or more; set it to 0 to lift the cap")
-    width, height = _side(size.width, "width"), _side(size.height, "height")
+    width, height = check_side(size.width, "width"), check_side(size.height, "height")
     max_px = max(1, math.floor(max_mp * PIXELS_PER_MEGAPIXEL + _FLOAT_SLACK))
     if max_mp == 0 or width * height <= max_px:
         return size
@@ -126,7 +124,7 @@ def resize(image: torch.Tensor, size: TargetSize, resample: str = "lanczos") -> 
     check_image(image, "image")
     if resample not in RESAMPLES:
         raise InputError(f"resample is {resample!r}; expected one of {', '.join(RESAMPLES)}; choose one of them")
-    width, height = _side(size.width, "target width"), _side(size.height, "target height")
+    width, height = check_side(size.width, "target width"), check_side(size.height, "target height")
     batch, channels, in_height, in_width = image.shape
     if (in_width, in_height) == (width, height):
         return image.detach().clamp(0.0, 1.0)  # (B, C, H, W)
@@ -148,7 +146,7 @@ def pad_to_multiple(image: torch.Tensor, multiple: int) -> tuple[torch.Tensor, P
     Returns the image itself (no copy) when nothing is missing. Undo with `crop_to`.
     """
     check_image(image, "image")
-    multiple = _side(multiple, "multiple")
+    multiple = check_side(multiple, "multiple")
     height, width = image.shape[-2:]
     padding = Padding(right=-width % multiple, bottom=-height % multiple)
     padded = image
@@ -173,6 +171,25 @@ def crop_to(image: torch.Tensor, size: TargetSize) -> torch.Tensor:
     return image[..., : size.height, : size.width]
 
 
+def check_side(value: int, name: str) -> int:
+    """`value` as a side in pixels. Raises InputError unless it is a whole number, at least 1."""
+    try:
+        side = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is {value!r}; expected a whole number of pixels; round it first") from None
+    if side < 1:
+        raise InputError(f"{name} is {side}; expected at least 1 pixel; choose a larger one")
+    return side
+
+
+def check_megapixels(value: float) -> float:
+    """`value` as a size by area. Raises InputError for NaN, infinity or a number that is not positive."""
+    megapixels = _number(value, "megapixels")
+    if megapixels <= 0:
+        raise InputError(f"megapixels is {megapixels:g}; expected a number above 0; choose for example 4")
+    return megapixels
+
+
 def check_image(image: torch.Tensor, name: str, channels: int | None = None) -> None:
     """Raises InputError unless `image` is a float32 tensor (B, C, H, W) with no empty side (and C = `channels`)."""
     expected = f"float32 (B, {channels or 'C'}, H, W)"
@@ -188,25 +205,15 @@ def check_image(image: torch.Tensor, name: str, channels: int | None = None) -> 
 def _size_by_edge(width: int, height: int, edge: int, edge_px: int, name: str) -> TargetSize:
     _checked_scale(edge_px / edge, f"{name} {edge} -> {edge_px}: scale")
     # Multiplied before divided, so that the named edge comes out exact and ties round as they would on paper.
-    return TargetSize(_round_side(width * edge_px / edge), _round_side(height * edge_px / edge))
+    return TargetSize(_roundcheck_side(width * edge_px / edge), _roundcheck_side(height * edge_px / edge))
 
 
 def _pad_mode(side: int, pad: int) -> str:
     return "reflect" if side > pad else "replicate"
 
 
-def _round_side(value: float) -> int:
+def _roundcheck_side(value: float) -> int:
     return max(1, math.floor(value + 0.5))
-
-
-def _side(value: int, name: str) -> int:
-    try:
-        side = operator.index(value)
-    except TypeError:
-        raise InputError(f"{name} is {value!r}; expected a whole number of pixels; round it first") from None
-    if side < 1:
-        raise InputError(f"{name} is {side}; expected at least 1 pixel; choose a larger one")
-    return side
 
 
 def _number(value: float, name: str) -> float:

@@ -6,8 +6,10 @@ that a tile came in pieces. What did not fit once is not tried again.
 
 from __future__ import annotations
 
+import errno
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +27,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator, of whatever device, ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(message in str(error).lower() for message in _MESSAGES)
+    if isinstance(error, OSError) and error.errno is not None:  # what it says may be a file's name
+        return error.errno == errno.ENOMEM
+    # OSError without a number is Pillow's decoders and encoders.
+    return isinstance(error, RuntimeError | OSError) and any(message in str(error).lower() for message in _MESSAGES)
+
+
+@contextmanager
+def refuse_out_of_memory(doing: str, advice: str) -> Iterator[None]:
+    """InputError where memory runs out in this block, so that the next and smaller image has its turn.
+
+    doing: what the memory does not suffice for. advice: what to do. All other errors pass.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"memory does not suffice {doing}: {advice}") from error
 
 
 def release_memory() -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from .errors import InputError
+from .out_of_memory import is_out_of_memory
 from .picture import Picture
 from .sixteen_bit import decode_16bit, is_16bit, planar_16bit
 
@@ -32,7 +33,7 @@ def load_picture(path: str | Path) -> Picture:
     1-bit and grey become three equal channels, a palette RGB; a transparent colour becomes alpha; CMYK becomes sRGB
     through its own profile (without one by Pillow's plain formula) and loses the profile with it.
     Raises InputError, one line: a missing, empty, damaged or truncated file, another format, several frames, an
-    absurd size, samples that are neither 8 nor 16 bits.
+    absurd size, samples that are neither 8 nor 16 bits. An allocator's error passes (`out_of_memory`).
     """
     path = Path(path)
     if path.is_dir():
@@ -44,7 +45,7 @@ def load_picture(path: str | Path) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return _read(path)
-    except (InputError, MemoryError):
+    except InputError:
         raise
     except PermissionError:
         raise InputError(f"{path} cannot be opened; expected a readable file; check its permissions") from None
@@ -56,6 +57,8 @@ def load_picture(path: str | Path) -> Picture:
         raise InputError(f"{path} claims over {limit} megapixels; expected fewer; cut it into parts first") from None
     # Pillow's readers raise many types on damaged bytes (OSError, SyntaxError, struct.error, KeyError ...).
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} is damaged ({cause}); expected a whole image; export or copy it again") from error
 

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 
 from .encode_deep import encode_png16, encode_tiff
 from .errors import InputError, OutputError
+from .out_of_memory import is_out_of_memory
 from .picture import Picture
 
 # Not .bmp: it holds no colour profile, EXIF or alpha, and dropping them silently would change the picture.
@@ -66,7 +67,8 @@ def save_picture(picture: Picture, path: str | Path, quality: int = 95, overwrit
     JPEG and WebP. Grey stays grey (WebP, and TIFF with 16-bit grey and alpha, know only colour). quality: 1..100 for
     JPEG (4:4:4) and WebP. The bytes depend on the picture alone. They appear under `path` at once, through a
     temporary file beside it that is gone afterwards.
-    Raises InputError as `check_output` and `check_profile` do, OutputError for NaN or infinite pixels.
+    Raises InputError as `check_output` and `check_profile` do, OutputError for NaN or infinite pixels. An allocator's
+    error passes.
     """
     path = Path(path)
     height, width = picture.rgb.shape[-2:]
@@ -77,6 +79,8 @@ def save_picture(picture: Picture, path: str | Path, quality: int = 95, overwrit
     try:
         data = _encode(picture, path.suffix.lower(), quality)
     except (OSError, ValueError, OverflowError, struct.error) as error:
+        if is_out_of_memory(error):
+            raise
         cause = " ".join(str(error).split())
         raise InputError(f"{path} cannot hold this picture ({cause}); expected one it can; write PNG") from error
     write_whole(data, path)

@@ -5,13 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 
-from teasr_core.cli_processes import Processes, join_processes, own_device
+from teasr_core.cli_processes import Processes, find_processes, own_device
 from teasr_core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -52,13 +53,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_two_processes_write_what_one_writes(tmp_path, run, command):
-    """As a launcher starts them: none ends before the other, and process 0 reports for both."""
+def start_two(arguments):
+    """Processes 0 and 1 of two, which can meet, as a launcher starts them."""
     environment = os.environ | {
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    arguments = command("two", "--json", tmp_path / "report.json")
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, "-m", "teasr_core", *arguments], cwd=ROOT, text=True,
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -66,6 +66,11 @@ def test_two_processes_write_what_one_writes(tmp_path, run, command):
         )
         for rank in range(2)
     ]  # fmt: skip
+
+
+def test_two_processes_write_what_one_writes(tmp_path, run, command):
+    """None ends before the other, and process 0 reports for both."""
+    processes = start_two(command("two", "--json", tmp_path / "report.json"))
     assert run(*command("one"))[0] == 3
     outputs = [process.communicate(timeout=900) for process in processes]
     assert [process.returncode for process in processes] == [3, 0], outputs
@@ -78,6 +83,41 @@ def test_two_processes_write_what_one_writes(tmp_path, run, command):
     report = json.loads((tmp_path / "report.json").read_text())
     assert [Path(image["input"]).name for image in report["images"]] == [f"{k}.png" for k in range(COUNT)]
     assert (report["totals"]["written"], report["totals"]["failed"], report["exit_code"]) == (4, 1, 3)
+
+
+def test_an_output_in_one_share_refuses_both(tmp_path, command):
+    """Found before anything is begun, and nobody waits for the other."""
+    (tmp_path / "two").mkdir()
+    tiny.write_picture(tmp_path / "two" / "1.png")
+    before = bytes_in(tmp_path / "two")
+    processes = start_two(command("two"))
+    try:
+        outputs = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert all("1.png exists already" in err and out == "" for out, err in outputs)
+    assert bytes_in(tmp_path / "two") == before
+
+
+def test_none_begins_before_all_are_here():
+    store = torch.distributed.HashStore()
+    begun = []
+    first = threading.Thread(target=lambda: begun.append(Processes(0, 2, 0, True, store).wait_for_all()))
+    first.start()
+    first.join(0.3)
+    assert first.is_alive() and not begun
+    Processes(1, 2, 1, True, store).wait_for_all()
+    first.join(60)
+    assert not first.is_alive() and len(begun) == 1
+
+
+def test_nobody_waits_for_ever_to_begin():
+    with pytest.raises(InputError, match="process 1 of 3 finds no process 0: see why"):
+        Processes(1, 3, 1, True, torch.distributed.HashStore()).wait_for_all(patience_s=0.2)
+    assert Processes().meet() == Processes()
+    Processes().wait_for_all()
 
 
 def test_without_a_meeting_place_each_goes_its_own_way(tmp_path, run, command, monkeypatch):
@@ -111,10 +151,12 @@ def test_resume_keeps_the_shares(tmp_path, run, command, monkeypatch):
 
 
 def test_one_process_unless_told_otherwise():
-    assert join_processes({}) == Processes()
-    assert join_processes({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}) == Processes()
-    assert join_processes({"RANK": "1", "WORLD_SIZE": "4"}) == Processes(1, 4, 1)
-    assert join_processes({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Processes(5, 8, 1)
+    assert find_processes({}) == Processes()
+    assert find_processes({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}) == Processes()
+    assert find_processes({"RANK": "1", "WORLD_SIZE": "4"}) == Processes(1, 4, 1)
+    assert find_processes({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}).can_meet
+    assert [k for k in range(9) if Processes(1, 4).is_mine(k)] == [1, 5]
+    assert find_processes({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Processes(5, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +169,7 @@ def test_one_process_unless_told_otherwise():
 )  # fmt: skip
 def test_variables_that_make_no_sense(environment):
     with pytest.raises(InputError, match="WORLD_SIZE"):
-        join_processes(environment)
+        find_processes(environment)
 
 
 def test_each_process_has_its_own_device():

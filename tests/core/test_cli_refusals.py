@@ -76,6 +76,7 @@ def test_bad_images(tmp_path, refused, make):
         ["--strength", "1.5"], ["--strength", "nan"], ["--color-fix", "sepia"], ["--color-strength", "-1"],
         ["--fidelity", "1.1"], ["--fidelity", "nan"], ["--step-mode", "magic"],
         ["--step-mode", "auto", "--tolerance", "0"], ["--step-mode", "auto", "--steps", "4"],
+        ["--tolerance", "0"], ["--tolerance", "-3"], ["--tolerance", "11"],
         ["--lora-strength", "3"], ["--lora-strength", "nan"], ["--dtype", "fp16"],
         ["--quality", "0"], ["--quality", "101"], ["--frobnicate"],
     ],
@@ -132,6 +133,12 @@ def test_bad_folders(tmp_path, refused):
     refused("upscale", folder, "-o", folder / "a.png")
     refused("upscale", folder, "-o", folder / "a.png" / "deeper")
     refused("upscale", folder, "-o", tmp_path / "out", "--scale", "9")
+    tiny.write_picture(folder / "b.png")
+    for options in (
+        ["--shortest", "-5"], ["--longest", "0"], ["--megapixels", "0"], ["--width", "100", "--height", "0"],
+        ["--width", "-1", "--height", "9"],
+    ):  # fmt: skip
+        refused("upscale", folder, "-o", tmp_path / "out", *options)  # once, not for each image
     tiny.write_picture(folder / "a.bmp")
     assert "a.bmp" in refused("upscale", folder, "-o", tmp_path / "out")
 

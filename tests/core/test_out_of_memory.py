@@ -1,10 +1,12 @@
 """Out of memory: smaller pieces, nothing finished is lost, and a sentence when nothing is left to try."""
 
+import errno
+
 import pytest
 import torch
 
 from teasr_core.errors import InputError
-from teasr_core.out_of_memory import PieceLimit, SteppingDown, is_out_of_memory
+from teasr_core.out_of_memory import PieceLimit, SteppingDown, is_out_of_memory, refuse_out_of_memory
 from teasr_core.tiling import TiledVelocity, plan_tiles
 
 ONE, ZERO = torch.ones(1), torch.zeros(1)
@@ -96,6 +98,18 @@ def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shapes do not match"):
         Card(0).run(SteppingDown(Broken(0), 4))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_pillow_and_the_system_say_it_in_their_own_ways():
+    assert is_out_of_memory(OSError("out of memory error when reading image file"))
+    assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory", "a.png"))
+    assert not is_out_of_memory(OSError(errno.ENOENT, "No such file or directory", "out of memory.png"))
+    for error, seen, text in (
+        (MemoryError(), InputError, "to read a: close others"),
+        (OSError("disk"), OSError, "disk"),
+    ):
+        with pytest.raises(seen, match=text), refuse_out_of_memory("to read a", "close others"):
+            raise error
 
 
 def test_the_failed_calls_tensors_are_gone_before_the_next_try():

@@ -1,0 +1,85 @@
+"""Memory that really runs out, wherever it does: the image is named and counted, the others are done."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from PIL import Image
+
+from teasr_core.errors import InputError
+from teasr_core.images import load_picture
+from teasr_core.out_of_memory import is_out_of_memory
+
+resource = pytest.importorskip("resource")
+pytestmark = [
+    pytest.mark.usefixtures("tiny_model"),
+    pytest.mark.skipif(sys.platform != "linux", reason="memory is limited, and counted, as Linux does"),
+]
+ROOM_MIB = 320
+LOOK = ("--dtype", "fp32", "--scale", "8")
+
+
+def write_unreadable(path):
+    """Three channels of it are 412 MiB in float32."""
+    Image.new("L", (6000, 6000), 90).save(path)
+
+
+def write_unrestorable(path):
+    """Small enough to be read; its alpha at 8 times the size alone is 256 MiB, twice while it is resized."""
+    image = Image.new("RGBA", (1024, 1024), (90, 120, 30, 0))
+    image.paste((20, 200, 100, 255), (100, 100, 500, 500))
+    image.save(path)
+
+
+@pytest.fixture
+def folder(tmp_path, run):
+    """A folder with b.png; whatever is imported and made once is there already."""
+    (tmp_path / "in").mkdir()
+    small = tiny.write_picture(tmp_path / "in" / "b.png")
+    assert run("compare", small, "-o", tmp_path / "first.png", *LOOK)[0] == 0
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def little_memory(folder):
+    """ROOM_MIB more than what is taken now."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + ROOM_MIB * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("write", [write_unreadable, write_unrestorable])
+def test_a_folder_goes_on(request, tmp_path, run, folder, write):
+    write(folder / "a.png")
+    request.getfixturevalue("little_memory")
+    code, _, err = run("upscale", folder, "-o", tmp_path / "out", "--quiet", *LOOK)
+    first, last = err.splitlines()
+    assert code == 3
+    assert first.startswith("error: a.png: memory does not suffice ")
+    assert last == "error: 1 of 2 images failed (named above): the others are written"
+    assert os.listdir(tmp_path / "out") == ["b.png"]
+    code, _, err = run("upscale", folder / "a.png", "-o", tmp_path / "a.png", *LOOK)
+    assert code == 2 and err.splitlines()[-1].startswith("error: memory does not suffice ")
+
+
+@pytest.mark.parametrize("write", [write_unreadable, write_unrestorable])
+def test_a_comparison_goes_on(request, tmp_path, run, folder, write):
+    write(folder / "a.png")
+    request.getfixturevalue("little_memory")
+    code, _, err = run("compare", folder, "-o", tmp_path / "grid.png", "--steps", "1", "--quiet", *LOOK)
+    assert code == 3
+    assert err.splitlines()[0].startswith("error: a.png: memory does not suffice ")
+    assert (tmp_path / "grid.png").exists()
+
+
+def test_an_image_too_large_is_not_called_damaged(request, folder):
+    write_unreadable(folder / "a.png")
+    request.getfixturevalue("little_memory")
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        load_picture(folder / "a.png")
+    assert is_out_of_memory(caught.value) and not isinstance(caught.value, InputError)
