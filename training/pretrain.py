@@ -197,7 +197,7 @@ class Pretrainer:
     def _train_stage(self, stage: StageConfig, count: int) -> None:
         run = self.config.run
         loader = batches(self.config.data, stage.crop_px, stage.batch_size, run.seed, self.samples, count, run.workers)
-        with closing(loader):  # an error must end the data processes too, or the command would wait for them for ever
+        with closing(loader):  # an error in a step must end the data processes too, or the command would wait for them
             self._train_steps(loader, stage, count)
 
     def _train_steps(self, loader: Iterator[tuple[torch.Tensor, torch.Tensor]], stage: StageConfig, count: int) -> None:
