@@ -250,3 +250,14 @@ def test_the_smoke_config_trains_with_photographs_named_on_the_command_line(phot
     assert len((tmp_path / "runs" / "smoke" / "log.jsonl").read_text().splitlines()) == 4
     assert main(["pretrain", smoke, 'run.output_dir="runs/none"']) == 2  # no photographs named
     assert "data.folders is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["pretrain", "distill"])
+def test_an_output_folder_that_cannot_be_made(photos, tmp_path, capsys, name):
+    (tmp_path / "file").write_text("hello")
+    smoke = str(ROOT / "training" / "configs" / name / "smoke.toml")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert main([name, smoke, f'data.folders=["{photos}"]', f"run.output_dir={folder}"]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: run.output_dir is {folder}, where nothing can be written (")
+        assert len(line.splitlines()) == 1
