@@ -33,7 +33,7 @@ from .errors import DivergedError
 from .lpips_metric import load_perceptual
 from .objective import Batch, Figures, LossWeights, Objective, velocity_calls
 from .optimizers import NamedOptimizer
-from .preview import write_preview
+from .preview import check_preview_images, write_preview
 from .processes import Processes
 from .runlog import Means, RunLog, gain_db
 from .sources import data_summary
@@ -57,6 +57,7 @@ class Distiller:
         self.log = RunLog(self.folder, config.run.use_tensorboard, self.processes.is_main)
         for line in data_summary(config.data, [config.train.crop_px]):
             self.log.note(line)
+        check_preview_images(config.run.preview_images)
         device = self.processes.device
         perceptual = load_perceptual(config.loss.perceptual, config.loss.perceptual_backbone)
         self.model = DistillModel(config, device, self.log.note)

@@ -33,7 +33,7 @@ from .ema import Ema
 from .losses import Perceptual
 from .lpips_metric import load_perceptual
 from .pretrain_model import PretrainModel, load_start, measure_codec
-from .preview import write_preview
+from .preview import check_preview_images, write_preview
 from .resume import check_same, plain
 from .runlog import Means, RunLog, gain_db
 from .sources import data_summary
@@ -157,6 +157,7 @@ class Pretrainer:
         self.log = RunLog(self.folder, config.run.use_tensorboard)
         for line in data_summary(config.data, [stage.crop_px for stage in config.stages]):
             self.log.note(line)
+        check_preview_images(config.run.preview_images)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         torch.set_flush_denormal(True)

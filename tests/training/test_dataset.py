@@ -166,7 +166,7 @@ def test_photographs_damaged_further_on_end_the_batches_with_one_line(tmp_path, 
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=r"^64 draws gave no readable photograph .*: check data\.folders") as caught:
         list(batches(config(tmp_path), CROP, 2, 0, first_sample=0, count=3, workers=workers))
-    assert multiprocessing.active_children() == []  # while `caught` holds the frames, as the interpreter does at its end
+    assert multiprocessing.active_children() == []  # while `caught` holds the frames
     assert "\n" not in str(caught.value)
 
 
