@@ -75,6 +75,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     warmup_steps: int = 100
     ema_decay: float = 0.999
+    max_bad_steps: int = 10  # steps in a row without a finite gradient before the run gives up
 
 
 @dataclass(frozen=True)

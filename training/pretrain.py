@@ -26,6 +26,7 @@ from teasr_core.sampler import sample
 from teasr_core.schedule import linear_taus
 
 from . import losses, time_sampling
+from .bad_steps import BadSteps
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from .config import PretrainConfig, StageConfig
 from .dataset import batches
@@ -171,6 +172,7 @@ class Pretrainer:
         self.step = 0
         self.samples = 0  # training samples drawn so far = number of the next one
         self.seconds = 0.0
+        self.bad_steps = BadSteps(self.folder, self.log, config.optim.max_bad_steps, "lr_start or optim.clip_norm")
         checkpoints = list_checkpoints(self.folder)
         if config.model.start and not checkpoints:
             self.codec = load_start(self.model, Path(config.model.start))
@@ -187,7 +189,7 @@ class Pretrainer:
         self._stop = StopRequest()
 
     def train(self, last_step: int | None = None) -> None:
-        """Train to `last_step` (default: the end of the last stage), then save."""
+        """Train to `last_step` (default: the end of the last stage), then save. DivergedError as `BadSteps.passes`."""
         last_step = self.config.total_steps if last_step is None else last_step
         with self._stop:
             while self.step < last_step and not self._stop.is_made:
@@ -215,6 +217,7 @@ class Pretrainer:
                 elapsed = time.perf_counter() - window_start
                 values = means.values()
                 values["lr"] = learning_rate(self.config, self.step - 1)
+                values["skipped"] = self.bad_steps.skipped
                 values["seconds_per_step"], values["data_wait"] = elapsed / window_steps, waited / elapsed
                 self.log.write(self.step, values)
                 self.seconds += elapsed
@@ -243,19 +246,21 @@ class Pretrainer:
         torch.stack(list(parts.values())).sum().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optim.clip_norm)
         values = {name: float(value.detach()) for name, value in parts.items()} | {"grad_norm": float(norm)}
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.step}: losses {values}")
-        num_data = split_roles(stage)[0]
-        if num_data:  # of the one-step result
-            before = float(losses.data_loss(2 * lq[:num_data] - 1, 2 * hq[:num_data] - 1)) * num_data / len(lq)
-            values["gain_db"] = gain_db(before, values["data"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
-        self.optimizer.step()
+        rate = learning_rate(self.config, self.step)
+        if self.bad_steps.passes(self.step, self.samples, rate, values):
+            num_data = split_roles(stage)[0]
+            if num_data:  # of the one-step result
+                before = float(losses.data_loss(2 * lq[:num_data] - 1, 2 * hq[:num_data] - 1)) * num_data / len(lq)
+                values["gain_db"] = gain_db(before, values["data"])
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.ema.update(self.parameters.items(), self.step + 1)
+        else:
+            values = {}  # it would spoil a window of the log
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.samples += len(lq)
-        self.ema.update(self.parameters.items(), self.step)
         return values
 
     def ema_model(self) -> PretrainModel:
@@ -276,6 +281,7 @@ class Pretrainer:
             "codec": codec_to_json(self.codec),
             "samples": self.samples,
             "seconds": self.seconds,
+            **self.bad_steps.state(),
         }
         return save_checkpoint(self.folder, self.step, tensors, state, self.config.run.keep_checkpoints)
 
@@ -291,6 +297,7 @@ class Pretrainer:
                     self.optimizer.state[parameter] = {k: tensors[f"optimizer.{k}.{name}"] for k in keys}
         self.codec = codec_from_json(state["codec"])
         self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
+        self.bad_steps.load_state(state)
         self.log.note(f"resuming {path.name}")
 
 

@@ -1,6 +1,8 @@
 """Pretraining resumes exactly, after a stop, a signal or kill -9, and refuses what would make it another run (T10)."""
 
 import dataclasses
+import json
+import math
 import os
 import random
 import signal
@@ -14,6 +16,7 @@ from tiny_run import ALL_ROLES
 from teasr_core.errors import ConfigError, ModelFileError
 from training.checkpoint import list_checkpoints, load_checkpoint
 from training.config import load_config
+from training.errors import DivergedError
 from training.pretrain import Pretrainer, check_resumable
 
 
@@ -62,6 +65,41 @@ def test_resume_across_stages(config):
     for step in (1, 2, 4, 5):
         Pretrainer(parts).train(last_step=step)
     assert equal(checkpoint(parts), checkpoint(whole, step=5))
+
+
+def test_a_bad_step_is_skipped_and_the_run_resumes_across_it(config, capsys):
+    """Weights, averages and moments stay; the step and its samples count, in one run and in two."""
+
+    def planted(run):
+        trainer = Pretrainer(run)
+        parameter = trainer.parameters["transformer.proj_out.weight"]
+        parameter.register_hook(lambda grad: grad * math.inf if trainer.step in (2, 3) else grad)
+        return trainer
+
+    whole, parts = config("whole", log_every=1), config("parts", checkpoint_every=1)
+    planted(whole).train()
+    planted(parts).train(last_step=2)
+    before = checkpoint(parts, step=2)
+    planted(parts).train(last_step=3)
+    after = checkpoint(parts, step=3)
+    assert after[0].keys() == before[0].keys()
+    assert all(torch.equal(value, before[0][key]) for key, value in after[0].items())
+    assert (after[1]["samples"], after[1]["bad_steps"], after[1]["skipped"]) == (12, 1, 1)
+    assert "step 2: the gradient's norm is" in capsys.readouterr().err
+    planted(parts).train()
+    assert equal(checkpoint(parts), checkpoint(whole, step=6))
+    assert (checkpoint(whole)[1]["bad_steps"], checkpoint(whole)[1]["skipped"]) == (0, 2)
+    folder = Path(whole.run.output_dir)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 2, 2, 2]
+    assert ["data" in line for line in lines] == [True, True, False, False, True, True]
+    report = json.loads((folder / "bad_step_00000003.json").read_text())
+    assert (report["step"], report["first_sample"]) == (3, 12) and report["grad_norm"] in ("inf", "nan")
+
+    fewer = dataclasses.replace(config("few"), optim=dataclasses.replace(parts.optim, max_bad_steps=2))
+    planted(fewer).train(last_step=3)
+    with pytest.raises(DivergedError, match=r"2 steps in a row .* step 3"):  # it still knows of the one before
+        planted(fewer).train()
 
 
 def test_a_finished_run_does_nothing_more(config):

@@ -20,6 +20,7 @@ from training.checkpoint import list_checkpoints
 from training.cli import main
 from training.config import StageConfig
 from training.dataset import CropDataset
+from training.errors import DivergedError
 from training.export import export_base
 from training.losses import consistency_target, lattice_loss, texture_loss
 from training.pretrain import Pretrainer, learning_rate, pretrain_losses, split_roles
@@ -136,13 +137,14 @@ def test_an_untrained_model_returns_the_lq_image():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_loss_that_is_not_a_number_stops_the_run(config, monkeypatch, bad, workers):
-    """Before the weights change, without a checkpoint, and without data processes that would keep the command alive."""
-    trainer = Pretrainer(config(workers=workers))
+def test_losses_that_stay_infinite_stop_the_run(config, monkeypatch, bad, workers):
+    """With the weights as they were, without a checkpoint, and without data processes that keep the command alive."""
+    run = config(workers=workers)
+    trainer = Pretrainer(dataclasses.replace(run, optim=dataclasses.replace(run.optim, max_bad_steps=3)))
     before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
     losses = pretrain.pretrain_losses
     monkeypatch.setattr(pretrain, "pretrain_losses", lambda *a: {k: v * bad for k, v in losses(*a).items()})
-    with pytest.raises(FloatingPointError, match="step 0") as caught:
+    with pytest.raises(DivergedError, match=r"3 steps in a row .* the last one is step 2: .*lower lr_start") as caught:
         trainer.train()
     assert (
         multiprocessing.active_children() == []
@@ -150,6 +152,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(config, monkeypatch, bad, wor
     assert caught.traceback
     assert all(torch.equal(p, before[name]) for name, p in trainer.parameters.items())
     assert list_checkpoints(trainer.folder) == []
+    assert len(list(trainer.folder.glob("bad_step_*.json"))) == 3
 
 
 def test_a_perfect_result_can_be_logged(config, monkeypatch):
