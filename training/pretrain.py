@@ -181,7 +181,7 @@ class Pretrainer:
         if checkpoints:
             self._load(checkpoints[-1])
         elif not config.model.start:
-            self.codec = measure_codec(config.data, config.run.seed)
+            self.codec = measure_codec(config.data, config.run.seed, min(stage.crop_px for stage in config.stages))
         self.codec.condition_encoder = self.model.condition_encoder
         if config.run.compile:
             for block in self.model.transformer.transformer_blocks:
@@ -304,7 +304,8 @@ class Pretrainer:
 def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) -> None:
     """ConfigError naming the first field that would make the resumed run another run.
 
-    Bookkeeping may change, and stages that have not begun; a stage under way may only change its length.
+    Bookkeeping may change, and stages that have not begun; a stage under way may only change its end, to one that has
+    not passed.
     """
     if "stages" not in saved:
         raise ConfigError(
@@ -322,4 +323,9 @@ def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) ->
         same = new is not None and all(new[k] == v for k, v in old.items() if finished or k not in ("steps", "lr_end"))
         if not same:
             raise ConfigError(f"stages[{index}] has begun and was changed: restore it or use a new run.output_dir")
+        if not finished and begin + new["steps"] < step:
+            raise ConfigError(
+                f"stages[{index}].steps is {new['steps']}, the checkpoint has done {step - begin} of them: "
+                f"give it at least as many, it had {old['steps']}"
+            )
         begin += old["steps"]

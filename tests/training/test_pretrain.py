@@ -239,6 +239,7 @@ def test_stages_under_way_may_only_change_their_end():
         (3, (first, dataclasses.replace(second, batch_size=8)), True),
         (5, (dataclasses.replace(first, steps=9), second), False),
         (5, (first,), True),
+        (3, (dataclasses.replace(first, steps=3), second), True),
         (7, (first, dataclasses.replace(second, crop_px=32)), False),
         (7, (first,), False),
     ):
@@ -247,6 +248,19 @@ def test_stages_under_way_may_only_change_their_end():
         else:
             with pytest.raises(ConfigError, match=r"stages\[\d\] has begun"):
                 check_resumable(saved, values(*changed), step)
+
+
+@pytest.mark.parametrize(("steps", "at_step"), [(2, 3), (1, 2)])
+def test_a_stage_does_not_end_before_what_is_done(config, steps, at_step):
+    stages = (dataclasses.replace(ALL_ROLES, steps=4), dataclasses.replace(ALL_ROLES, steps=3))
+    Pretrainer(config(stages=stages)).train(last_step=at_step)
+    shorter = (dataclasses.replace(stages[0], steps=steps), stages[1])
+    with pytest.raises(ConfigError, match=rf"stages\[0\]\.steps is {steps}, the checkpoint has done {at_step} of them"):
+        Pretrainer(config(stages=shorter))
+    ended = (dataclasses.replace(stages[0], steps=at_step), stages[1])
+    trainer = Pretrainer(config(stages=ended))
+    trainer.train()
+    assert trainer.step == at_step + 3
 
 
 def test_no_stages(config):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from PIL import Image
 from tiny_run import ALL_ROLES, MODEL
 
 from teasr_core import builtin
@@ -253,6 +254,16 @@ def test_the_smoke_config_trains_with_photographs_named_on_the_command_line(phot
     assert len((tmp_path / "runs" / "smoke" / "log.jsonl").read_text().splitlines()) == 4
     assert main(["pretrain", smoke, 'run.output_dir="runs/none"']) == 2  # no photographs named
     assert "data.folders is empty" in capsys.readouterr().err
+
+
+def test_photographs_that_fit_the_crops_alone_are_enough(photos, tmp_path, capsys):
+    """80 px for crops of 32: the codec is measured on crops of that size too."""
+    for path in photos.iterdir():
+        Image.open(path).resize((80, 80)).save(tmp_path / path.name)
+    smoke = str(ROOT / "training" / "configs" / "pretrain" / "smoke.toml")
+    options = ["run.workers=0", "stages.0.steps=1", "stages.1.steps=1", f"run.output_dir={tmp_path / 'run'}"]
+    assert main(["pretrain", smoke, f'data.folders=["{tmp_path}"]', *options]) == 0
+    assert "2 of 2 images usable" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["pretrain", "distill"])
