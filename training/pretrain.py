@@ -28,7 +28,7 @@ from teasr_core.schedule import linear_taus
 from . import losses, time_sampling
 from .bad_steps import BadSteps
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from .config import PretrainConfig, StageConfig
+from .config import PretrainConfig
 from .dataset import batches
 from .ema import Ema
 from .losses import Perceptual
@@ -38,15 +38,9 @@ from .preview import check_preview_images, write_preview
 from .resume import check_same, plain
 from .runlog import Means, RunLog, gain_db
 from .sources import data_summary
+from .stage_config import StageConfig, split_roles
 from .stop_request import StopRequest
 from .toml_config import to_mapping
-
-
-def split_roles(stage: StageConfig) -> tuple[int, int, int]:
-    """Rows of (data, flow, cons) in a batch; rounding goes to data."""
-    flow = round(stage.batch_size * stage.flow_share)
-    cons = round(stage.batch_size * stage.cons_share)
-    return stage.batch_size - flow - cons, flow, cons
 
 
 def pretrain_losses(
@@ -320,8 +314,8 @@ def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) ->
             break
         new = wanted["stages"][index] if index < len(wanted["stages"]) else None
         finished = begin + old["steps"] <= step
-        same = new is not None and all(new[k] == v for k, v in old.items() if finished or k not in ("steps", "lr_end"))
-        if not same:
+        fixed = {k: v for k, v in old.items() if finished or k not in ("steps", "lr_end")}
+        if new is None or any(new[k] != v for k, v in fixed.items()):
             raise ConfigError(f"stages[{index}] has begun and was changed: restore it or use a new run.output_dir")
         if not finished and begin + new["steps"] < step:
             raise ConfigError(
