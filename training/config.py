@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from teasr_core.architecture import PREDICTIONS
 from teasr_core.errors import ConfigError
-from teasr_core.schedule import MAX_STEPS
 
-from .time_sampling import check_boundary_time
+from .stage_config import StageConfig, check_stage
 from .toml_config import from_mapping, read_toml
 
-PARTS = ("transformer", "encoder")
+if TYPE_CHECKING:
+    from .distill_config import DistillOptimConfig
+
 PERCEPTUALS = ("none", "lpips-squeeze", "lpips-alex", "lpips-vgg")
-LEAST_TEXTURE_PX = 48  # of a crop: 4 tokens and the one that differences reach into, in whole blocks of 16 px
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     warmup_steps: int = 100
     ema_decay: float = 0.999
+    max_bad_steps: int = 10  # steps in a row without a finite gradient before the run gives up
 
 
 @dataclass(frozen=True)
@@ -82,26 +85,6 @@ class LossConfig:
     loss_space: str = "pixel"  # pixel | latent (SPEC 9)
     perceptual: str = "none"  # none | lpips-squeeze | lpips-alex | lpips-vgg
     perceptual_backbone: str = ""  # local file with the ImageNet features of that network (lpips_metric.py)
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """A stretch of the run: which share of each batch plays which role, at which size and rate."""
-
-    steps: int = 1000
-    trains: str = "transformer"  # transformer (the condition encoder is frozen) | encoder (alone: no transformer runs)
-    crop_px: int = 64
-    batch_size: int = 32
-    data_share: float = 1.0  # rows restored and compared with the photograph (Eq. 12)
-    data_steps: tuple[int, ...] = (1,)  # in how many steps those are restored, one of these each batch
-    flow_share: float = 0.0  # rows at t_tar = t (Eq. 5)
-    cons_share: float = 0.0  # rows compared with their own two half steps (Eq. 1-4)
-    boundary_time: float = 0.0  # cons rows from below it to 0 have the flow's target (`losses.with_boundary`); 0 = none
-    perceptual_weight: float = 0.0  # of LPIPS on the data rows (Eq. 13), times the number of steps they took
-    lattice_weight: float = 0.0  # of `losses.lattice_loss`, likewise: against what LPIPS would bring along
-    texture_weight: float = 0.0  # of `losses.texture_loss` on the data rows, times the steps they took but one
-    lr_start: float = 5e-4
-    lr_end: float = 5e-4
 
 
 @dataclass(frozen=True)
@@ -140,6 +123,13 @@ def _check(config: PretrainConfig) -> None:
     check_data(config.data)
     check_run(config.run)
     check_loss(config.loss)
+    check_optim(config.optim)
+    if config.optim.max_bad_steps < 1:
+        raise ConfigError(f"optim.max_bad_steps is {config.optim.max_bad_steps}: expected at least 1")
+    for name in ("num_layers", "num_heads", "head_dim", "text_width", "prompt_tokens", "rope_axes"):
+        found = getattr(config.model, name)
+        if min(found if isinstance(found, tuple) else (found,)) < 1:
+            raise ConfigError(f"model.{name} is {found}: expected at least 1")
     if config.model.prediction not in PREDICTIONS:
         raise ConfigError(f"model.prediction is '{config.model.prediction}': expected {' or '.join(PREDICTIONS)}")
     if config.model.encoder_blocks < 0 or config.model.encoder_width < 1:
@@ -150,36 +140,7 @@ def _check(config: PretrainConfig) -> None:
             "and for columns; make heads wider, or set model.local_attention_init = 0"
         )
     for index, stage in enumerate(config.stages):
-        shares = stage.data_share + stage.flow_share + stage.cons_share
-        if abs(shares - 1) > 1e-6:
-            raise ConfigError(f"stages[{index}]: data, flow and cons shares add up to {shares:g}, expected 1")
-        if stage.trains not in PARTS:
-            raise ConfigError(f"stages[{index}].trains is '{stage.trains}': expected {' or '.join(PARTS)}")
-        if stage.trains == "encoder" and (config.model.encoder_blocks < 1 or stage.data_share != 1):
-            raise ConfigError(
-                f"stages[{index}] trains the condition encoder: it needs model.encoder_blocks above 0, and data rows "
-                "alone: data_share = 1"
-            )
-        if stage.trains == "encoder" and (stage.data_steps != (1,) or stage.texture_weight > 0):
-            raise ConfigError(
-                f"stages[{index}] trains the condition encoder, which takes no steps: leave out data_steps and "
-                "texture_weight"
-            )
-        if stage.crop_px < 16 or stage.crop_px % 16:
-            raise ConfigError(f"stages[{index}].crop_px is {stage.crop_px}: expected a multiple of 16")
-        if stage.steps < 1 or stage.batch_size < 1:
-            raise ConfigError(f"stages[{index}]: steps and batch_size must be at least 1")
-        if not stage.data_steps or not all(1 <= steps <= MAX_STEPS for steps in stage.data_steps):
-            found = list(stage.data_steps)
-            raise ConfigError(f"stages[{index}].data_steps is {found}: expected numbers of steps from 1 to {MAX_STEPS}")
-        check_boundary_time(f"stages[{index}].boundary_time", stage.boundary_time)
-        if stage.texture_weight > 0 and stage.crop_px < LEAST_TEXTURE_PX:
-            raise ConfigError(
-                f"stages[{index}].texture_weight is set and crop_px is {stage.crop_px}: expected at least "
-                f"{LEAST_TEXTURE_PX}, the windows that contrast is taken in"
-            )
-        if stage.perceptual_weight > 0 and config.loss.perceptual == "none":
-            raise ConfigError(f"stages[{index}].perceptual_weight is set but loss.perceptual is 'none': set it")
+        check_stage(f"stages[{index}]", stage, config.model.encoder_blocks > 0, config.loss.perceptual != "none")
 
 
 def check_data(data: DataConfig) -> None:
@@ -219,3 +180,17 @@ def check_loss(loss: LossConfig) -> None:
         raise ConfigError(f"loss.perceptual is '{loss.perceptual}': expected {', '.join(PERCEPTUALS)}")
     if loss.loss_space not in ("pixel", "latent"):
         raise ConfigError(f"loss.loss_space is '{loss.loss_space}': expected pixel or latent")
+
+
+def check_optim(optim: OptimConfig | DistillOptimConfig) -> None:
+    """What both trainers' optimisers have in common."""
+    for name, fits, expected in (
+        ("warmup_steps", optim.warmup_steps >= 0, "at least 0"),
+        ("betas", all(0 <= beta < 1 for beta in optim.betas), "two values of at least 0 and less than 1"),
+        ("eps", 0 < optim.eps < math.inf, "more than 0"),
+        ("weight_decay", 0 <= optim.weight_decay < math.inf, "at least 0"),
+        ("clip_norm", optim.clip_norm > 0, "more than 0"),
+        ("ema_decay", 0 <= optim.ema_decay < 1, "at least 0 and less than 1"),
+    ):
+        if not fits:
+            raise ConfigError(f"optim.{name} is {getattr(optim, name)}: expected {expected}")

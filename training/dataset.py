@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Generator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -124,7 +125,7 @@ def batches(
     """`count` batches (lq, hq), each (batch_size, 3, crop_px, crop_px), of samples first_sample, first_sample+1, ...
 
     stride: only every stride-th batch, the share of one of several processes.
-    Closing the generator ends its data processes.
+    Its data processes end with the generator, however it ends. Raises InputError as `CropDataset`.
     """
     dataset = CropDataset(config, crop_px, seed)
     starts = [first_sample + k * stride * batch_size for k in range(count)]
@@ -136,7 +137,14 @@ def batches(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_quiet_worker,
     )
-    yield from loader
+    iterator: Any = iter(loader)
+    try:
+        yield from iterator
+    except InputError as error:  # from a data process, with its traceback as the message
+        raise InputError(str(error).rsplit(f"{InputError.__name__}: ", 1)[-1].strip()) from None
+    finally:
+        if workers:  # an error's traceback keeps the iterator alive, and the command would wait for its processes
+            iterator._shutdown_workers()
 
 
 def _quiet_worker(_worker: int) -> None:

@@ -6,8 +6,6 @@ runs it: so N processes with accumulation A do what one process does with accumu
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -20,6 +18,7 @@ from teasr_core.errors import ConfigError
 from teasr_core.report import peak_memory_mb
 
 from . import losses
+from .bad_steps import BadSteps
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from .dataset import batches
 from .difference_log import DifferenceLog
@@ -29,11 +28,10 @@ from .distill_resume import check_resumable
 from .distill_schedule import learning_rate, loss_weights
 from .draws import Draws, draw
 from .ema import Ema
-from .errors import DivergedError
 from .lpips_metric import load_perceptual
 from .objective import Batch, Figures, LossWeights, Objective, velocity_calls
 from .optimizers import NamedOptimizer
-from .preview import write_preview
+from .preview import check_preview_images, write_preview
 from .processes import Processes
 from .runlog import Means, RunLog, gain_db
 from .sources import data_summary
@@ -57,6 +55,7 @@ class Distiller:
         self.log = RunLog(self.folder, config.run.use_tensorboard, self.processes.is_main)
         for line in data_summary(config.data, [config.train.crop_px]):
             self.log.note(line)
+        check_preview_images(config.run.preview_images)
         device = self.processes.device
         perceptual = load_perceptual(config.loss.perceptual, config.loss.perceptual_backbone)
         self.model = DistillModel(config, device, self.log.note)
@@ -72,8 +71,7 @@ class Distiller:
         self.difference = DifferenceLog(config.loss.w_max, config.ablation.tar)
         self.micro_steps = config.train.accumulation * self.processes.count  # in a step
         self.step = 0
-        self.bad_steps = 0  # in a row, without a finite gradient
-        self.skipped = 0  # all of them
+        self.bad_steps = BadSteps(self.folder, self.log, config.train.max_bad_steps, "optim.lr or loss.rectify")
         self.seconds = 0.0
         checkpoints = list_checkpoints(self.folder)
         if checkpoints:
@@ -123,7 +121,7 @@ class Distiller:
             if self.step % run.log_every == 0 or stop or self.step == last_step:
                 elapsed = time.perf_counter() - since
                 values = means.values() | self.difference.values() | {
-                    "lr": learning_rate(self.config, self.step - 1), "skipped": self.skipped,
+                    "lr": learning_rate(self.config, self.step - 1), "skipped": self.bad_steps.skipped,
                     "seconds_per_step": elapsed / steps, "data_wait": waited / elapsed,
                     "peak_memory_mb": peak_memory_mb(),
                 }  # fmt: skip
@@ -163,14 +161,13 @@ class Distiller:
         self.processes.average_gradients(self.parameters.values())
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optim.clip_norm))
         values = means.values() | {"grad_norm": norm}
-        if math.isfinite(norm) and math.isfinite(rate):
+        first = self.step * self.micro_steps * train.batch_size
+        if self.bad_steps.passes(self.step, first, rate, values):
             self.optimizer.step(rate)
             self.ema.update(self.parameters.items(), self.step + 1)
-            self.bad_steps = 0
             for s, delta in differences:
                 self.difference.add(s, delta)
         else:
-            self._skip(rate, values)
             values = {}
         self.optimizer.zero_grad()
         self.step += 1
@@ -192,23 +189,6 @@ class Distiller:
         if "data" in raw:  # of the one-step result
             values["gain_db"] = gain_db(float(losses.data_loss(2 * lq - 1, 2 * hq - 1)), raw["data"])
         return values
-
-    def _skip(self, rate: float, values: dict[str, float]) -> None:
-        """Leave the weights alone, note what happened, and give up after too many in a row."""
-        self.bad_steps += 1
-        self.skipped += 1
-        first = self.step * self.micro_steps * self.config.train.batch_size
-        report = {"step": self.step, "first_sample": first, "lr": str(rate), **{k: str(v) for k, v in values.items()}}
-        if self.processes.is_main:
-            (self.folder / f"bad_step_{self.step:08d}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-        met = f"the gradient's norm is {values['grad_norm']:g}, the learning rate {rate:g}"
-        self.log.note(f"step {self.step}: {met}; the weights stay as they are")
-        if self.bad_steps >= self.config.train.max_bad_steps:
-            raise DivergedError(
-                f"{self.bad_steps} steps in a row had no finite gradient or learning rate, the last one is step "
-                f"{self.step}: {self.folder.name}/bad_step_*.json has the losses, the checkpoints are of before; lower "
-                "optim.lr or loss.rectify and start again in a new run.output_dir"
-            )
 
     def _preview(self) -> None:
         if not self.processes.is_main:
@@ -234,9 +214,8 @@ class Distiller:
             "config": to_mapping(self.config),
             "samples": self.step * self.micro_steps * self.config.train.batch_size,
             "micro_steps": self.micro_steps,
-            "bad_steps": self.bad_steps,
-            "skipped": self.skipped,
             "seconds": self.seconds,
+            **self.bad_steps.state(),
             **self.model.description(),
         }
         return save_checkpoint(self.folder, self.step, tensors, state, self.config.run.keep_checkpoints)
@@ -256,5 +235,5 @@ class Distiller:
             {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         )
         self.step, self.seconds = state["step"], state["seconds"]
-        self.bad_steps, self.skipped = state["bad_steps"], state.get("skipped", 0)
+        self.bad_steps.load_state(state)
         self.log.note(f"resuming {path.name}")

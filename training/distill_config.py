@@ -10,17 +10,17 @@ from pathlib import Path
 from teasr_core.branch_lora import BLOCK_TARGETS
 from teasr_core.errors import ConfigError
 
-from .config import PERCEPTUALS, DataConfig, RunConfig, check_data, check_run
+from .config import PERCEPTUALS, DataConfig, RunConfig, check_data, check_optim, check_run
 from .losses import MAX_OFFSET, MAX_RECTIFICATION
 from .memory.config import MemoryConfig
 from .objective import LAYOUTS
 from .optimizers import KINDS
+from .stage_config import PERCEPTUAL_CROP_PX
 from .time_sampling import check_boundary_time
 from .toml_config import from_mapping, read_toml
 
 BUILTIN = "builtin"
 INITS = ("kaiming", "gaussian", "orthogonal")
-PERCEPTUAL_CROP_PX = 32  # smallest side LPIPS takes
 DTYPES = ("fp32", "bf16")  # of the adapter, and with "auto" of the base
 
 
@@ -167,19 +167,8 @@ def check_distill(config: DistillConfig) -> None:
             f"train.crop_px is {config.train.crop_px}: loss.perceptual '{config.loss.perceptual}' expects at least "
             f"{least}"
         )
-    _check_optim(config.optim)
-
-
-def _check_optim(optim: DistillOptimConfig) -> None:
-    for name, fits, expected in (
-        ("lr", 0 < optim.lr < math.inf, "more than 0"),
-        ("lr_end", 0 <= optim.lr_end < math.inf, "at least 0"),
-        ("warmup_steps", optim.warmup_steps >= 0, "at least 0"),
-        ("betas", all(0 <= beta < 1 for beta in optim.betas), "two values of at least 0 and less than 1"),
-        ("eps", optim.eps >= 0, "at least 0"),
-        ("weight_decay", optim.weight_decay >= 0, "at least 0"),
-        ("clip_norm", optim.clip_norm > 0, "more than 0"),
-        ("ema_decay", 0 <= optim.ema_decay < 1, "at least 0 and less than 1"),
-    ):
-        if not fits:
-            raise ConfigError(f"optim.{name} is {getattr(optim, name)}: expected {expected}")
+    if not 0 < config.optim.lr < math.inf:
+        raise ConfigError(f"optim.lr is {config.optim.lr}: expected more than 0")
+    if not 0 <= config.optim.lr_end < math.inf:
+        raise ConfigError(f"optim.lr_end is {config.optim.lr_end}: expected at least 0")
+    check_optim(config.optim)

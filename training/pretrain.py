@@ -26,26 +26,21 @@ from teasr_core.sampler import sample
 from teasr_core.schedule import linear_taus
 
 from . import losses, time_sampling
+from .bad_steps import BadSteps
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from .config import PretrainConfig, StageConfig
+from .config import PretrainConfig
 from .dataset import batches
 from .ema import Ema
 from .losses import Perceptual
 from .lpips_metric import load_perceptual
 from .pretrain_model import PretrainModel, load_start, measure_codec
-from .preview import write_preview
+from .preview import check_preview_images, write_preview
 from .resume import check_same, plain
 from .runlog import Means, RunLog, gain_db
 from .sources import data_summary
+from .stage_config import StageConfig, split_roles
 from .stop_request import StopRequest
 from .toml_config import to_mapping
-
-
-def split_roles(stage: StageConfig) -> tuple[int, int, int]:
-    """Rows of (data, flow, cons) in a batch; rounding goes to data."""
-    flow = round(stage.batch_size * stage.flow_share)
-    cons = round(stage.batch_size * stage.cons_share)
-    return stage.batch_size - flow - cons, flow, cons
 
 
 def pretrain_losses(
@@ -157,6 +152,7 @@ class Pretrainer:
         self.log = RunLog(self.folder, config.run.use_tensorboard)
         for line in data_summary(config.data, [stage.crop_px for stage in config.stages]):
             self.log.note(line)
+        check_preview_images(config.run.preview_images)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         torch.set_flush_denormal(True)
@@ -170,6 +166,7 @@ class Pretrainer:
         self.step = 0
         self.samples = 0  # training samples drawn so far = number of the next one
         self.seconds = 0.0
+        self.bad_steps = BadSteps(self.folder, self.log, config.optim.max_bad_steps, "lr_start or optim.clip_norm")
         checkpoints = list_checkpoints(self.folder)
         if config.model.start and not checkpoints:
             self.codec = load_start(self.model, Path(config.model.start))
@@ -178,7 +175,7 @@ class Pretrainer:
         if checkpoints:
             self._load(checkpoints[-1])
         elif not config.model.start:
-            self.codec = measure_codec(config.data, config.run.seed)
+            self.codec = measure_codec(config.data, config.run.seed, min(stage.crop_px for stage in config.stages))
         self.codec.condition_encoder = self.model.condition_encoder
         if config.run.compile:
             for block in self.model.transformer.transformer_blocks:
@@ -186,7 +183,7 @@ class Pretrainer:
         self._stop = StopRequest()
 
     def train(self, last_step: int | None = None) -> None:
-        """Train to `last_step` (default: the end of the last stage), then save."""
+        """Train to `last_step` (default: the end of the last stage), then save. DivergedError as `BadSteps.passes`."""
         last_step = self.config.total_steps if last_step is None else last_step
         with self._stop:
             while self.step < last_step and not self._stop.is_made:
@@ -197,7 +194,7 @@ class Pretrainer:
     def _train_stage(self, stage: StageConfig, count: int) -> None:
         run = self.config.run
         loader = batches(self.config.data, stage.crop_px, stage.batch_size, run.seed, self.samples, count, run.workers)
-        with closing(loader):  # an error must end the data processes too, or the command would wait for them for ever
+        with closing(loader):  # an error in a step must end the data processes too, or the command would wait for them
             self._train_steps(loader, stage, count)
 
     def _train_steps(self, loader: Iterator[tuple[torch.Tensor, torch.Tensor]], stage: StageConfig, count: int) -> None:
@@ -214,6 +211,7 @@ class Pretrainer:
                 elapsed = time.perf_counter() - window_start
                 values = means.values()
                 values["lr"] = learning_rate(self.config, self.step - 1)
+                values["skipped"] = self.bad_steps.skipped
                 values["seconds_per_step"], values["data_wait"] = elapsed / window_steps, waited / elapsed
                 self.log.write(self.step, values)
                 self.seconds += elapsed
@@ -242,19 +240,21 @@ class Pretrainer:
         torch.stack(list(parts.values())).sum().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optim.clip_norm)
         values = {name: float(value.detach()) for name, value in parts.items()} | {"grad_norm": float(norm)}
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.step}: losses {values}")
-        num_data = split_roles(stage)[0]
-        if num_data:  # of the one-step result
-            before = float(losses.data_loss(2 * lq[:num_data] - 1, 2 * hq[:num_data] - 1)) * num_data / len(lq)
-            values["gain_db"] = gain_db(before, values["data"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
-        self.optimizer.step()
+        rate = learning_rate(self.config, self.step)
+        if self.bad_steps.passes(self.step, self.samples, rate, values):
+            num_data = split_roles(stage)[0]
+            if num_data:  # of the one-step result
+                before = float(losses.data_loss(2 * lq[:num_data] - 1, 2 * hq[:num_data] - 1)) * num_data / len(lq)
+                values["gain_db"] = gain_db(before, values["data"])
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.ema.update(self.parameters.items(), self.step + 1)
+        else:
+            values = {}  # it would spoil a window of the log
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.samples += len(lq)
-        self.ema.update(self.parameters.items(), self.step)
         return values
 
     def ema_model(self) -> PretrainModel:
@@ -275,6 +275,7 @@ class Pretrainer:
             "codec": codec_to_json(self.codec),
             "samples": self.samples,
             "seconds": self.seconds,
+            **self.bad_steps.state(),
         }
         return save_checkpoint(self.folder, self.step, tensors, state, self.config.run.keep_checkpoints)
 
@@ -290,13 +291,15 @@ class Pretrainer:
                     self.optimizer.state[parameter] = {k: tensors[f"optimizer.{k}.{name}"] for k in keys}
         self.codec = codec_from_json(state["codec"])
         self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
+        self.bad_steps.load_state(state)
         self.log.note(f"resuming {path.name}")
 
 
 def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) -> None:
     """ConfigError naming the first field that would make the resumed run another run.
 
-    Bookkeeping may change, and stages that have not begun; a stage under way may only change its length.
+    Bookkeeping may change, and stages that have not begun; a stage under way may only change its end, to one that has
+    not passed.
     """
     if "stages" not in saved:
         raise ConfigError(
@@ -311,7 +314,12 @@ def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) ->
             break
         new = wanted["stages"][index] if index < len(wanted["stages"]) else None
         finished = begin + old["steps"] <= step
-        same = new is not None and all(new[k] == v for k, v in old.items() if finished or k not in ("steps", "lr_end"))
-        if not same:
+        fixed = {k: v for k, v in old.items() if finished or k not in ("steps", "lr_end")}
+        if new is None or any(new[k] != v for k, v in fixed.items()):
             raise ConfigError(f"stages[{index}] has begun and was changed: restore it or use a new run.output_dir")
+        if not finished and begin + new["steps"] < step:
+            raise ConfigError(
+                f"stages[{index}].steps is {new['steps']}, the checkpoint has done {step - begin} of them: "
+                f"give it at least as many, it had {old['steps']}"
+            )
         begin += old["steps"]

@@ -18,7 +18,7 @@ from .config import DataConfig, ModelConfig
 from .dataset import batches
 from .initialise import initialise
 
-STATISTICS_CROPS = 256
+STATISTICS_CROPS, STATISTICS_PX = 256, 64
 
 
 def architecture_of(config: ModelConfig) -> QwenArchitecture:
@@ -81,12 +81,14 @@ def load_start(model: PretrainModel, path: Path) -> DctCodec:
     return base.codec
 
 
-def measure_codec(config: DataConfig, seed: int) -> DctCodec:
+def measure_codec(config: DataConfig, seed: int, crop_px: int) -> DctCodec:
     """Mean and std (48,) of the DCT coefficients of HQ training crops; each frequency pools its three colours' std.
 
-    Equal std for the colours keeps the colour axes comparable; means differ by colour at DC only.
+    crop_px: the smallest of the run, so that its photographs are large enough; of a larger one 64 px do. Equal std for
+    the colours keeps the colour axes comparable; means differ by colour at DC only.
     """
-    _, hq = next(batches(config, 64, STATISTICS_CROPS, seed, first_sample=0, count=1, workers=0))
+    crop_px = min(crop_px, STATISTICS_PX)
+    _, hq = next(batches(config, crop_px, STATISTICS_CROPS, seed, first_sample=0, count=1, workers=0))
     coefficients = image_to_coefficients(hq.double()).permute(1, 0, 2, 3).reshape(3, 16, -1)  # (3, 16, n)
     mean = coefficients.mean(dim=2)  # (3, 16)
     mean[:, 1:] = 0  # AC coefficients are symmetric under flips

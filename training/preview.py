@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from teasr_core.codec import Codec, encode_condition
+from teasr_core.errors import InputError
 from teasr_core.geometry import TargetSize, resize
 from teasr_core.qwen import QwenVelocity
 from teasr_core.sampler import initial_noise, sample
@@ -19,6 +20,20 @@ from teasr_core.schedule import linear_taus
 from .degradation import LIGHT, degrade
 
 CROP_PX, SCALE, STEPS = 128, 4, (1, 2, 4, 8)
+
+
+def check_preview_images(photographs: Sequence[str]) -> None:
+    """InputError for the first of `run.preview_images` that no preview can be made of."""
+    for name in photographs:
+        try:
+            width, height = _read(Path(name)).size
+        except Exception as error:  # Pillow's readers raise many types on damaged bytes
+            cause = "there is no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error})"
+            raise InputError(f"run.preview_images names '{name}': {cause}, expected a photograph") from None
+        if min(width, height) < CROP_PX:
+            raise InputError(
+                f"run.preview_images names '{name}': it has {width}x{height} px, expected at least {CROP_PX} px a side"
+            )
 
 
 def write_preview(
@@ -35,7 +50,7 @@ def write_preview(
     device = velocity.prompt_embeds.device
     rows = []
     for index, photograph in enumerate(photographs):
-        hq = _centre(Image.open(photograph).convert("RGB"))  # (128, 128, 3)
+        hq = _centre(_read(photograph))  # (128, 128, 3)
         lq = degrade(hq, LIGHT, SCALE, np.random.default_rng([0, index]))
         image = resize(_tensor(lq), TargetSize(CROP_PX, CROP_PX))  # (1, 3, 128, 128)
         z_lq = encode_condition(codec, image.to(device))  # (1, C, h, w)
@@ -48,6 +63,11 @@ def write_preview(
     Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), Image.Resampling.NEAREST).save(
         path, quality=92
     )
+
+
+def _read(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def _centre(photo: Image.Image) -> np.ndarray:

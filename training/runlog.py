@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from teasr_core.errors import InputError
 
 TINY = 1e-12  # squared errors below this count as none in the log
 
@@ -37,6 +40,7 @@ class RunLog:
     """The log of a run. A process that is not the first of several passes `is_main=False` and stays silent.
 
     TensorBoard's files go to `tensorboard/`; without the package `tensorboard` there are none, and a note says so.
+    Raises InputError where nothing can be written to `folder`.
     """
 
     def __init__(self, folder: Path, use_tensorboard: bool = False, is_main: bool = True) -> None:
@@ -45,7 +49,14 @@ class RunLog:
         self.board: Any = None
         if not is_main:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"run.output_dir is {folder}, where nothing can be written ({error.strerror}): name another folder"
+            ) from None
         if use_tensorboard:
             try:
                 from torch.utils.tensorboard.writer import SummaryWriter

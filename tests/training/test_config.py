@@ -120,6 +120,61 @@ def test_impossible_values_are_named(load, text, part):
     assert part in refused(load, text)
 
 
+WRONG = {
+    "stages.0.data_share=1.25": "stages[0].data_share is 1.25: expected 0 to 1",
+    "stages.0.flow_share=-0.25": "stages[0].flow_share is -0.25: expected 0 to 1",
+    "stages.0.cons_share=nan": "stages[0].cons_share is nan: expected 0 to 1",
+    "stages.0.lr_start=-1e-4": "stages[0].lr_start is -0.0001: expected more than 0",
+    "stages.0.lr_end=inf": "stages[0].lr_end is inf: expected at least 0",
+    **{f"stages.0.{name}_weight=-0.5": f"stages[0].{name}_weight is -0.5: expected at least 0"
+       for name in ("perceptual", "lattice", "texture")},
+    "optim.betas=[0.9, 1.0]": "optim.betas is (0.9, 1.0): expected two values of at least 0 and less than 1",
+    "optim.eps=0": "optim.eps is 0.0: expected more than 0",
+    "optim.weight_decay=-1": "optim.weight_decay is -1.0: expected at least 0",
+    "optim.clip_norm=0": "optim.clip_norm is 0.0: expected more than 0",
+    "optim.warmup_steps=-1": "optim.warmup_steps is -1: expected at least 0",
+    "optim.ema_decay=5": "optim.ema_decay is 5.0: expected at least 0 and less than 1",
+    "optim.max_bad_steps=0": "optim.max_bad_steps is 0: expected at least 1",
+    "model.num_layers=0": "model.num_layers is 0: expected at least 1",
+    "model.num_heads=0": "model.num_heads is 0: expected at least 1",
+    "model.head_dim=-32": "model.head_dim is -32: expected at least 1",
+    "model.text_width=0": "model.text_width is 0: expected at least 1",
+    "model.prompt_tokens=0": "model.prompt_tokens is 0: expected at least 1",
+    "model.rope_axes=[-4, 18, 18]": "model.rope_axes is (-4, 18, 18): expected at least 1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_values_out_of_range_are_named(load, override):
+    assert WRONG[override] in refused(load, "[[stages]]\n", override)
+
+
+def test_every_number_of_the_optimiser_is_checked():
+    named = {override.split("=")[0] for override in WRONG}
+    assert {f"optim.{field}" for field in to_mapping(PretrainConfig())["optim"]} <= named
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "shares", "part"),
+    [
+        (2, (0.5, 0.25, 0.25), "flow_share = 0.25 of a batch of 2 comes to 0 rows, all shares to (2, 0, 0)"),
+        (3, (0, 0.5, 0.5), "data_share = 0 of a batch of 3 comes to -1 rows"),
+        (5, (0, 0.5, 0.5), "data_share = 0 of a batch of 5 comes to 1 rows"),
+        (4, (0.1, 0.4, 0.5), "data_share = 0.1 of a batch of 4 comes to 0 rows"),
+    ],
+)
+def test_a_share_without_rows_is_refused(load, batch_size, shares, part):
+    names = zip(("data", "flow", "cons"), shares, strict=True)
+    text = "\n".join(["[[stages]]", f"batch_size = {batch_size}", *(f"{k}_share = {v}" for k, v in names)])
+    assert part in refused(load, text)
+
+
+def test_lpips_needs_crops_that_its_windows_fit_in(load):
+    text = '[loss]\nperceptual = "lpips-squeeze"\n[[stages]]\nperceptual_weight = 0.1\ncrop_px = '
+    assert "crop_px is 32: LPIPS at random offsets expects at least 39" in refused(load, text + "32")
+    assert load(text + "48").stages[0].crop_px == 48
+
+
 def test_shares_that_add_up_are_fine(load):
     load("[[stages]]\ndata_share = 0.7\nflow_share = 0.2\ncons_share = 0.1\n")
 

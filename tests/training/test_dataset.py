@@ -1,5 +1,7 @@
 """Training crops: item i is a function of (seed, i), LQ and HQ lie on each other, bad photographs are passed over."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -153,6 +155,19 @@ def test_nothing_usable_is_an_error(tmp_path):
     Image.fromarray(photo(40, 300)).save(tmp_path / "small.png")
     with pytest.raises(InputError, match=r"at least 64 px a side among 1 .*small\.png"):
         CropDataset(config(tmp_path), CROP, seed=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_photographs_damaged_further_on_end_the_batches_with_one_line(tmp_path, workers):
+    """And end the data processes, which would keep the command alive."""
+    for index in range(2):
+        path = tmp_path / f"{index}.jpg"
+        Image.fromarray(photo(seed=index)).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"^64 draws gave no readable photograph .*: check data\.folders") as caught:
+        list(batches(config(tmp_path), CROP, 2, 0, first_sample=0, count=3, workers=workers))
+    assert multiprocessing.active_children() == []  # while `caught` holds the frames
+    assert "\n" not in str(caught.value)
 
 
 def test_folders(tmp_path, folder):

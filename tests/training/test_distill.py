@@ -84,7 +84,7 @@ def test_all_weights_of_a_small_base_can_be_trained(distillation):
 def test_every_way_to_run_a_step(distillation, options):
     trainer = Distiller(distillation(**options))
     trainer.train()
-    assert trainer.step == 2 and trainer.skipped == 0
+    assert trainer.step == 2 and trainer.bad_steps.skipped == 0
     (line,) = log_lines(trainer.config)
     assert line.keys() >= LOSSES | {f"weighted/{name}" for name in LOSSES}
     assert all(math.isfinite(line[name]) for name in LOSSES)
@@ -127,7 +127,7 @@ def test_without_dtc_the_base_must_be_one_without(distillation, tmp_path):
     trainer = Distiller(distillation("fused", ablation={"dtc": False}, **options))
     assert trainer.model.velocity.use_dtc is False
     trainer.train()
-    assert trainer.skipped == 0 and all(bool(value.any()) for value in trainer.parameters.values())
+    assert trainer.bad_steps.skipped == 0 and all(bool(value.any()) for value in trainer.parameters.values())
     for name, wrong in (("a", options), ("b", {"ablation": {"dtc": False}})):
         with pytest.raises(ConfigError, match=r"ablation\.dtc is .*each arm its own base"):
             Distiller(distillation(name, **wrong))

@@ -46,11 +46,11 @@ def test_a_bad_step_leaves_the_weights_alone_and_the_run_goes_on(distillation):
     before = snapshot(trainer)
     trainer.train(last_step=3)
     assert same(snapshot(trainer), before)
-    assert (trainer.step, trainer.bad_steps, trainer.skipped) == (3, 1, 1)
+    assert (trainer.step, trainer.bad_steps.in_a_row, trainer.bad_steps.skipped) == (3, 1, 1)
     trainer.train()
     assert not same(snapshot(trainer), before)
     assert all(torch.isfinite(value).all() for value in snapshot(trainer).values())
-    assert (trainer.bad_steps, trainer.skipped) == (0, 1)
+    assert (trainer.bad_steps.in_a_row, trainer.bad_steps.skipped) == (0, 1)
     (path,) = Path(run.run.output_dir).glob("bad_step_*.json")
     report = json.loads(path.read_text())
     assert path.name == "bad_step_00000002.json"

@@ -1,6 +1,8 @@
 """Pretraining resumes exactly, after a stop, a signal or kill -9, and refuses what would make it another run (T10)."""
 
 import dataclasses
+import json
+import math
 import os
 import random
 import signal
@@ -14,6 +16,7 @@ from tiny_run import ALL_ROLES
 from teasr_core.errors import ConfigError, ModelFileError
 from training.checkpoint import list_checkpoints, load_checkpoint
 from training.config import load_config
+from training.errors import DivergedError
 from training.pretrain import Pretrainer, check_resumable
 
 
@@ -62,6 +65,41 @@ def test_resume_across_stages(config):
     for step in (1, 2, 4, 5):
         Pretrainer(parts).train(last_step=step)
     assert equal(checkpoint(parts), checkpoint(whole, step=5))
+
+
+def test_a_bad_step_is_skipped_and_the_run_resumes_across_it(config, capsys):
+    """Weights, averages and moments stay; the step and its samples count, in one run and in two."""
+
+    def planted(run):
+        trainer = Pretrainer(run)
+        parameter = trainer.parameters["transformer.proj_out.weight"]
+        parameter.register_hook(lambda grad: grad * math.inf if trainer.step in (2, 3) else grad)
+        return trainer
+
+    whole, parts = config("whole", log_every=1), config("parts", checkpoint_every=1)
+    planted(whole).train()
+    planted(parts).train(last_step=2)
+    before = checkpoint(parts, step=2)
+    planted(parts).train(last_step=3)
+    after = checkpoint(parts, step=3)
+    assert after[0].keys() == before[0].keys()
+    assert all(torch.equal(value, before[0][key]) for key, value in after[0].items())
+    assert (after[1]["samples"], after[1]["bad_steps"], after[1]["skipped"]) == (12, 1, 1)
+    assert "step 2: the gradient's norm is" in capsys.readouterr().err
+    planted(parts).train()
+    assert equal(checkpoint(parts), checkpoint(whole, step=6))
+    assert (checkpoint(whole)[1]["bad_steps"], checkpoint(whole)[1]["skipped"]) == (0, 2)
+    folder = Path(whole.run.output_dir)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 2, 2, 2]
+    assert ["data" in line for line in lines] == [True, True, False, False, True, True]
+    report = json.loads((folder / "bad_step_00000003.json").read_text())
+    assert (report["step"], report["first_sample"]) == (3, 12) and report["grad_norm"] in ("inf", "nan")
+
+    fewer = dataclasses.replace(config("few"), optim=dataclasses.replace(parts.optim, max_bad_steps=2))
+    planted(fewer).train(last_step=3)
+    with pytest.raises(DivergedError, match=r"2 steps in a row .* step 3"):  # it still knows of the one before
+        planted(fewer).train()
 
 
 def test_a_finished_run_does_nothing_more(config):
@@ -201,6 +239,7 @@ def test_stages_under_way_may_only_change_their_end():
         (3, (first, dataclasses.replace(second, batch_size=8)), True),
         (5, (dataclasses.replace(first, steps=9), second), False),
         (5, (first,), True),
+        (3, (dataclasses.replace(first, steps=3), second), True),
         (7, (first, dataclasses.replace(second, crop_px=32)), False),
         (7, (first,), False),
     ):
@@ -209,6 +248,19 @@ def test_stages_under_way_may_only_change_their_end():
         else:
             with pytest.raises(ConfigError, match=r"stages\[\d\] has begun"):
                 check_resumable(saved, values(*changed), step)
+
+
+@pytest.mark.parametrize(("steps", "at_step"), [(2, 3), (1, 2)])
+def test_a_stage_does_not_end_before_what_is_done(config, steps, at_step):
+    stages = (dataclasses.replace(ALL_ROLES, steps=4), dataclasses.replace(ALL_ROLES, steps=3))
+    Pretrainer(config(stages=stages)).train(last_step=at_step)
+    shorter = (dataclasses.replace(stages[0], steps=steps), stages[1])
+    with pytest.raises(ConfigError, match=rf"stages\[0\]\.steps is {steps}, the checkpoint has done {at_step} of them"):
+        Pretrainer(config(stages=shorter))
+    ended = (dataclasses.replace(stages[0], steps=at_step), stages[1])
+    trainer = Pretrainer(config(stages=ended))
+    trainer.train()
+    assert trainer.step == at_step + 3
 
 
 def test_no_stages(config):

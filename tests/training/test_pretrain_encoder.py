@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from PIL import Image
 from tiny_run import ALL_ROLES, MODEL
 
 from teasr_core.builtin import encoder_tensors, read_base
@@ -135,11 +136,12 @@ def test_an_exported_file_has_the_encoder(encoder_run, tmp_path, which):
     assert float((found.condition_encoder(z) - z - wanted).norm() / wanted.norm()) < 0.02  # bf16 weights
 
 
-def test_previews_show_the_averaged_encoder(encoder_run, photos, monkeypatch):
+def test_previews_show_the_averaged_encoder(encoder_run, photos, tmp_path, monkeypatch):
     seen = []
+    Image.open(next(photos.iterdir())).resize((160, 140)).save(tmp_path / "held_out.png")
     monkeypatch.setattr("training.pretrain.write_preview", lambda _path, _velocity, codec, *_rest: seen.append(codec))
     run = encoder_run()
-    shown = dataclasses.replace(run.run, preview_every=3, preview_images=(str(next(photos.iterdir())),))
+    shown = dataclasses.replace(run.run, preview_every=3, preview_images=(str(tmp_path / "held_out.png"),))
     trainer = Pretrainer(dataclasses.replace(run, run=shown))
     trainer.train(last_step=3)
     assert len(seen) == 1

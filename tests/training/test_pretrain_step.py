@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from PIL import Image
 from tiny_run import ALL_ROLES, MODEL
 
 from teasr_core import builtin
@@ -20,6 +21,7 @@ from training.checkpoint import list_checkpoints
 from training.cli import main
 from training.config import StageConfig
 from training.dataset import CropDataset
+from training.errors import DivergedError
 from training.export import export_base
 from training.losses import consistency_target, lattice_loss, texture_loss
 from training.pretrain import Pretrainer, learning_rate, pretrain_losses, split_roles
@@ -136,13 +138,14 @@ def test_an_untrained_model_returns_the_lq_image():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_loss_that_is_not_a_number_stops_the_run(config, monkeypatch, bad, workers):
-    """Before the weights change, without a checkpoint, and without data processes that would keep the command alive."""
-    trainer = Pretrainer(config(workers=workers))
+def test_losses_that_stay_infinite_stop_the_run(config, monkeypatch, bad, workers):
+    """With the weights as they were, without a checkpoint, and without data processes that keep the command alive."""
+    run = config(workers=workers)
+    trainer = Pretrainer(dataclasses.replace(run, optim=dataclasses.replace(run.optim, max_bad_steps=3)))
     before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
     losses = pretrain.pretrain_losses
     monkeypatch.setattr(pretrain, "pretrain_losses", lambda *a: {k: v * bad for k, v in losses(*a).items()})
-    with pytest.raises(FloatingPointError, match="step 0") as caught:
+    with pytest.raises(DivergedError, match=r"3 steps in a row .* the last one is step 2: .*lower lr_start") as caught:
         trainer.train()
     assert (
         multiprocessing.active_children() == []
@@ -150,6 +153,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(config, monkeypatch, bad, wor
     assert caught.traceback
     assert all(torch.equal(p, before[name]) for name, p in trainer.parameters.items())
     assert list_checkpoints(trainer.folder) == []
+    assert len(list(trainer.folder.glob("bad_step_*.json"))) == 3
 
 
 def test_a_perfect_result_can_be_logged(config, monkeypatch):
@@ -250,3 +254,24 @@ def test_the_smoke_config_trains_with_photographs_named_on_the_command_line(phot
     assert len((tmp_path / "runs" / "smoke" / "log.jsonl").read_text().splitlines()) == 4
     assert main(["pretrain", smoke, 'run.output_dir="runs/none"']) == 2  # no photographs named
     assert "data.folders is empty" in capsys.readouterr().err
+
+
+def test_photographs_that_fit_the_crops_alone_are_enough(photos, tmp_path, capsys):
+    """80 px for crops of 32: the codec is measured on crops of that size too."""
+    for path in photos.iterdir():
+        Image.open(path).resize((80, 80)).save(tmp_path / path.name)
+    smoke = str(ROOT / "training" / "configs" / "pretrain" / "smoke.toml")
+    options = ["run.workers=0", "stages.0.steps=1", "stages.1.steps=1", f"run.output_dir={tmp_path / 'run'}"]
+    assert main(["pretrain", smoke, f'data.folders=["{tmp_path}"]', *options]) == 0
+    assert "2 of 2 images usable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["pretrain", "distill"])
+def test_an_output_folder_that_cannot_be_made(photos, tmp_path, capsys, name):
+    (tmp_path / "file").write_text("hello")
+    smoke = str(ROOT / "training" / "configs" / name / "smoke.toml")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert main([name, smoke, f'data.folders=["{photos}"]', f"run.output_dir={folder}"]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: run.output_dir is {folder}, where nothing can be written (")
+        assert len(line.splitlines()) == 1

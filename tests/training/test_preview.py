@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from tiny_run import MODEL, write_photos
 
 from teasr_core.codec import DctCodec
+from teasr_core.errors import InputError
+from training.distill import Distiller
 from training.pretrain import Pretrainer
 from training.pretrain_model import PretrainModel
 from training.preview import CROP_PX, write_preview
@@ -49,3 +52,28 @@ def test_previews_do_not_change_the_run(config, tmp_path):
     ]
     found, wanted = (load_checkpoint(list_checkpoints(Path(run.run.output_dir))[-1])[0] for run in (shown, plain))
     assert all(torch.equal(found[key], value) for key, value in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.jpg", "there is no such file"),
+        ("text.png", "it cannot be read"),
+        ("half.jpg", "it cannot be read"),
+        ("small.png", "it has 127x200 px, expected at least 128 px a side"),
+    ],
+)
+def test_photographs_that_give_no_preview_are_refused_at_the_start(config, distillation, tmp_path, name, message):
+    """Not at the first preview, hours later."""
+    good, *_ = large_photos(tmp_path / "held_out")
+    (tmp_path / "text.png").write_text("hello")
+    Image.open(good).save(tmp_path / "half.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "half.jpg").read_bytes()[:-800])
+    Image.open(good).resize((127, 200)).save(tmp_path / "small.png")
+    images = (str(good), str(tmp_path / name))
+    for trainer, run in (
+        (Pretrainer, config(preview_images=images)),
+        (Distiller, distillation(run={"preview_images": images})),
+    ):
+        with pytest.raises(InputError, match=rf"run\.preview_images names '.*{name}': {message}"):
+            trainer(run)

@@ -48,7 +48,7 @@ def trained(config, name, **memory):
     run = replace(config, run=replace(config.run, output_dir=folder), memory=MemoryConfig(**memory))
     distiller = Distiller(run)
     distiller.train()
-    assert distiller.skipped == 0
+    assert distiller.bad_steps.skipped == 0
     return read_tensors(list_checkpoints(distiller.folder)[-1])[0]
 
 
