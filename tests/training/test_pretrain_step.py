@@ -106,6 +106,59 @@ def test_data_rows_compare_the_result_of_several_steps_and_differentiate_the_las
     assert torch.allclose(random_model.transformer.proj_out.weight.grad, gradient, rtol=1e-4, atol=1e-7)
 
 
+def autocast():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def test_autocast_covers_the_network_alone(random_model):
+    """Latents, condition and decoding are those of float32, bit for bit; LPIPS is asked outside of it."""
+    lq, hq = torch.rand(2, 4, 3, 48, 48, generator=tiny.generator(1))
+    codec, seen, outside = tiny.codec(), [], []
+    codec.condition_encoder = tiny.condition_encoder()
+    random_model.transformer.register_forward_pre_hook(
+        lambda *call: seen.append((call[2]["hidden_states"], torch.is_autocast_enabled("cpu"))), with_kwargs=True
+    )
+
+    def perceptual(x_fake, x_0):
+        outside.append(torch.is_autocast_enabled("cpu"))
+        return (x_fake - x_0).abs().mean((1, 2, 3))
+
+    stage = dataclasses.replace(ALL_ROLES, data_steps=(2,), perceptual_weight=0.5, lattice_weight=1.0)
+    arguments = random_model, codec, lq, hq, stage, "pixel", perceptual
+    exact = pretrain_losses(*arguments, tiny.generator(2))
+    plain, seen[:] = list(seen), []
+    found = pretrain_losses(*arguments, tiny.generator(2), autocast)
+    assert [inside for _, inside in plain + seen] == [False] * 4 + [True] * 4  # a step, the batch, two halves
+    z_lq = seen[1][0][:, seen[1][0].shape[1] // 2 :]  # (B, N, C*p*p), the condition's tokens
+    assert torch.equal(z_lq, plain[1][0][:, plain[1][0].shape[1] // 2 :])
+    assert torch.equal(seen[1][0][2:], plain[1][0][2:])  # z_t of the flow and cons rows, which no network made
+    assert outside == [False] * 2
+    for name, value in exact.items():
+        assert float(found[name].detach()) == pytest.approx(float(value.detach()), rel=0.05), name
+        assert found[name].dtype == torch.float32
+
+
+def test_a_perfect_result_has_no_loss_under_autocast():
+    """An untrained model returns its condition, after any step; with LQ equal to HQ that is the exact latent."""
+    model, hq = PretrainModel(MODEL, seed=0), torch.rand(2, 3, 48, 48, generator=tiny.generator(1))
+    stage = StageConfig(batch_size=2, crop_px=48, data_steps=(2,), texture_weight=1.0)
+    arguments = model, tiny.codec(), hq, hq, stage, "pixel", None, tiny.generator(2), autocast
+    found = {name: float(value.detach()) for name, value in pretrain_losses(*arguments).items()}
+    assert found["data"] < 1e-12
+    assert found["texture"] < 1e-5
+
+
+def test_a_run_enters_its_autocast_there(config, monkeypatch):
+    trainer, seen = Pretrainer(config(stages=(dataclasses.replace(ALL_ROLES, steps=1),), autocast=True)), []
+    network, decode = trainer.model.transformer, trainer.codec.decode
+    network.register_forward_pre_hook(lambda *_: seen.append(("network", torch.is_autocast_enabled("cpu"))))
+    monkeypatch.setattr(
+        trainer.codec, "decode", lambda z: (seen.append(("codec", torch.is_autocast_enabled("cpu"))), decode(z))[1]
+    )
+    trainer.train()
+    assert set(seen) == {("network", True), ("codec", False)}
+
+
 def test_every_number_of_data_steps_comes_up():
     source = tiny.generator(0)
     drawn = [time_sampling.one_of((1, 2, 8), source) for _ in range(300)]
