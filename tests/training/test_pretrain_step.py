@@ -16,14 +16,15 @@ from teasr_core.flow import interpolate
 from teasr_core.sampler import initial_noise, sample
 from teasr_core.schedule import linear_taus
 from training import pretrain, time_sampling
-from training.checkpoint import list_checkpoints
+from training.checkpoint import list_checkpoints, save_checkpoint
 from training.cli import main
-from training.config import StageConfig
+from training.config import PretrainConfig, StageConfig
 from training.dataset import CropDataset
 from training.export import export_base
 from training.losses import consistency_target, lattice_loss, texture_loss
 from training.pretrain import Pretrainer, learning_rate, pretrain_losses, split_roles
 from training.pretrain_model import PretrainModel
+from training.toml_config import to_mapping
 
 ROOT = Path(__file__).parents[2]
 
@@ -257,17 +258,45 @@ def test_an_exported_file_is_the_averaged_model(config, tmp_path):
     assert float((found - raw.detach()).norm() / wanted.norm()) > 0.05  # and not the raw ones
 
 
-def test_export_refusals(config, tmp_path, monkeypatch):
+def test_export_refusals(config, tmp_path):
     with pytest.raises(InputError, match="no checkpoint"):
         export_base(tmp_path / "none", tmp_path / "base.safetensors")
     run = config(stages=(dataclasses.replace(ALL_ROLES, steps=1),))
     Pretrainer(run).train()
     with pytest.raises(InputError, match=r"\.safetensors"):
         export_base(Path(run.run.output_dir), tmp_path / "base.pt")
-    monkeypatch.setattr("training.export.MAX_BYTES", 1000)
-    with pytest.raises(InputError, match="train a smaller one"):
-        export_base(Path(run.run.output_dir), tmp_path / "base.safetensors")
+    (only,) = list_checkpoints(Path(run.run.output_dir))
+    before = only.read_bytes()
+    with pytest.raises(InputError, match="is the file to read"):
+        export_base(Path(run.run.output_dir), only.parent / ".." / only.parent.name / only.name)
+    assert only.read_bytes() == before
     assert not list(tmp_path.glob("base*"))
+
+
+def test_an_existing_file_is_replaced_only_when_asked(config, tmp_path, capsys):
+    run = config(stages=(dataclasses.replace(ALL_ROLES, steps=1),))
+    Pretrainer(run).train()
+    out = tmp_path / "base.safetensors"
+    out.write_text("mine")
+    command = ["export", run.run.output_dir, str(out)]
+    assert main(command) == 2
+    assert "exists already: give another name or pass --overwrite" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0
+    assert builtin.read_base(out).training["steps"] == 1
+
+
+def test_a_base_of_any_size_is_exported(tmp_path):
+    """48 MB is what the repository gives the shipped files (SPEC 1), no limit of anybody's own model."""
+    model = dataclasses.replace(MODEL, encoder_blocks=25, encoder_width=256)  # 56 MiB in bf16
+    untrained = PretrainModel(model, seed=0)
+    codec, config = tiny.codec(), to_mapping(PretrainConfig(model=model))
+    tensors = {f"ema.{name}": parameter for name, parameter in untrained.named_parameters()}
+    state = {"config": config, "codec": builtin.codec_to_json(codec), "samples": 0, "seconds": 0.0}
+    save_checkpoint(tmp_path, 1, tensors, state, keep=1)
+    export_base(tmp_path, tmp_path / "base.safetensors")
+    assert (tmp_path / "base.safetensors").stat().st_size > 48 * 2**20
+    assert builtin.read_base(tmp_path / "base.safetensors").codec.condition_encoder.blocks == 25
 
 
 # The command
