@@ -76,9 +76,9 @@ def pretrain_losses(
         return picture_losses(codec, encoded.float(), hq, stage, perceptual, generator, share=1.0)
     network = model.velocity()
 
-    def velocity(z_t: torch.Tensor, t: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
+    def velocity(z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
         with forward_context():
-            return network(z_t, t, z_lq, t_tar)  # (B, C, h, w)
+            return network(z_t, t_cur, z_lq, t_tar)  # (B, C, h, w)
 
     num_data, num_flow, num_cons = split_roles(stage)
     z_0, z_lq = codec.encode(hq), encode_condition(codec, lq)  # (B, C, h, w)
