@@ -13,6 +13,7 @@ from pathlib import Path
 
 from teasr_core.errors import TeasrError
 
+from .ablation_reuse import check_base_file, check_lora_file
 from .config import PretrainConfig, load_config
 from .distill import Distiller
 from .distill_config import DistillConfig, load_distill_config
@@ -58,7 +59,8 @@ class TrainedArm:
 def train_arms(path: Path, note: Callable[[str], None] = print) -> list[TrainedArm]:
     """Train what is missing of the ablation at `path`; an interrupted one goes on.
 
-    Errors as the trainers', with the arm's title or the base's name before them.
+    Errors as the trainers', with the arm's title or the base's name before them; ConfigError also for a file that is
+    there and was made with another config.
     """
     config = from_mapping(AblationConfig, read_toml(path), where="")
     pretrain = load_config(path.parent / config.pretrain)
@@ -91,14 +93,17 @@ def train_base(config: PretrainConfig, dtc: bool, folder: Path, note: Callable[[
     """The exported base of the arms with this `dtc`."""
     name = base_name(dtc)
     output = folder / f"{name}.safetensors"
-    if not output.exists():
-        note(f"pretraining {name}")
-        run = replace(config.run, output_dir=str(folder / name))
-        trainer = Pretrainer(replace(config, run=run, model=replace(config.model, use_dtc=dtc)))
-        trainer.train()
-        if trainer.step < config.total_steps:
-            raise KeyboardInterrupt  # the trainer has saved; the next call goes on
-        export_base(folder / name, output, weights="raw")
+    run = replace(config.run, output_dir=str(folder / name))
+    config = replace(config, run=run, model=replace(config.model, use_dtc=dtc))
+    if output.exists():
+        check_base_file(output, config)
+        return output
+    note(f"pretraining {name}")
+    trainer = Pretrainer(config)
+    trainer.train()
+    if trainer.step < config.total_steps:
+        raise KeyboardInterrupt  # the trainer has saved; the next call goes on
+    export_base(folder / name, output, weights="raw")
     return output
 
 
@@ -107,18 +112,19 @@ def train_arm(
 ) -> TrainedArm:
     """The exported LoRA of one arm."""
     output = folder / f"{arm.name}.safetensors"
-    if not output.exists():
-        note(f"distilling {arm.title}")
-        trainer = Distiller(
-            replace(
-                config,
-                run=replace(config.run, output_dir=str(folder / arm.name)),
-                base=replace(config.base, path=str(base)),
-                ablation=replace(config.ablation, dtc=arm.dtc, tar=arm.tar),
-            )
-        )
-        trainer.train()
-        if trainer.step < config.train.steps:
-            raise KeyboardInterrupt
-        export_lora(folder / arm.name, output, weights="raw")
+    config = replace(
+        config,
+        run=replace(config.run, output_dir=str(folder / arm.name)),
+        base=replace(config.base, path=str(base)),
+        ablation=replace(config.ablation, dtc=arm.dtc, tar=arm.tar),
+    )
+    if output.exists():
+        check_lora_file(output, config)
+        return TrainedArm(arm, base, output)
+    note(f"distilling {arm.title}")
+    trainer = Distiller(config)
+    trainer.train()
+    if trainer.step < config.train.steps:
+        raise KeyboardInterrupt
+    export_lora(folder / arm.name, output, weights="raw")
     return TrainedArm(arm, base, output)

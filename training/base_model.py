@@ -95,14 +95,19 @@ def base_dtype(config: DistillConfig, automatic: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _teasr_base(
-    file: BuiltinFile, config: DistillConfig, device: torch.device, note: Callable[[str], None]
-) -> TrainingBase:
+def check_dtc(file: BuiltinFile, config: DistillConfig) -> None:
+    """ConfigError where `ablation.dtc` is not what the base was trained with."""
     if file.use_dtc != config.ablation.dtc:
         raise ConfigError(
             f"ablation.dtc is {config.ablation.dtc}, '{file.path.name}' was trained with {file.use_dtc}: "
             "give each arm its own base (docs/training.md)"
         )
+
+
+def _teasr_base(
+    file: BuiltinFile, config: DistillConfig, device: torch.device, note: Callable[[str], None]
+) -> TrainingBase:
+    check_dtc(file, config)
     found = memory_plan(config, file.architecture, file.prompt_embeds.shape[0])
     dtype = base_dtype(config, "fp32")
     if config.adapter.trainable == "lora":  # the budget is that of a LoRA's training

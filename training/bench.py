@@ -178,7 +178,8 @@ class Bench:
 
     def _full(self, objective: Objective, batch: Batch, draws: Draws, number: int) -> None:
         loss, scale = self.config.loss, 1 / self.settings.micro_steps
-        weights = LossWeights(loss.data, loss.lpips, loss.flow, loss.cons, loss.adv, loss.rectify, loss.lattice)
+        lattice = loss.lattice if self.settings.use_decode else 0.0  # latents have no pixels to repeat
+        weights = LossWeights(loss.data, loss.lpips, loss.flow, loss.cons, loss.adv, loss.rectify, lattice)
         with self._announced(velocity_calls(draws)):
             figures = objective.backward(batch, draws, weights, scale, self.config.train.layout, number)
         self.losses = figures.losses

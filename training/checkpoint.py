@@ -75,6 +75,16 @@ def newest_checkpoint(run: Path) -> Path:
     return checkpoints[-1]
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """The state alone; the tensors stay on disk. Errors as `load_checkpoint`."""
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
+    return _state(path, metadata)
+
+
 def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(tensors, state). ModelFileError when the file is damaged or not a checkpoint."""
     try:
@@ -82,11 +92,17 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise ModelFileError(
-            f"{path} cannot be read as a checkpoint ({error}): delete it to resume from an older one"
-        ) from None
+        raise _unreadable(path, error) from None
+    return tensors, _state(path, metadata)
+
+
+def _unreadable(path: Path, error: Exception) -> ModelFileError:
+    return ModelFileError(f"{path} cannot be read as a checkpoint ({error}): delete it to resume from an older one")
+
+
+def _state(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if STATE_KEY not in metadata:
         raise ModelFileError(
             f"{path} is no training checkpoint: expected a file written by `python -m training pretrain`"
         )
-    return tensors, json.loads(metadata[STATE_KEY])
+    return json.loads(metadata[STATE_KEY])

@@ -19,14 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write a LoRA with the keys of an ordinary one (default transformer), which stock loaders apply to every "
         "token: not what it was trained for",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.set_defaults(run=export)
 
 
 def export(args: argparse.Namespace) -> int:
     from .checkpoint import newest_checkpoint
     from .export_lora import export_lora, holds_lora
+    from .export_output import check_output
 
     source = newest_checkpoint(args.run_dir)
+    check_output(args.output, source, args.overwrite)
     prefix = f"{args.all_tokens_unsafe}." if args.all_tokens_unsafe else None
     if holds_lora(source) or prefix:
         summary = export_lora(source, args.output, args.weights, prefix)

@@ -16,11 +16,23 @@ from .toml_config import to_mapping
 def check_resumable(
     state: dict[str, Any], config: DistillConfig, micro_steps: int, description: dict[str, Any]
 ) -> None:
-    """ConfigError naming the first field that would make the resumed run another run (resume.py).
+    """ConfigError naming the first thing that would make the resumed run another run: `check_config`, then the model.
+
+    The base's files may move, its weights may not change; the memory plan may place it elsewhere, not in another
+    precision.
+    """
+    check_config(state, config, micro_steps)
+    _check_precision(state.get("precision", {}), description.get("precision", {}))
+    for key, value in description.items():
+        if key != "precision" and json.loads(json.dumps(value)) != state.get(key):
+            raise ConfigError(f"base.path names another model than the checkpoint's ({key} differs): restore it")
+
+
+def check_config(state: dict[str, Any], config: DistillConfig, micro_steps: int) -> None:
+    """What can be said without the model: ConfigError naming the first field that differs (resume.py).
 
     `train.steps` may change only where nothing to come depends on it: constant learning rate, and the ramp of rectify
-    as long as before or over. The base's files may move, its weights may not change; the memory plan may place it
-    elsewhere, not in another precision.
+    as long as before or over. Accumulation and processes may be traded for one another.
     """
     saved, wanted = dict(state["config"]), to_mapping(config)
     if "adapter" not in saved:
@@ -32,15 +44,11 @@ def check_resumable(
     same_ramp, ramp_over = ramps[0] == ramps[1], state["step"] >= 2 * max(ramps)
     if config.optim.lr == config.optim.lr_end and (same_ramp or ramp_over):
         saved["train"] = saved["train"] | {"steps": config.train.steps}
-    if micro_steps == state["micro_steps"]:  # accumulation and processes may be traded for one another
+    if micro_steps == state["micro_steps"]:
         saved["train"] = saved["train"] | {"accumulation": config.train.accumulation}
     saved["base"] = wanted["base"] | {"dtype": saved["base"]["dtype"]}
     saved["memory"] = wanted["memory"]
-    _check_precision(state.get("precision", {}), description.get("precision", {}))
     check_same(saved, wanted, DistillConfig(), wanted)
-    for key, value in description.items():
-        if key != "precision" and json.loads(json.dumps(value)) != state.get(key):
-            raise ConfigError(f"base.path names another model than the checkpoint's ({key} differs): restore it")
     if micro_steps != state["micro_steps"]:
         raise ConfigError(
             f"accumulation x processes is {micro_steps}, the checkpoint has {state['micro_steps']}: "

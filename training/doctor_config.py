@@ -1,11 +1,12 @@
-"""Findings about one config: does it parse, is what it names there, and can its run begin?"""
+"""Findings about one config: does it parse, is what it names there, and can its run begin?
+
+The base of a distillation is `doctor_base`'s matter, the run's folder `doctor_run`'s.
+"""
 
 from __future__ import annotations
 
 import importlib
-import json
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 from teasr_core.errors import TeasrError
 
 from .doctor import MISSING, NOTE, OK, Finding
+from .doctor_base import base_findings
+from .doctor_run import output_findings
 
+_DISTILL_TABLES = {"base", "adapter", "ablation", "train", "memory"}  # that pretraining does not have
 _FEATURES = {"squeeze": "squeezenet1_1", "alex": "alexnet", "vgg": "vgg16"}  # LPIPS network -> torchvision's name
 
 
@@ -27,7 +31,7 @@ class Asked:
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Asked:
-    """Examine a pretraining config, or a distillation's: that one has a table [base] or [adapter]."""
+    """Examine a pretraining config, or a distillation's: that one has a table of _DISTILL_TABLES."""
     asked = Asked()
     try:
         config, is_distill = load(path, overrides)
@@ -43,7 +47,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Asked:
     if is_distill:
         asked.modules |= {"accelerate", "peft"}
         asked.needs_builtin = config.base.path == "builtin"
-        asked.findings += _base(config.base)
+        asked.findings += base_findings(config)
     if config.loss.perceptual != "none":
         asked.modules |= {"lpips", "torchvision"}
         asked.findings.append(_perceptual(config.loss.perceptual, config.loss.perceptual_backbone))
@@ -60,7 +64,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, bool]:
     """(config, is it a distillation's). ConfigError as the loaders of the two."""
     from .toml_config import read_toml
 
-    if {"base", "adapter"} & read_toml(path, overrides).keys():
+    if _DISTILL_TABLES & read_toml(path, overrides).keys():
         from .distill_config import load_distill_config
 
         return load_distill_config(path, overrides), True
@@ -84,84 +88,6 @@ def data_findings(data: Any, crop_sizes: Sequence[int]) -> list[Finding]:
         head, *skipped = source.lines()
         lines |= {head: OK} | dict.fromkeys(skipped, NOTE)
     return [Finding(level, "data", line.removeprefix("data ")) for line, level in lines.items()]
-
-
-def output_findings(folder: Path, config: Any, is_distill: bool) -> Iterator[Finding]:
-    """Can the run be written, is there room, and is an older run there that it would go on with?"""
-    from .doctor_machine import disk_finding, nearest_existing
-
-    nearest, fix = nearest_existing(folder), "set run.output_dir to another folder"
-    if not nearest.is_dir():
-        yield Finding(MISSING, "output_dir", f"{nearest} is a file", fix)
-        return
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        yield Finding(MISSING, "output_dir", f"{folder}: {nearest} cannot be written ({error.strerror})", fix)
-        return
-    yield Finding(OK, "output_dir", f"{folder} can be written")
-    yield disk_finding(folder)
-    yield from _previous_run(folder, config, is_distill)
-
-
-def _previous_run(folder: Path, config: Any, is_distill: bool) -> Iterator[Finding]:
-    try:
-        from safetensors import SafetensorError, safe_open
-
-        from .checkpoint import STATE_KEY, list_checkpoints
-        from .toml_config import to_mapping
-    except ImportError:
-        return  # named among the packages
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints:
-        return
-    newest, fix = checkpoints[-1], "give the run a new run.output_dir"
-    try:
-        with safe_open(newest, framework="np") as file:  # its header; the tensors stay on disk
-            state = json.loads((file.metadata() or {})[STATE_KEY])
-        step, saved = state["step"], state["config"]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        fix = "delete it to resume from an older one"
-        yield Finding(MISSING, "previous run", f"{newest} cannot be read ({type(error).__name__})", fix)
-        return
-    if is_distill == ("stages" in saved):
-        found = "pretrain" if is_distill else "distill"
-        yield Finding(MISSING, "previous run", f"{folder} holds a run of {found}, step {step}", fix)
-        return
-    try:
-        if not is_distill:
-            from .pretrain import check_resumable
-
-            check_resumable(saved, to_mapping(config), step)
-    except ImportError:
-        pass  # named among the packages
-    except TeasrError as error:
-        yield Finding(MISSING, "previous run", f"step {step} of another run: {error}", fix)
-        return
-    yield Finding(NOTE, "previous run", f"{newest.name} is there: the command goes on from step {step}")
-
-
-def _base(base: Any) -> Iterator[Finding]:
-    for name in ("path", "vae", "prompt"):
-        value = getattr(base, name)
-        if not value or value == "builtin":
-            continue
-        fix = "python -m training cache-prompt" if name == "prompt" else f"get it, or correct base.{name}"
-        if not Path(value).exists():
-            yield Finding(MISSING, f"base.{name}", f"nothing at {value}", fix)
-            continue
-        try:
-            if name == "prompt":
-                from .prompt_cache import read_prompt
-
-                read_prompt(Path(value))
-        except TeasrError as error:
-            yield Finding(MISSING, "base.prompt", str(error), fix)
-            continue
-        except ImportError:
-            pass  # named among the packages
-        yield Finding(OK, f"base.{name}", f"{value} is there")
 
 
 def _perceptual(name: str, path: str) -> Finding:

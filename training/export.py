@@ -13,16 +13,14 @@ import torch
 
 from teasr_core.architecture import QwenArchitecture
 from teasr_core.builtin import base_metadata, codec_from_json, encoder_from_file
-from teasr_core.errors import InputError
 from teasr_core.lora_file import PROMPT_KEY
 
-from .checkpoint import load_checkpoint, newest_checkpoint, write_atomically
+from .checkpoint import load_checkpoint, newest_checkpoint
 from .config import ModelConfig
+from .export_output import check_output, write_output
 from .pretrain_model import architecture_of
 from .toml_config import from_mapping
 
-# The repository carries base and LoRA together in at most this much (SPEC 1).
-MAX_BYTES = 48 * 2**20
 FROZEN_PREFIX = "frozen."  # in a checkpoint: tensors of the exported file that are not trained
 
 
@@ -32,10 +30,10 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
     Returns the training summary.
 
     weights: "ema" (averaged) or "raw" (the last step's, better where the learning rate has run down: docs/log.md).
+    Raises InputError for paths that cannot be used, ModelFileError for files that cannot.
     """
     checkpoint = newest_checkpoint(run)
-    if output.suffix != ".safetensors":
-        raise InputError(f"{output} must end in .safetensors")
+    check_output(output, checkpoint)
     tensors, state = load_checkpoint(checkpoint)
     architecture, prediction, use_dtc, made_by = _described(state)
     prefix = {"ema": "ema.", "raw": "model."}[weights]
@@ -47,11 +45,6 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
             exported[name] = value.to(torch.bfloat16)
         elif key.startswith(FROZEN_PREFIX):  # what a distillation of all weights leaves as it was
             exported[key.removeprefix(FROZEN_PREFIX)] = value.to(torch.bfloat16)
-    size = sum(2 * w.numel() for w in exported.values())
-    if size > MAX_BYTES:
-        raise InputError(
-            f"the model is {size / 2**20:.1f} MiB in bf16: expected at most {MAX_BYTES // 2**20}, train a smaller one"
-        )
     summary = {
         "steps": state["step"],
         "weights": weights,
@@ -64,7 +57,7 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
     }
     codec = codec_from_json(state["codec"], encoder_from_file(_encoder_config(state), exported))
     metadata = base_metadata(architecture, prediction, use_dtc, codec, summary)
-    write_atomically(output, exported, metadata)
+    write_output(output, exported, metadata)
     return summary
 
 

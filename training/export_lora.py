@@ -15,7 +15,8 @@ from teasr_core.lora_file import ALL_TOKENS_PREFIXES, PREFIX, LoraFile, lora_met
 from teasr_core.safetensors_file import read_tensors
 from teasr_core.weight_reader import WeightReader, read_header
 
-from .checkpoint import STATE_KEY, newest_checkpoint, write_atomically
+from .checkpoint import STATE_KEY, newest_checkpoint
+from .export_output import check_output, write_output
 
 RAW_PREFIX = "lora."  # of the adapter in a checkpoint; its average's keys are those of a whole model's
 PREFIXES = {"ema": "ema.", "raw": RAW_PREFIX}
@@ -35,13 +36,10 @@ def export_lora(run: Path, output: Path, weights: str = "ema", all_tokens_unsafe
     Returns a summary: steps, rank, prefix, has_prompt and, where known, weights, samples, hours.
     Raises InputError for paths that cannot be used, ModelFileError (LoraFileError) for files that cannot.
     """
-    if output.suffix != ".safetensors":
-        raise InputError(f"{output} must end in .safetensors")
     if all_tokens_unsafe not in (None, *ALL_TOKENS_PREFIXES):
         raise InputError(f"prefix '{all_tokens_unsafe}' is unknown: expected one of {ALL_TOKENS_PREFIXES}")
     source = newest_checkpoint(run)
-    if output.resolve() == source.resolve():
-        raise InputError(f"{output} is the file to read: give another name for the output")
+    check_output(output, source)
     _, header = read_header(source)
     lora = _from_checkpoint(source, header, weights) if STATE_KEY in header else _from_file(source, header)
     prefix = all_tokens_unsafe or PREFIX
@@ -51,7 +49,7 @@ def export_lora(run: Path, output: Path, weights: str = "ema", all_tokens_unsafe
         base_fingerprint=lora.base_fingerprint, step=lora.step, config=lora.config,
     )  # fmt: skip
     written = parse_lora(source.name, tensors, metadata)  # what cannot be read is not written
-    write_atomically(output, tensors, metadata)
+    write_output(output, tensors, metadata)
     about = {"steps": lora.step, "rank": lora.rank, "prefix": prefix, "has_prompt": written.prompt_embeds is not None}
     return {**lora.config.get(EXPORT_KEY, {}), **about}
 

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 
 from teasr_core.errors import InputError
-from teasr_core.images import Picture, find_images, load_picture, save_picture
+from teasr_core.images import Picture, find_images, save_picture
 
 from .degradation import PRESETS, degrade
 from .degradation_ops import to_uint8
-from .evaluation.crops import read_eval_list
 from .evaluation.datasets import read_rgb
 from .evaluation.protocol import SCALE, EvalPair, load_eval_pairs
 from .photographs import HR_FOLDER, LR_FOLDER
@@ -152,12 +151,7 @@ def _list_jobs(folder: Path, list_path: Path, options: PairOptions) -> list[Job]
         raise InputError(f"--list fixes the crops and the scale {SCALE}: leave out --crop-px and --scale")
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the one with the photographs of the list")
-    try:
-        pairs = load_eval_pairs(folder, PRESETS[options.preset], options.seed, list_path)
-    except OSError as error:
-        for crop in read_eval_list(list_path):
-            load_picture(folder / crop.file)  # the damaged one says so itself
-        raise InputError(f"{folder}: a photograph of the list cannot be read ({error}): get it again") from None
+    pairs = load_eval_pairs(folder, PRESETS[options.preset], options.seed, list_path)
     names = [pair.name for pair in pairs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

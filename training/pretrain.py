@@ -11,7 +11,7 @@ A model with a condition encoder trains that first, by itself; it is frozen in t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ def pretrain_losses(
     loss_space: str,
     perceptual: Perceptual | None,
     generator: torch.Generator,
+    forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, torch.Tensor]:
     """The losses of one batch, each already multiplied by its share of rows; their sum is to be differentiated.
 
@@ -59,12 +60,21 @@ def pretrain_losses(
     The one-step result (Eq. 6) is formed here. data_steps is as in DMD2's backward simulation (arXiv 2405.14867): the
     last step learns to clean up what the steps before it leave. A stage that trains the condition
     encoder has `data` and `lpips` alone, of the encoder's own picture.
+    forward_context: entered around the network that is trained alone, e.g. autocast; codec, losses and a frozen
+    condition encoder stay float32, as in `distill` and at inference.
     """
     if stage.trains == "encoder":
         assert model.condition_encoder is not None  # checked with the config
-        encoded = model.condition_encoder(codec.encode(lq)).float()  # (B, C, h, w)
-        return picture_losses(codec, encoded, hq, stage, perceptual, generator, share=1.0)
-    velocity = model.velocity()
+        plain = codec.encode(lq)  # (B, C, h, w)
+        with forward_context():
+            encoded = model.condition_encoder(plain)  # (B, C, h, w)
+        return picture_losses(codec, encoded.float(), hq, stage, perceptual, generator, share=1.0)
+    network = model.velocity()
+
+    def velocity(z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
+        with forward_context():
+            return network(z_t, t_cur, z_lq, t_tar)  # (B, C, h, w)
+
     num_data, num_flow, num_cons = split_roles(stage)
     z_0, z_lq = codec.encode(hq), encode_condition(codec, lq)  # (B, C, h, w)
     noise = torch.randn(z_0.shape, generator=generator)  # (B, C, h, w)
@@ -78,7 +88,9 @@ def pretrain_losses(
         start = sample(velocity, start, z_lq[:num_data], taus[:-1])
     others = slice(num_data, None)
     z_t = torch.cat([start, interpolate(z_0[others], noise[others], t[others])])  # (B, C, h, w)
-    output = velocity.network_output(z_t, t, z_lq, t_tar).float()  # (B, C, h, w)
+    with forward_context():
+        output = network.network_output(z_t, t, z_lq, t_tar)  # (B, C, h, w)
+    output = output.float()
 
     batch = stage.batch_size
     data, flow, cons = (slice(0, num_data), slice(num_data, num_data + num_flow), slice(batch - num_cons, batch))
@@ -233,10 +245,8 @@ class Pretrainer:
     def _update(self, lq: torch.Tensor, hq: torch.Tensor, stage: StageConfig) -> dict[str, float]:
         run = self.config.run
         generator = torch.Generator().manual_seed(run.seed * 1_000_003 + self.step)
-        with self._autocast():
-            parts = pretrain_losses(
-                self.model, self.codec, lq, hq, stage, self.config.loss.loss_space, self.perceptual, generator
-            )
+        parts = pretrain_losses(self.model, self.codec, lq, hq, stage, self.config.loss.loss_space, self.perceptual,
+                                generator, self._autocast)  # fmt: skip
         torch.stack(list(parts.values())).sum().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optim.clip_norm)
         values = {name: float(value.detach()) for name, value in parts.items()} | {"grad_norm": float(norm)}

@@ -42,7 +42,7 @@ def load_qwen_base(
 
     Everything is checked and the plan's table shown before the weights are read. Errors as `load_training_base`.
     """
-    _check_settings(path, config)
+    check_settings(path, config)
     source = read_qwen(path)
     if source.is_fingerprint_fp8:
         raise ModelFileError(
@@ -98,7 +98,8 @@ def load_packed(
     return load_qwen_transformer(source, dtype, device, place=pack, prepare=replace)
 
 
-def _check_settings(path: Path, config: DistillConfig) -> None:
+def check_settings(path: Path, config: DistillConfig) -> None:
+    """ConfigError for a setting that does not go with the Qwen-Image at `path`."""
     if not config.ablation.dtc:
         raise ConfigError("ablation.dtc is false: Qwen-Image's modulation is split by branch, only a TEASR base is not")
     if config.adapter.trainable != "lora":

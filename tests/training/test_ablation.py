@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from teasr_core.builtin import build_velocity, read_base
 from teasr_core.errors import ConfigError, InputError
@@ -147,6 +149,56 @@ def test_what_is_there_is_not_trained_again(whole):
     before, notes = files(arms), []
     assert train_arms(path, notes.append) == arms
     assert notes == [] and files(arms) == before
+
+
+@pytest.mark.parametrize("is_run_kept", [True, False])
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("base.toml", "lr_start = 2e-3", "lr_start = 3e-3", r"base_without_dtc.*another config: stages\[0\] has begun"),
+        ("base.toml", "steps = 3", "steps = 2", r"base_without_dtc.*another config: stages\[0\] has begun"),
+        ("base.toml", "lr_start = 2e-3", "lr_start = 2e-3\n[[stages]]\nsteps = 1", "steps add up to 4.* has taken 3"),
+        ("base.toml", "num_layers = 2", "num_layers = 3", r"model\.num_layers is 3, the checkpoint has 2"),
+        ("distill.toml", "lr = 1e-2", "lr = 2e-2", r"baseline.*optim\.lr is 0\.02, the checkpoint has 0\.01"),
+        ("distill.toml", "steps = 3", "steps = 5", r"baseline.*train\.steps is 5, .* 3"),
+        ("distill.toml", "steps = 3", "accumulation = 2\nsteps = 3", r"train\.accumulation is 2, the checkpoint has 1"),
+    ],
+)
+def test_a_file_of_another_config_is_refused(whole, file, old, new, message, is_run_kept):
+    """And not taken up with the old figures; where the run's checkpoints are gone, by what the file remembers."""
+    path, arms, _ = whole
+    before = files(arms)
+    config = path.parent / file
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    if not is_run_kept:
+        for checkpoint in (path.parent / "runs").glob("*/step_*.safetensors"):
+            checkpoint.unlink()
+    with pytest.raises(ConfigError, match=message) as caught:
+        train_arms(path, lambda _: None)
+    assert "run.output_dir, here the output_dir of the ablation's own .toml" in str(caught.value)
+    assert files(arms) == before
+
+
+def test_files_without_their_runs_are_taken_up(whole):
+    path, arms, _ = whole
+    for arm in arms:
+        shutil.rmtree(path.parent / "runs" / arm.settings.name)
+        shutil.rmtree(path.parent / "runs" / arm.base.stem, ignore_errors=True)
+    notes = []
+    assert train_arms(path, notes.append) == arms and notes == []
+
+
+def test_an_arm_of_another_base_is_refused(whole):
+    """As when the bases were deleted and trained anew."""
+    path, arms, _ = whole
+    values = load_file(arms[1].base)
+    values["proj_out.bias"] += 1
+    with safe_open(arms[1].base, "pt") as file:
+        metadata = file.metadata()
+    save_file(values, arms[1].base, metadata)
+    with pytest.raises(ConfigError, match=r"\+DTC: dtc\.safetensors was distilled of another base"):
+        train_arms(path, lambda _: None)
 
 
 def test_a_lost_file_is_made_again_from_its_run(whole):

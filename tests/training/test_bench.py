@@ -104,6 +104,17 @@ def loaded(found) -> Bench:
     return bench
 
 
+def test_latents_have_no_lattice():
+    """It repeats every 8 pixels, and without --decode there are none: 20 latents a side are no multiple either."""
+    found = settings("train.crop_px=80", "loss.lattice=4.0")
+    bench = loaded(found)
+    bench.step(FULL, no_phase)
+    assert set(bench.losses) == {"flow", "cons", "data", "lpips", "rectify", "adv"}
+    decoded = loaded(dataclasses.replace(found, use_decode=True))
+    decoded.step(FULL, no_phase)
+    assert decoded.losses["lattice"] >= 0
+
+
 # Memory
 
 

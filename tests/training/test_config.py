@@ -238,6 +238,26 @@ def test_every_shipped_distillation_config_loads(path):
     assert config.run.output_dir != DistillConfig().run.output_dir
 
 
+@pytest.mark.parametrize("path", DISTILL, ids=lambda path: path.name)
+def test_a_residual_base_is_held_to_the_photographs_and_a_velocity_is_the_papers(path):
+    """docs/training.md: `boundary_time` for the built-in base's residual prediction, none for Qwen-Image's velocity."""
+    config = load_distill_config(path)
+    assert (config.loss.boundary_time > 0) == (config.base.path == "builtin")
+
+
+@pytest.mark.parametrize("name", ["h200", "a100-80"])
+def test_the_papers_settings_are_the_papers(name):
+    """METHOD 4: batch 1, accumulation 2 on each of two cards; AdamW, 5e-5, rank 128, 47k steps of 512 px."""
+    path = CONFIGS / "distill" / f"{name}.toml"
+    assert "the paper's settings" in path.read_text(encoding="utf-8")
+    config = load_distill_config(path)
+    assert config.train.batch_size * config.train.accumulation == 4
+    assert (config.train.crop_px, config.train.steps, config.adapter.rank) == (512, 47000, 128)
+    assert (config.optim.lr, config.optim.lr_end, config.optim.betas, config.optim.clip_norm) == (
+        5e-5, 5e-5, (0.9, 0.99), 1.0
+    )  # fmt: skip
+
+
 def test_every_preset_is_there():
     assert {path.stem for path in PRETRAIN} >= {"smoke", "builtin"}
     assert {path.stem for path in DISTILL} >= {"smoke", "builtin", "h200", "a100-80", "48gb", "24gb", "16gb"}

@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_distill_run
+import tiny_qwen
 import tiny_run
 import torch
 
 from teasr_core import builtin
+from teasr_core.errors import ConfigError
 from teasr_core.lora_file import fingerprint
 from training.checkpoint import save_checkpoint
 from training.cli import main
 from training.config import load_config
+from training.distill import Distiller
 from training.doctor import (
     MISSING,
     NOTE,
@@ -46,7 +50,7 @@ def toml(tmp_path, photos):
         stage = "[[stages]]\nsteps = 4\ncrop_px = 32\nbatch_size = 2\n"
         path.write_text(
             f"[run]\noutput_dir = {str(tmp_path / 'run')!r}\n[data]\nfolders = {named!r}\n{extra}\n"
-            + ("" if "[base]" in extra or "[adapter]" in extra else stage)
+            + ("" if any(table in extra for table in ("[base]", "[adapter]", "[train]")) else stage)
         )
         return path
 
@@ -286,9 +290,35 @@ def test_a_distillation_is_known_by_its_tables(toml, tmp_path):
     other = read(toml("[adapter]\nrank = 4\n[train]\ncrop_px = 96\n"))
     assert other.needs_builtin and "bitsandbytes" not in other.modules
     assert found(other, "data")[0][0] == MISSING  # 130 x 110 photographs give no crop of 96 + 32
-    (tmp_path / "run").mkdir()
-    save_checkpoint(tmp_path / "run", 7, {"x": torch.zeros(1)}, {"config": {"train": {}}}, keep=1)
-    assert found(read(toml("[base]\n[train]\ncrop_px = 32\n")), "previous run")[0][0] == NOTE
+
+
+@pytest.mark.parametrize("table", ["base", "adapter", "train", "ablation", "memory"])
+def test_one_table_of_its_own_is_enough(tmp_path, photos, table):
+    path = tmp_path / "config.toml"
+    path.write_text(f"[data]\nfolders = {[str(photos)]!r}\n[{table}]\n")
+    ((level, text),) = found(read(path, [f"run.output_dir={str(tmp_path / 'run')!r}"]), "config")
+    assert (level, text) == (OK, f"{path}: distill")
+
+
+def test_a_previous_distillation(distillation, tmp_path):
+    """What the trainer refuses is missing, in its words."""
+    config = distillation()
+    path = tiny_distill_run.write_toml(tmp_path / "config.toml", config)
+    Distiller(config).train(last_step=1)
+
+    def said(*overrides):
+        ((level, text),) = found(read(path, overrides), "previous run")
+        return level, text
+
+    there = "step_00000001.safetensors is there: the command goes on from step 1"
+    assert said() == said("run.log_every=3") == (NOTE, there)
+    refused = "step 1 of another run: adapter.rank is 8, the checkpoint has 4: restore the old value"
+    assert said("adapter.rank=8")[0] == MISSING and said("adapter.rank=8")[1].startswith(refused)
+    with pytest.raises(ConfigError, match=r"adapter\.rank is 8, the checkpoint has 4"):
+        Distiller(tiny_distill_run.changed(config, adapter={"rank": 8}))
+    assert said("train.accumulation=2")[1].startswith("step 1 of another run: train.accumulation is 2")
+    Distiller(distillation("two", train={"accumulation": 2})).train(last_step=1)
+    assert said(f"run.output_dir={str(tmp_path / 'two')!r}") == (NOTE, f"{there}, with 2 processes")
 
 
 def test_the_parts_of_a_large_base(toml, tmp_path):
@@ -298,10 +328,33 @@ def test_the_parts_of_a_large_base(toml, tmp_path):
     for name in ("base.path", "base.vae", "base.prompt"):
         ((level, text),) = found(asked, name)
         assert level == MISSING and text.startswith("nothing at ")
-    (tmp_path / "qwen").mkdir()
+    tiny_qwen.write_folder(tmp_path / "qwen")
     (tmp_path / "vae").mkdir()
     (tmp_path / "prompt.safetensors").write_bytes(b"cut")
     asked = read(toml(extra.format(tmp_path)))
     assert [found(asked, f"base.{name}")[0][0] for name in ("path", "vae", "prompt")] == [OK, OK, MISSING]
     write_prompt(tmp_path / "prompt.safetensors", torch.ones(5, 8), "", "x")
     assert found(read(toml(extra.format(tmp_path))), "base.prompt")[0][0] == OK
+
+
+def test_a_base_is_looked_at_with_the_eyes_of_distill(toml, tmp_path, tiny_base):
+    """Which refuses at once what is no base, and settings that do not go with the one that is there."""
+
+    def said(*overrides):
+        asked = read(toml("[train]\ncrop_px = 32\n"), overrides)
+        return [(name, level, text) for name in ("base.path", "base") for level, text in found(asked, name)]
+
+    (tmp_path / "README.md").write_text("# not a model\n" * 20)
+    ((name, level, _),) = said(f"base.path={tmp_path / 'README.md'}", "base.prompt=", "train.crop_px=48")
+    assert (name, level) == ("base.path", MISSING)
+    assert said(f"base.path={tiny_base}") == [("base.path", OK, f"{tiny_base} is there")]
+    assert said() == []  # the built-in one has a finding of its own
+    for base in (f"base.path={tiny_base}", "base.path=builtin"):
+        name, level, text = said(base, "ablation.dtc=false")[-1]
+        assert (name, level) == ("base", MISSING) and text.startswith("ablation.dtc is False")
+    folder = tiny_qwen.write_vae(tiny_qwen.write_folder(tmp_path / "Qwen-Image"))
+    there, wrong = said(f"base.path={folder}", "base.prompt=", "run.autocast=true")
+    assert there == ("base.path", OK, f"{folder} is there")
+    assert wrong[:2] == ("base", MISSING) and wrong[2].startswith("base.prompt is empty")
+    assert said(f"base.path={folder}", "base.prompt=none", "train.crop_px=48")[1][2].startswith("train.crop_px is 48")
+    assert said(f"base.path={folder}", "base.prompt=none", "loss.loss_space=latent") == [there]

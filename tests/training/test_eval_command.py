@@ -106,6 +106,16 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, assets, capsys, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("place", ["afile", "afile/deeper"])
+def test_a_file_in_the_way_is_told_before_the_work(tmp_path, assets, capsys, monkeypatch, place):
+    pairs = tiny_eval.write_pairs(tmp_path / "set", 1, side=64)
+    (tmp_path / "afile").write_text("")
+    monkeypatch.setattr(command, "open_datasets", None)  # not even looked at
+    assert run(pairs, tmp_path / place, "--steps", "1") == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "afile is a file, expected a folder" in error
+
+
 def test_the_form_of_before_still_parses():
     args = build_parser().parse_args(
         ["eval", "photos", "--steps", "1,8", "out", "--preset", "heavy", "--base", "b.safetensors", "--seed", "3"]

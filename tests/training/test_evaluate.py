@@ -98,6 +98,14 @@ def test_a_list_that_does_not_fit_is_refused(photo_dir, tmp_path):
         read_eval_list(tmp_path / "other.tsv")
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no picture", lambda data: b""])
+def test_a_damaged_photograph_is_named(photo_dir, damage):
+    path = photo_dir / "photo1.png"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"photo1\.png is damaged \(.*\): get the photograph again"):
+        load_eval_pairs(photo_dir, LIGHT, list_path=photo_dir / "list.tsv")
+
+
 def test_a_row_is_compared_on_the_pictures_that_it_covers():
     values = [float(index) for index in range(24)]
     rows = [Row("1 step", {"psnr_y": values}), Row("30 steps", {"psnr_y": values[:8]})]

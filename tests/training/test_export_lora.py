@@ -229,6 +229,23 @@ def test_paths_that_cannot_be_used(run, out, tmp_path):
 # The command
 
 
+def test_an_existing_file_is_replaced_only_when_asked(capsys, run, out):
+    assert command(capsys, run, out)[0] == 0
+    before = out.read_bytes()
+    code, _, errors = command(capsys, run, out, "--weights", "raw")
+    assert code == 2 and "exists already: give another name or pass --overwrite" in errors
+    assert out.read_bytes() == before
+    assert command(capsys, run, out, "--weights", "raw", "--overwrite")[0] == 0
+    assert out.read_bytes() != before
+
+
+def test_a_file_in_the_way_is_one_line(capsys, run, tmp_path):
+    (tmp_path / "afile").write_text("")
+    code, _, errors = command(capsys, run, tmp_path / "afile" / "deeper" / "o.safetensors")
+    assert code == 2 and len(errors.splitlines()) == 1
+    assert "afile is a file, expected a folder" in errors
+
+
 def test_the_command_writes_a_lora_without_a_warning(capsys, run, out):
     code, printed, errors = command(capsys, run, out, "--weights", "raw")
     assert (code, errors) == (0, "")

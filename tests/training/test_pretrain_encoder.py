@@ -66,6 +66,19 @@ def test_the_encoders_loss_is_that_of_its_own_picture():
     assert parts == {"condition_encoder"}
 
 
+def test_the_encoder_is_under_autocast_while_it_is_trained():
+    """It is the network of its stage; the codec on both sides of it is not."""
+    model, codec, inside = PretrainModel(WITH_ENCODER, seed=0), tiny.codec(), []
+    lq = torch.rand(4, 3, 32, 32, generator=tiny.generator(1))
+    encoder = model.condition_encoder
+    encoder.register_forward_pre_hook(lambda _, z: inside.append((torch.is_autocast_enabled("cpu"), z[0])))
+    bf16 = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+    found = pretrain_losses(model, codec, lq, lq, ENCODER, "pixel", None, tiny.generator(2), bf16)
+    assert [flag for flag, _ in inside] == [True]
+    assert torch.equal(inside[0][1], codec.encode(lq))
+    assert float(found["data"].detach()) < 1e-12  # untrained it changes nothing
+
+
 @pytest.mark.parametrize(
     "part", [ENCODER, dataclasses.replace(ALL_ROLES, data_share=1.0, flow_share=0.0, cons_share=0.0)]
 )

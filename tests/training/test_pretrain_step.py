@@ -17,15 +17,16 @@ from teasr_core.flow import interpolate
 from teasr_core.sampler import initial_noise, sample
 from teasr_core.schedule import linear_taus
 from training import pretrain, time_sampling
-from training.checkpoint import list_checkpoints
+from training.checkpoint import list_checkpoints, save_checkpoint
 from training.cli import main
-from training.config import StageConfig
+from training.config import PretrainConfig, StageConfig
 from training.dataset import CropDataset
 from training.errors import DivergedError
 from training.export import export_base
 from training.losses import consistency_target, lattice_loss, texture_loss
 from training.pretrain import Pretrainer, learning_rate, pretrain_losses, split_roles
 from training.pretrain_model import PretrainModel
+from training.toml_config import to_mapping
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,6 +107,59 @@ def test_data_rows_compare_the_result_of_several_steps_and_differentiate_the_las
     x_fake = codec.decode(z_t - taus[-2] * velocity(z_t.clone(), t, z_lq, torch.zeros(2)))
     (2 * x_fake - 2 * hq).square().mean().backward()
     assert torch.allclose(random_model.transformer.proj_out.weight.grad, gradient, rtol=1e-4, atol=1e-7)
+
+
+def autocast():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def test_autocast_covers_the_network_alone(random_model):
+    """Latents, condition and decoding are those of float32, bit for bit; LPIPS is asked outside of it."""
+    lq, hq = torch.rand(2, 4, 3, 48, 48, generator=tiny.generator(1))
+    codec, seen, outside = tiny.codec(), [], []
+    codec.condition_encoder = tiny.condition_encoder()
+    random_model.transformer.register_forward_pre_hook(
+        lambda *call: seen.append((call[2]["hidden_states"], torch.is_autocast_enabled("cpu"))), with_kwargs=True
+    )
+
+    def perceptual(x_fake, x_0):
+        outside.append(torch.is_autocast_enabled("cpu"))
+        return (x_fake - x_0).abs().mean((1, 2, 3))
+
+    stage = dataclasses.replace(ALL_ROLES, data_steps=(2,), perceptual_weight=0.5, lattice_weight=1.0)
+    arguments = random_model, codec, lq, hq, stage, "pixel", perceptual
+    exact = pretrain_losses(*arguments, tiny.generator(2))
+    plain, seen[:] = list(seen), []
+    found = pretrain_losses(*arguments, tiny.generator(2), autocast)
+    assert [inside for _, inside in plain + seen] == [False] * 4 + [True] * 4  # a step, the batch, two halves
+    z_lq = seen[1][0][:, seen[1][0].shape[1] // 2 :]  # (B, N, C*p*p), the condition's tokens
+    assert torch.equal(z_lq, plain[1][0][:, plain[1][0].shape[1] // 2 :])
+    assert torch.equal(seen[1][0][2:], plain[1][0][2:])  # z_t of the flow and cons rows, which no network made
+    assert outside == [False] * 2
+    for name, value in exact.items():
+        assert float(found[name].detach()) == pytest.approx(float(value.detach()), rel=0.05), name
+        assert found[name].dtype == torch.float32
+
+
+def test_a_perfect_result_has_no_loss_under_autocast():
+    """An untrained model returns its condition, after any step; with LQ equal to HQ that is the exact latent."""
+    model, hq = PretrainModel(MODEL, seed=0), torch.rand(2, 3, 48, 48, generator=tiny.generator(1))
+    stage = StageConfig(batch_size=2, crop_px=48, data_steps=(2,), texture_weight=1.0)
+    arguments = model, tiny.codec(), hq, hq, stage, "pixel", None, tiny.generator(2), autocast
+    found = {name: float(value.detach()) for name, value in pretrain_losses(*arguments).items()}
+    assert found["data"] < 1e-12
+    assert found["texture"] < 1e-5
+
+
+def test_a_run_enters_its_autocast_there(config, monkeypatch):
+    trainer, seen = Pretrainer(config(stages=(dataclasses.replace(ALL_ROLES, steps=1),), autocast=True)), []
+    network, decode = trainer.model.transformer, trainer.codec.decode
+    network.register_forward_pre_hook(lambda *_: seen.append(("network", torch.is_autocast_enabled("cpu"))))
+    monkeypatch.setattr(
+        trainer.codec, "decode", lambda z: (seen.append(("codec", torch.is_autocast_enabled("cpu"))), decode(z))[1]
+    )
+    trainer.train()
+    assert set(seen) == {("network", True), ("codec", False)}
 
 
 def test_every_number_of_data_steps_comes_up():
@@ -208,17 +262,45 @@ def test_an_exported_file_is_the_averaged_model(config, tmp_path):
     assert float((found - raw.detach()).norm() / wanted.norm()) > 0.05  # and not the raw ones
 
 
-def test_export_refusals(config, tmp_path, monkeypatch):
+def test_export_refusals(config, tmp_path):
     with pytest.raises(InputError, match="no checkpoint"):
         export_base(tmp_path / "none", tmp_path / "base.safetensors")
     run = config(stages=(dataclasses.replace(ALL_ROLES, steps=1),))
     Pretrainer(run).train()
     with pytest.raises(InputError, match=r"\.safetensors"):
         export_base(Path(run.run.output_dir), tmp_path / "base.pt")
-    monkeypatch.setattr("training.export.MAX_BYTES", 1000)
-    with pytest.raises(InputError, match="train a smaller one"):
-        export_base(Path(run.run.output_dir), tmp_path / "base.safetensors")
+    (only,) = list_checkpoints(Path(run.run.output_dir))
+    before = only.read_bytes()
+    with pytest.raises(InputError, match="is the file to read"):
+        export_base(Path(run.run.output_dir), only.parent / ".." / only.parent.name / only.name)
+    assert only.read_bytes() == before
     assert not list(tmp_path.glob("base*"))
+
+
+def test_an_existing_file_is_replaced_only_when_asked(config, tmp_path, capsys):
+    run = config(stages=(dataclasses.replace(ALL_ROLES, steps=1),))
+    Pretrainer(run).train()
+    out = tmp_path / "base.safetensors"
+    out.write_text("mine")
+    command = ["export", run.run.output_dir, str(out)]
+    assert main(command) == 2
+    assert "exists already: give another name or pass --overwrite" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0
+    assert builtin.read_base(out).training["steps"] == 1
+
+
+def test_a_base_of_any_size_is_exported(tmp_path):
+    """48 MB is what the repository gives the shipped files (SPEC 1), no limit of anybody's own model."""
+    model = dataclasses.replace(MODEL, encoder_blocks=25, encoder_width=256)  # 56 MiB in bf16
+    untrained = PretrainModel(model, seed=0)
+    codec, config = tiny.codec(), to_mapping(PretrainConfig(model=model))
+    tensors = {f"ema.{name}": parameter for name, parameter in untrained.named_parameters()}
+    state = {"config": config, "codec": builtin.codec_to_json(codec), "samples": 0, "seconds": 0.0}
+    save_checkpoint(tmp_path, 1, tensors, state, keep=1)
+    export_base(tmp_path, tmp_path / "base.safetensors")
+    assert (tmp_path / "base.safetensors").stat().st_size > 48 * 2**20
+    assert builtin.read_base(tmp_path / "base.safetensors").codec.condition_encoder.blocks == 25
 
 
 # The command

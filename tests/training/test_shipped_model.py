@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from teasr_core.builtin import ASSETS
 from teasr_core.geometry import TargetSize, resize
 from teasr_core.restore import RestoreOptions
 from teasr_core.schedule import manual_plan
@@ -29,6 +30,10 @@ def edge_strength(image: torch.Tensor, original: torch.Tensor) -> float:
     """Mean difference of neighbours where the original's is in its strongest tenth: noise in flat parts is no edge."""
     strength, wanted = (x.diff(dim=3).abs().mean(dim=1) for x in (image, original))  # (1, H, W - 1)
     return float(strength[wanted >= wanted.flatten().quantile(0.9)].mean())
+
+
+def test_the_files_keep_to_the_budget_of_the_repository():
+    assert 0 < sum(path.stat().st_size for path in ASSETS.glob("*.safetensors")) <= 48e6  # SPEC 1
 
 
 def test_shipped_quality():

@@ -18,7 +18,7 @@ from .datasets import open_datasets
 from .figures import Metrics, own_metrics
 from .grids import GRID_PICTURES, save_grids
 from .models import EvalModel, EvalSettings, check_settings, parse_models
-from .pictures import PictureStore
+from .pictures import PictureStore, check_folder
 from .plot import save_plot
 from .pyiqa_metrics import pyiqa_metrics
 from .report import dataset_report
@@ -29,6 +29,7 @@ from .scores import ScoreFile
 
 def evaluate_command(args: argparse.Namespace) -> int:
     """Run the evaluation, write everything into args.output and print the tables."""
+    check_folder(args.output)
     steps = parse_steps(args.steps, "--steps is")
     presets = None if args.preset is None else args.preset.split(",")
     models = ablation_models(args.ablation) if args.ablation else []

@@ -54,7 +54,7 @@ def load_eval_pairs(
     """The crops of the committed list with their degraded quarter-size versions, in the list's order.
 
     The i-th picture is degraded with `numpy.random.default_rng([seed, i])`, so it does not depend on the others.
-    Raises InputError for a photograph that is missing or smaller than its crop.
+    Raises InputError for a photograph that is missing, cannot be read or is smaller than its crop.
     """
     pairs = []
     for index, crop in enumerate(read_eval_list(list_path)):
@@ -115,8 +115,11 @@ def _read_crop(eval_dir: Path, crop: EvalCrop) -> np.ndarray:
     path = eval_dir / crop.file
     if not path.is_file():
         raise InputError(f"evaluation: found no photograph at {path}, expected those of the list; give their folder")
-    with Image.open(path) as image:
-        hq = np.asarray(image.convert("RGB"))[crop.y : crop.y + CROP_PX, crop.x : crop.x + CROP_PX]
+    try:
+        with Image.open(path) as image:
+            hq = np.asarray(image.convert("RGB"))[crop.y : crop.y + CROP_PX, crop.x : crop.x + CROP_PX]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, by format
+        raise InputError(f"evaluation: {path} is damaged ({error}): get the photograph again") from None
     if hq.shape[:2] != (CROP_PX, CROP_PX):
         raise InputError(
             f"evaluation: {path} leaves {hq.shape[1]}x{hq.shape[0]} pixels at ({crop.x}, {crop.y}), expected "

@@ -1,0 +1,82 @@
+"""Findings about a distillation's base: is it there, is it one, and do the settings go with it?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from teasr_core.errors import TeasrError
+
+from .doctor import MISSING, OK, Finding
+
+
+def base_findings(config: Any) -> Iterator[Finding]:
+    """Of transformer, VAE and prompt, each in the words that `distill` would refuse it with."""
+    base = config.base
+    if base.path == "builtin":
+        yield from _settings(config)
+    elif not Path(base.path).exists():
+        yield Finding(MISSING, "base.path", f"nothing at {base.path}", "get it, or correct base.path")
+    else:
+        yield from _transformer(config)
+    for name in ("vae", "prompt"):
+        if getattr(base, name):
+            yield _part(name, Path(getattr(base, name)))
+
+
+def _transformer(config: Any) -> Iterator[Finding]:
+    path = Path(config.base.path)
+    try:
+        from teasr_core.builtin import read_base
+        from teasr_core.checkpoint_kind import Kind, detect
+        from teasr_core.qwen_file import read_qwen
+
+        is_qwen = detect(path, "transformer").kind is Kind.QWEN_TRANSFORMER
+        _ = read_qwen(path) if is_qwen else read_base(path)
+    except TeasrError as error:
+        yield Finding(MISSING, "base.path", str(error), "get it, or correct base.path")
+        return
+    except ImportError:
+        yield Finding(OK, "base.path", f"{path} is there, not read without its packages")
+        return
+    yield Finding(OK, "base.path", f"{path} is there")
+    yield from _settings(config, is_qwen)
+
+
+def _settings(config: Any, is_qwen: bool = False) -> Iterator[Finding]:
+    """What of the config does not go with the base; nothing where all does."""
+    try:
+        from teasr_core.builtin import read_base, shipped_base
+
+        from .base_model import base_dtype, check_dtc
+
+        path = config.base.path
+        if is_qwen:
+            from .qwen_base import check_settings
+
+            check_settings(Path(path), config)
+        else:
+            check_dtc(shipped_base() if path == "builtin" else read_base(Path(path)), config)
+        base_dtype(config, "bf16" if is_qwen else "fp32")
+    except ImportError:
+        return  # named among the packages
+    except TeasrError as error:
+        yield Finding(MISSING, "base", str(error), "correct the config")
+
+
+def _part(name: str, path: Path) -> Finding:
+    """`base.vae` or `base.prompt`."""
+    fix = "python -m training cache-prompt" if name == "prompt" else "get it, or correct base.vae"
+    if not path.exists():
+        return Finding(MISSING, f"base.{name}", f"nothing at {path}", fix)
+    try:
+        if name == "prompt":
+            from .prompt_cache import read_prompt
+
+            read_prompt(path)
+    except TeasrError as error:
+        return Finding(MISSING, "base.prompt", str(error), fix)
+    except ImportError:
+        pass  # named among the packages
+    return Finding(OK, f"base.{name}", f"{path} is there")

@@ -1,0 +1,35 @@
+"""Where `export` may write: never over what it reads, over another file only when asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from teasr_core.errors import InputError
+
+from .checkpoint import write_atomically
+
+
+def check_output(output: Path, source: Path, use_overwrite: bool = True) -> None:
+    """InputError for a name that is no .safetensors, the file to read itself, a taken name and a folder in a file."""
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output} must end in .safetensors")
+    if output.resolve() == source.resolve():
+        raise InputError(f"{output} is the file to read: give another name for the output")
+    if output.is_dir() or (output.exists() and not use_overwrite):
+        raise InputError(f"{output} exists already: give another name or pass --overwrite")
+    blocked = next((one for one in output.absolute().parents if one.exists() and not one.is_dir()), None)
+    if blocked is not None:
+        raise InputError(f"{output} cannot be written: {blocked} is a file, expected a folder; give another name")
+
+
+def write_output(output: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """As `write_atomically`; InputError where the place cannot be written, as on a full disk."""
+    try:
+        write_atomically(output, tensors, metadata)
+    except (OSError, SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"{output} cannot be written ({cause}): make room or give another folder") from error
