@@ -125,9 +125,13 @@ def load_model(args: argparse.Namespace, place: Callable[[torch.device], torch.d
         qwen_tile(args.tile_px, args.overlap_px)  # before the long load
         files = (args.model, args.lora, args.vae)
         device = place(choose_device(args.device))
-        return load_qwen_restorer(*files, args.dtype, device, args.offload, args.lora_strength, args.allow_other_base)
+        with refuse_out_of_memory("to load the model", "use --dtype fp8 or nf4, --offload, or close other programs"):
+            return load_qwen_restorer(
+                *files, args.dtype, device, args.offload, args.lora_strength, args.allow_other_base
+            )
     device = CPU if args.device == "auto" else place(choose_device(args.device))
-    restorer = load_restorer(args.dtype, args.lora, args.lora_strength, args.allow_other_base, device, args.model)
+    with refuse_out_of_memory("to load the model", "close other programs, or use --device cpu"):
+        restorer = load_restorer(args.dtype, args.lora, args.lora_strength, args.allow_other_base, device, args.model)
     restorer.tile(args.tile_px, args.overlap_px)
     return restorer
 

@@ -1,11 +1,13 @@
 """Memory that really runs out, wherever it does: the image is named and counted, the others are done."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from PIL import Image
 
 from teasr_core.errors import InputError
@@ -75,6 +77,17 @@ def test_a_comparison_goes_on(request, tmp_path, run, folder, write):
     assert code == 3
     assert err.splitlines()[0].startswith("error: a.png: memory does not suffice ")
     assert (tmp_path / "grid.png").exists()
+
+
+def test_a_model_too_large_is_one_line(request, tmp_path, run, folder):
+    wide = dataclasses.replace(tiny.ARCHITECTURE, num_layers=2, num_heads=16, head_dim=64, rope_axes=(16, 24, 24))
+    model = tiny.write_base(tmp_path / "wide.safetensors", wide, torch.bfloat16)  # 292 MiB in float32, and the file
+    request.getfixturevalue("little_memory")
+    for command in ("upscale", "compare"):
+        code, _, err = run(command, folder / "b.png", "-o", tmp_path / "b.png", "--quiet", "--model", model, *LOOK)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert err.startswith("error: memory does not suffice to load the model: ")
+    assert not (tmp_path / "b.png").exists()
 
 
 def test_an_image_too_large_is_not_called_damaged(request, folder):
