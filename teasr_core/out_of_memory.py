@@ -19,8 +19,8 @@ from .tiling import TiledVelocity, plan_tiles
 from .velocity import Velocity
 
 OVERLAP_SHARE = 4  # pieces of side s overlap by s / 4
-# How allocators without an error class of their own say it: the CPU's, Apple's.
-_MESSAGES = ("not enough memory", "can't allocate memory", "out of memory")
+# How allocators without an error class of their own say it: the CPU's, Apple's, and the system where a file is mapped.
+_MESSAGES = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

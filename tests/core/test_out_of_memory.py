@@ -102,6 +102,7 @@ def test_other_errors_pass():
 
 def test_pillow_and_the_system_say_it_in_their_own_ways():
     assert is_out_of_memory(OSError("out of memory error when reading image file"))
+    assert is_out_of_memory(RuntimeError("unable to mmap 158776432 bytes from file <a>: Cannot allocate memory (12)"))
     assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory", "a.png"))
     assert not is_out_of_memory(OSError(errno.ENOENT, "No such file or directory", "out of memory.png"))
     for error, seen, text in (
