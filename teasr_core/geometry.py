@@ -46,7 +46,7 @@ def size_by_factor(width: int, height: int, scale: float) -> TargetSize:
     """
     width, height = check_side(width, "width"), check_side(height, "height")
     scale = _checked_scale(scale, "scale")
-    return TargetSize(_roundcheck_side(width * scale), _roundcheck_side(height * scale))
+    return TargetSize(_round_side(width * scale), _round_side(height * scale))
 
 
 def size_exact(width: int, height: int, target_width: int, target_height: int) -> TargetSize:
@@ -88,7 +88,7 @@ def size_by_megapixels(width: int, height: int, megapixels: float) -> TargetSize
     megapixels = check_megapixels(megapixels)
     scale = math.sqrt(megapixels * PIXELS_PER_MEGAPIXEL / (width * height))
     scale = _checked_scale(scale, f"{width} x {height} to {megapixels:g} megapixels: scale")
-    return TargetSize(_roundcheck_side(width * scale), _roundcheck_side(height * scale))
+    return TargetSize(_round_side(width * scale), _round_side(height * scale))
 
 
 def cap_megapixels(size: TargetSize, max_mp: float) -> TargetSize:
@@ -205,14 +205,14 @@ def check_image(image: torch.Tensor, name: str, channels: int | None = None) -> 
 def _size_by_edge(width: int, height: int, edge: int, edge_px: int, name: str) -> TargetSize:
     _checked_scale(edge_px / edge, f"{name} {edge} -> {edge_px}: scale")
     # Multiplied before divided, so that the named edge comes out exact and ties round as they would on paper.
-    return TargetSize(_roundcheck_side(width * edge_px / edge), _roundcheck_side(height * edge_px / edge))
+    return TargetSize(_round_side(width * edge_px / edge), _round_side(height * edge_px / edge))
 
 
 def _pad_mode(side: int, pad: int) -> str:
     return "reflect" if side > pad else "replicate"
 
 
-def _roundcheck_side(value: float) -> int:
+def _round_side(value: float) -> int:
     return max(1, math.floor(value + 0.5))
 
 
