@@ -126,8 +126,9 @@ class Comparison:
         size = target_size(self.args, width, height)
         if self.crop is not None:
             self.crop.check(size)
-        for path in (path for (image, _), path in self.saved.items() if image == source):
-            check_profile(picture, path)
+        for (image, _), path in self.saved.items():
+            if image == source:
+                check_profile(picture, path)
         return picture, restore_options(self.args, size)
 
     def load(self) -> Restorer:

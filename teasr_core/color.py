@@ -14,6 +14,7 @@ from .errors import InputError
 from .flat_areas import keep_flat_
 from .geometry import check_image
 from .lab import lab_to_rgb, rgb_to_lab
+from .strips import STRIP_PX, strips_with_reach
 
 COLOR_FIXES = ("off", "wavelet", "adain", "lab")
 WAVELET_LEVELS = 5
@@ -23,7 +24,7 @@ _LOW_BAND_REACH = (1 << WAVELET_LEVELS) - 1  # px on each side: the taps' distan
 _FLAT_STD_RGB = 1e-3  # a quarter of an 8-bit step, on [0, 1]
 _FLAT_STD_LAB = 0.1  # about the same, on L* 0..100
 
-_STRIP_PX = 1 << 20  # a large image is taken strip by strip: some 12 MB of L*a*b* at a time, whatever the image
+_STRIP_PX = STRIP_PX  # a large image is taken strip by strip: some 12 MB of L*a*b* at a time, whatever the image
 
 
 def fix_color(image: torch.Tensor, reference: torch.Tensor, method: str, strength: float = 1.0) -> torch.Tensor:
@@ -93,14 +94,10 @@ def _wavelet(image: torch.Tensor, reference: torch.Tensor, out: torch.Tensor) ->
     # high(image) + low(reference) = image + low(reference - image), low being linear: one decomposition instead of
     # two, no stored bands, and image == reference is an exact fixed point. A strip is taken with the rows that its
     # blur reaches, so that it comes out as it does in the whole.
-    height, width = image.shape[1:]
-    rows = max(8 * _LOW_BAND_REACH, _STRIP_PX // width)
     for c in range(image.shape[0]):
-        for y in range(0, height, rows):
-            top, end = max(0, y - _LOW_BAND_REACH), min(height, y + rows)
-            wider = slice(top, end + _LOW_BAND_REACH)
-            low = _low_band(reference[c, wider] - image[c, wider])[y - top : end - top]  # (rows, W)
-            torch.add(image[c, y:end], low, out=out[c, y:end])
+        for rows, wider, inside in strips_with_reach(image, _LOW_BAND_REACH, _STRIP_PX):
+            low = _low_band(reference[c, wider] - image[c, wider])[inside]  # (rows, W)
+            torch.add(image[c, rows], low, out=out[c, rows])
 
 
 def _low_band(plane: torch.Tensor) -> torch.Tensor:

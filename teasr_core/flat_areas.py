@@ -10,13 +10,15 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from .strips import STRIP_PX, strips_with_reach
+
 # Flat: no neighbouring pixels within REACH_PX of a pixel differ by more than rounding. A single 8-bit step, however
 # far it is enlarged, is no rounding.
 REACH_PX = 16
 SOFT_PX = 8  # on each side of the line between kept and flat; within REACH_PX - SOFT_PX of detail nothing changes
 _ROUNDING = 1e-5  # on [0, 1]; the resize of one colour is off by 1e-7
 
-_STRIP_PX = 1 << 20
+_STRIP_PX = STRIP_PX
 
 _average = partial(F.avg_pool2d, count_include_pad=False)
 
@@ -27,14 +29,10 @@ def keep_flat_(image: torch.Tensor, reference: torch.Tensor) -> None:
     image, reference: (3, H, W) float32 in [0, 1]. A large picture is taken in strips, each with the rows it looks at,
     so that it comes out as it does in the whole.
     """
-    height, width = image.shape[1:]
-    margin = REACH_PX + SOFT_PX + 1
-    rows = max(8 * margin, _STRIP_PX // width)
-    for y in range(0, height, rows):
-        top, end = max(0, y - margin), min(height, y + rows)
-        weight = _flatness(reference[:, top : end + margin])[y - top : end - top]  # (rows, W)
+    for rows, wider, inside in strips_with_reach(image, REACH_PX + SOFT_PX + 1, _STRIP_PX):
+        weight = _flatness(reference[:, wider])[inside]  # (rows, W)
         if bool(weight.any()):
-            image[:, y:end].lerp_(reference[:, y:end], weight)
+            image[:, rows].lerp_(reference[:, rows], weight)
 
 
 def _flatness(reference: torch.Tensor) -> torch.Tensor:
