@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .doctor import MISSING, NOTE, OK, Finding
+from .folders import nearest_existing
 
 if TYPE_CHECKING:
     import torch
@@ -90,11 +91,6 @@ def disk_finding(folder: Path) -> Finding:
     if usage.free / GIB < LITTLE_DISK_GIB:
         return Finding(NOTE, "disk", text, "make room: checkpoints need it")
     return Finding(OK, "disk", text)
-
-
-def nearest_existing(path: Path) -> Path:
-    """`path`, or the nearest one above it that exists."""
-    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
 
 
 def builtin_finding(is_needed: bool) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 from teasr_core.errors import TeasrError
 
 from .doctor import MISSING, NOTE, OK, Finding
+from .folders import nearest_existing
 
 _NEW_FOLDER = "give the run a new run.output_dir"
 
 
 def output_findings(folder: Path, config: Any, is_distill: bool) -> Iterator[Finding]:
     """Can the run be written, is there room, and is an older run there that it would go on with?"""
-    from .doctor_machine import disk_finding, nearest_existing
+    from .doctor_machine import disk_finding
 
     nearest, fix = nearest_existing(folder), "set run.output_dir to another folder"
     if not nearest.is_dir():
@@ -36,9 +36,7 @@ def output_findings(folder: Path, config: Any, is_distill: bool) -> Iterator[Fin
 
 def _previous_run(folder: Path, config: Any, is_distill: bool) -> Iterator[Finding]:
     try:
-        from safetensors import SafetensorError, safe_open
-
-        from .checkpoint import STATE_KEY, list_checkpoints
+        from .checkpoint import list_checkpoints, read_state
     except ImportError:
         return  # named among the packages
     checkpoints = list_checkpoints(folder)
@@ -46,10 +44,9 @@ def _previous_run(folder: Path, config: Any, is_distill: bool) -> Iterator[Findi
         return
     newest = checkpoints[-1]
     try:
-        with safe_open(newest, framework="np") as file:  # its header; the tensors stay on disk
-            state = json.loads((file.metadata() or {})[STATE_KEY])
+        state = read_state(newest)
         step, saved = state["step"], state["config"]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (TeasrError, KeyError, ValueError) as error:
         fix = "delete it to resume from an older one"
         yield Finding(MISSING, "previous run", f"{newest} cannot be read ({type(error).__name__})", fix)
         return

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from teasr_core.errors import InputError
 
 from .checkpoint import write_atomically
+from .folders import nearest_existing
 
 
 def check_output(output: Path, source: Path, use_overwrite: bool = True) -> None:
@@ -21,9 +22,9 @@ def check_output(output: Path, source: Path, use_overwrite: bool = True) -> None
         raise InputError(f"{output} is the file to read: give another name for the output")
     if output.is_dir() or (output.exists() and not use_overwrite):
         raise InputError(f"{output} exists already: give another name or pass --overwrite")
-    blocked = next((one for one in output.absolute().parents if one.exists() and not one.is_dir()), None)
-    if blocked is not None:
-        raise InputError(f"{output} cannot be written: {blocked} is a file, expected a folder; give another name")
+    nearest = nearest_existing(output.parent)
+    if not nearest.is_dir():
+        raise InputError(f"{output} cannot be written: {nearest} is a file, expected a folder; give another name")
 
 
 def write_output(output: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -13,12 +13,13 @@ from PIL import Image
 
 from teasr_core.errors import InputError
 
+from ..folders import nearest_existing
 from .scores import ResultKey
 
 
 def check_folder(folder: Path) -> None:
     """InputError where results could not be written: before the work, which may take hours."""
-    nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    nearest = nearest_existing(folder)
     if not nearest.is_dir():
         raise InputError(f"evaluation: {nearest} is a file, expected a folder for the results; give another")
     if not os.access(nearest, os.W_OK):
