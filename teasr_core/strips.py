@@ -8,9 +8,10 @@ STRIP_PX = 1 << 20
 
 
 def strips_with_reach(image: torch.Tensor, reach: int, strip_px: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Slices of rows of image (..., H, W), from the top down: (a strip, the strip with what a filter reaches, the strip within that).
+    """Slices of rows, from the top down: (a strip, the strip with what a filter reaches, the strip within that).
 
-    reach: rows on each side. A strip has about strip_px pixels, and is tall enough for its reach to cost little.
+    image: (..., H, W). reach: rows on each side. A strip has about strip_px pixels, and is tall enough for its reach to
+    cost little.
     """
     height, width = image.shape[-2:]
     rows = max(8 * reach, strip_px // width)
