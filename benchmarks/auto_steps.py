@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from teasr_core.auto_steps import DEFAULT_TOLERANCE, AutoSteps, FirstStep
-from teasr_core.geometry import TargetSize, resize
-from teasr_core.sampler import initial_noise, sample
-from teasr_core.schedule import MAX_STEPS, linear_taus
-from teasr_core.standalone import Restorer, load_restorer
+from teasr_core.image.resize import TargetSize, resize
+from teasr_core.restorer import Restorer, load_restorer
+from teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, AutoSteps, FirstStep
+from teasr_core.sampling.sampler import initial_noise, sample
+from teasr_core.sampling.schedule import MAX_STEPS, linear_taus
 from training.degradation_settings import PRESETS
 from training.evaluation.protocol import SCALE, EvalPair, load_eval_pairs
 

@@ -22,11 +22,11 @@ import time
 
 import torch
 
-from teasr_core.geometry import TargetSize
+from teasr_core.image.resize import TargetSize
 from teasr_core.report import peak_memory_mb
 from teasr_core.restore import RestoreOptions
-from teasr_core.schedule import manual_plan
-from teasr_core.standalone import Restorer, load_restorer
+from teasr_core.restorer import Restorer, load_restorer
+from teasr_core.sampling.schedule import manual_plan
 from teasr_core.tiling import plan_tiles
 
 SCALE = 4

@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 import torch
 
-from teasr_core.architecture import QwenArchitecture
-from teasr_core.branch_lora import BranchLora, target_paths
-from teasr_core.qwen import QwenVelocity, build_transformer
-from teasr_core.tokens import patchify
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.model.branch_lora import BranchLora, target_paths
+from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
+from teasr_core.model.tokens import patchify
 
 
 def main() -> None:

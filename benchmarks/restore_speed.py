@@ -16,11 +16,11 @@ import json
 
 import torch
 
-from teasr_core.geometry import TargetSize
+from teasr_core.image.resize import TargetSize
 from teasr_core.report import peak_memory_mb
 from teasr_core.restore import AUTO_TILE_PX, RestoreOptions
-from teasr_core.schedule import manual_plan
-from teasr_core.standalone import Restorer, load_restorer
+from teasr_core.restorer import Restorer, load_restorer
+from teasr_core.sampling.schedule import manual_plan
 
 
 def seconds(restorer: Restorer, side: int, steps: int, repeats: int, phase: str = "sample") -> float:

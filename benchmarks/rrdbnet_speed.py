@@ -17,10 +17,10 @@ from collections.abc import Callable
 import torch
 from spandrel.architectures.ESRGAN import ESRGAN
 
-from teasr_core.geometry import TargetSize
+from teasr_core.image.resize import TargetSize
 from teasr_core.restore import RestoreOptions
-from teasr_core.schedule import manual_plan
-from teasr_core.standalone import load_restorer
+from teasr_core.restorer import load_restorer
+from teasr_core.sampling.schedule import manual_plan
 
 SCALE = 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

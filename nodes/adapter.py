@@ -8,8 +8,8 @@ import comfy.model_management
 import comfy.ops
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 
-from ..teasr_core.branch_lora import BranchLora, lora_shapes
-from ..teasr_core.lora_file import LoraFile, read_lora
+from ..teasr_core.model.branch_lora import BranchLora, lora_shapes
+from ..teasr_core.weight_files.lora_file import LoraFile, read_lora
 
 
 def adapter_patcher(lora: LoraFile, path: Path, disable_dynamic: bool = False) -> ModelPatcher:

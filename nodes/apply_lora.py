@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..teasr_core.errors import LoraFileError
-from ..teasr_core.lora_file import LoraFile, check_base, fingerprint, read_lora
+from ..teasr_core.weight_files.lora_file import LoraFile, check_base, fingerprint, read_lora
 from .adapter import adapter_patcher
 from .bridge import DualBranch, attach
 from .builtin_model import base_traits

@@ -7,7 +7,7 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..teasr_core.auto_steps import DEFAULT_TOLERANCE, AutoSteps
+from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, AutoSteps
 from .conditioning import Conditioning
 from .image_batch import image_batch, summary
 from .sampler import fidelity_input, seed_input, tile_inputs

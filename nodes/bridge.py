@@ -1,4 +1,6 @@
-"""The dual-branch forward on ComfyUI's own Qwen-Image transformer (`teasr_core.qwen` is its standalone twin).
+"""The dual-branch forward on ComfyUI's own Qwen-Image transformer.
+
+Its standalone twin is `teasr_core.model.qwen_velocity`.
 
 The host already appends `reference_latents` to the image tokens and, with the method `index_timestep_zero`, modulates
 them by a second timestep. Per call of the model, and only inside it, `DualBranch` changes three things:
@@ -21,9 +23,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ..teasr_core.branch_lora import BranchLora, branch_overrides, forward_overrides
-from ..teasr_core.dtc import dual_times
 from ..teasr_core.errors import InputError
+from ..teasr_core.model.branch_lora import BranchLora, branch_overrides, forward_overrides
+from ..teasr_core.model.timesteps import dual_times
 from .conditioning import check_channels
 from .host_pieces import HostTiles
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..teasr_core.color import COLOR_FIXES, fix_color
-from ..teasr_core.geometry import TargetSize, crop_to
+from ..teasr_core.image.color_fix import COLOR_FIXES, fix_color
+from ..teasr_core.image.resize import TargetSize, crop_to
 from ..teasr_core.restore import check_result
 from .host_images import from_host, to_host
 

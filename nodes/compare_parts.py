@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..teasr_core.compare_grid import Cell, comparison_grid
-from ..teasr_core.schedule import steps_text
+from ..teasr_core.image.labelled_sheet import Cell, comparison_grid
+from ..teasr_core.sampling.schedule import steps_text
 from ..teasr_core.sharpness import mean_gradient
 from .color_fix import color_fix_input, color_strength_input
 from .host_images import from_host, to_host

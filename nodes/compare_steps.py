@@ -11,7 +11,7 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
-from ..teasr_core.schedule import parse_steps
+from ..teasr_core.sampling.schedule import parse_steps
 from .color_fix import color_fix_input, color_strength_input
 from .sampler import fidelity_input, seed_input, tile_inputs
 from .size_inputs import max_megapixels_input, size_input

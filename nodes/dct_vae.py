@@ -8,7 +8,7 @@ from __future__ import annotations
 import comfy.model_management
 import torch
 
-from ..teasr_core.codec import BLOCK, DCT_CHANNELS, DctCodec, coefficients_to_image, image_to_coefficients
+from ..teasr_core.codec.dct import BLOCK, DCT_CHANNELS, DctCodec, coefficients_to_image, image_to_coefficients
 from ..teasr_core.errors import InputError
 
 

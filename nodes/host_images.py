@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..teasr_core.alpha import bleed_rgb, split_alpha
 from ..teasr_core.errors import InputError
+from ..teasr_core.image.alpha import bleed_rgb, split_alpha
 
 
 def rgb_and_alpha(image: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import comfy.model_management
 import torch
 
-from ..teasr_core import out_of_memory
+from ..teasr_core import memory as out_of_memory
 
 
 def has_own_memory(device: torch.device) -> bool:

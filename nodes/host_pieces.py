@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..teasr_core.out_of_memory import PieceLimit, SteppingDown
+from ..teasr_core.memory import PieceLimit, SteppingDown
+from ..teasr_core.model.velocity import Velocity
 from ..teasr_core.tiling import TileCallback, TiledVelocity, TilePlan
-from ..teasr_core.velocity import Velocity
 from .host_memory import is_out_of_memory, release
 
 

@@ -16,10 +16,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from ..teasr_core.auto_steps import AutoSteps
 from ..teasr_core.fidelity import quieter
-from ..teasr_core.sampler import initial_noise
-from ..teasr_core.schedule import StepPlan
+from ..teasr_core.sampling.auto_steps import AutoSteps
+from ..teasr_core.sampling.sampler import initial_noise
+from ..teasr_core.sampling.schedule import StepPlan
 from .bridge import KEY, TARGET_SIGMA, TILES
 from .conditioning import Conditioning
 from .host_pieces import HostTiles

@@ -15,10 +15,10 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ..teasr_core import condition_encoder
+from ..teasr_core.codec import lq_encoder as condition_encoder
+from ..teasr_core.codec.qwen_vae import OVERLAP_PX, TILE_PX
 from ..teasr_core.codec_tiles import convert_in_tiles, plan_codec_tiles
 from ..teasr_core.errors import InputError
-from ..teasr_core.qwen_vae import OVERLAP_PX, TILE_PX
 from ..teasr_core.tiling import TilePlan
 from .dct_vae import DctVAE
 from .host_images import from_host, to_host

@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.latent_formats
 import torch
 
-from ..teasr_core.codec import BLOCK, DCT_CHANNELS, DctCodec
+from ..teasr_core.codec.dct import BLOCK, DCT_CHANNELS, DctCodec
 
 
 class DctLatentFormat(comfy.latent_formats.LatentFormat):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..teasr_core import builtin
-from ..teasr_core.lora_file import LoraFile
 from ..teasr_core.precision import DTYPES
+from ..teasr_core.weight_files import builtin_file as builtin
+from ..teasr_core.weight_files.lora_file import LoraFile
 from .adapter import adapter_patcher
 from .bridge import TILES, DualBranch, attach
 from .builtin_model import builtin_patcher

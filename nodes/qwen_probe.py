@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..teasr_core.architecture import QwenArchitecture
-from ..teasr_core.branch_lora import BLOCK_TARGETS
 from ..teasr_core.errors import ModelFileError
-from ..teasr_core.lora_file import FINGERPRINT_KEYS
+from ..teasr_core.model.architecture import QwenArchitecture
+from ..teasr_core.model.branch_lora import BLOCK_TARGETS
+from ..teasr_core.weight_files.lora_file import FINGERPRINT_KEYS
 
 
 def probe_architecture(model: ModelPatcher) -> QwenArchitecture:

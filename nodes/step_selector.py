@@ -7,9 +7,9 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..teasr_core.auto_steps import DEFAULT_TOLERANCE, MAX_TOLERANCE, AutoSteps
 from ..teasr_core.errors import InputError
-from ..teasr_core.schedule import MAX_STEPS, MIN_STEPS, StepPlan, manual_plan
+from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, MAX_TOLERANCE, AutoSteps
+from ..teasr_core.sampling.schedule import MAX_STEPS, MIN_STEPS, StepPlan, manual_plan
 from .conditioning import Conditioning
 from .image_batch import image_batch, summary
 from .node_text import own_id, show_on_node

@@ -12,7 +12,7 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
-from ..teasr_core.auto_steps import DEFAULT_TOLERANCE
+from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE
 from .color_fix import color_fix_input, color_strength_input
 from .node_text import own_id
 from .sampler import fidelity_input, seed_input, tile_inputs

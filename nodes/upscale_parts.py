@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..teasr_core.alpha import resize_alpha
-from ..teasr_core.geometry import TargetSize, resize
+from ..teasr_core.image.alpha import resize_alpha
+from ..teasr_core.image.resize import TargetSize, resize
 from ..teasr_core.restore import RestoreOptions, finish
 from .color_fix import color_fix_input, color_strength_input
 from .host_images import from_host, rgb_and_alpha, to_host

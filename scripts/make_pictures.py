@@ -23,12 +23,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from teasr_core.auto_steps import AutoSteps  # noqa: E402 (the packages need not be installed)
-from teasr_core.compare_grid import Cell, comparison_grid  # noqa: E402
-from teasr_core.geometry import TargetSize, resize  # noqa: E402
+from teasr_core.image.labelled_sheet import Cell, comparison_grid  # noqa: E402
+from teasr_core.image.resize import TargetSize, resize  # noqa: E402
 from teasr_core.restore import RestoreOptions  # noqa: E402
-from teasr_core.schedule import StepPlan, manual_plan, steps_text  # noqa: E402
-from teasr_core.standalone import Restorer, load_restorer  # noqa: E402
+from teasr_core.restorer import Restorer, load_restorer  # noqa: E402
+from teasr_core.sampling.auto_steps import AutoSteps  # noqa: E402 (the packages need not be installed)
+from teasr_core.sampling.schedule import StepPlan, manual_plan, steps_text  # noqa: E402
 from training.degradation_settings import PRESETS  # noqa: E402
 from training.evaluation.protocol import SCALE, EvalPair, load_eval_pairs  # noqa: E402
 

@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from scripts.make_pictures import save, to_tensor  # noqa: E402 (the packages need not be installed)
-from teasr_core.compare_grid import Cell, comparison_grid  # noqa: E402
-from teasr_core.schedule import steps_text  # noqa: E402
+from teasr_core.image.labelled_sheet import Cell, comparison_grid  # noqa: E402
+from teasr_core.sampling.schedule import steps_text  # noqa: E402
 
 PAGE, PICTURES = ROOT / "docs" / "real_photographs.md", ROOT / "docs" / "pictures"
 BEFORE, MODEL = "lanczos", "built-in"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .geometry import TargetSize
-from .schedule import steps_text
+from .image.resize import TargetSize
+from .sampling.schedule import steps_text
 
 
 def peak_memory_mb() -> float:

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 
 import torch
 
-from .auto_steps import AutoSteps
-from .codec import Codec, encode_condition
-from .color import COLOR_FIXES, apply_strength, fix_color
+from .codec.dct import Codec, encode_condition
 from .errors import InputError, OutputError
 from .fidelity import check_fidelity
-from .geometry import TargetSize, check_image, crop_to, pad_to_multiple, resize
-from .out_of_memory import SteppingDown
+from .image.color_fix import COLOR_FIXES, apply_strength, fix_color
+from .image.resize import TargetSize, check_image, crop_to, pad_to_multiple, resize
+from .memory import SteppingDown
+from .model.velocity import Velocity
 from .report import Report
-from .sampler import StepCallback, initial_noise, sample
-from .schedule import StepPlan
+from .sampling.auto_steps import AutoSteps
+from .sampling.sampler import StepCallback, initial_noise, sample
+from .sampling.schedule import StepPlan
 from .tiling import TileCallback, TiledVelocity, plan_tiles
-from .velocity import Velocity
 
 # What one image's conditioning latent (1, C, h, w) becomes: the clean latent of the same shape.
 LatentSampler = Callable[[torch.Tensor], torch.Tensor]

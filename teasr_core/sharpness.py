@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .geometry import check_image
-from .luma import to_studio_y
+from .image.luma import to_studio_y
+from .image.resize import check_image
 
 
 def gradient_map(rgb: np.ndarray) -> np.ndarray:

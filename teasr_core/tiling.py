@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .errors import InputError
-from .velocity import Velocity
+from .model.velocity import Velocity
 
 TileCallback = Callable[[int, int], None]
 

@@ -18,9 +18,9 @@ from live_bytes import LiveBytes, saved_tensors
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from teasr_core.architecture import QwenArchitecture
-from teasr_core.branch_lora import BranchLora, branch_overrides, forward_overrides, target_paths
-from teasr_core.qwen import QwenVelocity, build_transformer
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.model.branch_lora import BranchLora, branch_overrides, forward_overrides, target_paths
+from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
 from training.memory.checkpointing import Checkpointing, apply_checkpointing
 from training.memory.costs import Problem
 

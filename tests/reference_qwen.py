@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
-from teasr_core.architecture import QwenArchitecture
+from teasr_core.model.architecture import QwenArchitecture
 
 THETA = 10_000
 TIME_CHANNELS = 256

@@ -13,14 +13,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from teasr_core import builtin
-from teasr_core.architecture import QwenArchitecture
-from teasr_core.branch_lora import BLOCK_TARGETS, BranchLora, target_paths
-from teasr_core.builtin import BASE_NAME, base_metadata, encoder_tensors
-from teasr_core.codec import DCT_CHANNELS, DctCodec
-from teasr_core.condition_encoder import ConditionEncoder
-from teasr_core.lora_file import PROMPT_KEY, fingerprint, lora_metadata, lora_tensors
-from teasr_core.qwen import QwenVelocity, build_transformer
+from teasr_core.codec.dct import DCT_CHANNELS, DctCodec
+from teasr_core.codec.lq_encoder import ConditionEncoder
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.model.branch_lora import BLOCK_TARGETS, BranchLora, target_paths
+from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
+from teasr_core.weight_files import builtin_file as builtin
+from teasr_core.weight_files.builtin_file import BASE_NAME, base_metadata, encoder_tensors
+from teasr_core.weight_files.lora_file import PROMPT_KEY, fingerprint, lora_metadata, lora_tensors
 
 ARCHITECTURE = QwenArchitecture(
     latent_channels=DCT_CHANNELS, num_layers=2, num_heads=2, head_dim=32, rope_axes=(8, 12, 12), text_width=16

@@ -9,8 +9,8 @@ from typing import Any
 import tiny
 import torch
 
-from teasr_core.branch_lora import BLOCK_TARGETS
-from teasr_core.lora_file import fingerprint
+from teasr_core.model.branch_lora import BLOCK_TARGETS
+from teasr_core.weight_files.lora_file import fingerprint
 from training.checkpoint import save_checkpoint
 
 ALPHA = 2  # beside tiny.RANK = 4: a forgotten alpha/rank would double the adapter

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from teasr_core.flow import broadcast_time, velocity_from_output
+from teasr_core.model.flow import broadcast_time, velocity_from_output
 
 SHIFT, REAL_STD = (0.4, -0.3), (0.5, 0.8)
 

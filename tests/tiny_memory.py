@@ -14,10 +14,10 @@ import tiny
 import torch
 from torch import nn
 
-from teasr_core.architecture import QwenArchitecture
-from teasr_core.branch_lora import BranchLora, branch_overrides, forward_overrides
-from teasr_core.dtc import dual_times
-from teasr_core.qwen import QwenVelocity, build_transformer
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.model.branch_lora import BranchLora, branch_overrides, forward_overrides
+from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
+from teasr_core.model.timesteps import dual_times
 
 NUM_LAYERS = 5
 ARCHITECTURE = dataclasses.replace(tiny.ARCHITECTURE, num_layers=NUM_LAYERS)

@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import nn
 
-from teasr_core.qwen import QwenVelocity
+from teasr_core.model.qwen_velocity import QwenVelocity
 from training.draws import Draws, draw
 from training.losses import Perceptual
 from training.objective import Batch, LossWeights, Objective

@@ -12,10 +12,10 @@ import torch
 from diffusers import AutoencoderKLQwenImage
 from safetensors.torch import save_file
 
-from teasr_core.architecture import QwenArchitecture
-from teasr_core.branch_lora import BLOCK_TARGETS
-from teasr_core.lora_file import fingerprint, lora_metadata, lora_tensors
-from teasr_core.qwen import QwenVelocity, build_transformer
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.model.branch_lora import BLOCK_TARGETS
+from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
+from teasr_core.weight_files.lora_file import fingerprint, lora_metadata, lora_tensors
 
 # Head dimension 64: its rotary axes are those a single file is taken to have, (8, 28, 28).
 ARCHITECTURE = QwenArchitecture(

@@ -17,9 +17,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from teasr_core.flow import velocity_from_output
-from teasr_core.sampler import sample
-from teasr_core.schedule import linear_taus
+from teasr_core.model.flow import velocity_from_output
+from teasr_core.sampling.sampler import sample
+from teasr_core.sampling.schedule import linear_taus
 from training.draws import draw
 from training.ema import Ema
 from training.objective import Batch, LossWeights, Objective

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from teasr_core.builtin import read_base
 from teasr_core.errors import ConfigError
-from teasr_core.lora_file import fingerprint, read_lora
+from teasr_core.weight_files.builtin_file import read_base
+from teasr_core.weight_files.lora_file import fingerprint, read_lora
 
 from .checkpoint import list_checkpoints, read_state
 from .config import PretrainConfig

@@ -1,5 +1,5 @@
 """The trainable branch LoRA. peft initialises the pairs, so its init options mean what its users know; what it does not
-have is a LoRA on some of a layer's tokens, which is `teasr_core.branch_lora`'s."""
+have is a LoRA on some of a layer's tokens, which is `teasr_core.model.branch_lora`'s."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from teasr_core.architecture import QwenArchitecture
-from teasr_core.branch_lora import BranchLora, target_paths
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.model.branch_lora import BranchLora, target_paths
 
 from .distill_config import AdapterConfig
 

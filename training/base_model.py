@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from teasr_core import builtin
-from teasr_core.architecture import QwenArchitecture
-from teasr_core.builtin import BuiltinFile
-from teasr_core.checkpoint_kind import Kind, detect
-from teasr_core.codec import Codec
+from teasr_core.codec.dct import Codec
 from teasr_core.errors import ConfigError
-from teasr_core.lora_file import fingerprint
-from teasr_core.qwen import QwenVelocity
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.model.qwen_velocity import QwenVelocity
+from teasr_core.weight_files import builtin_file as builtin
+from teasr_core.weight_files.builtin_file import BuiltinFile
+from teasr_core.weight_files.file_kind import Kind, detect
+from teasr_core.weight_files.lora_file import fingerprint
 
 from .distill_config import BUILTIN, DistillConfig
 from .memory.apply import PreparedMemory, prepare

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from teasr_core.device import choose_device
-from teasr_core.dtc import dual_times
 from teasr_core.errors import InputError
+from teasr_core.model.timesteps import dual_times
 
 from .base_model import FLOAT32_BUDGET, memory_plan
 from .bench_flops import FULL_ROWS, PLAIN_ROWS, Floor, floor

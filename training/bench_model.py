@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from teasr_core.checkpoint_kind import Kind, KindOfFile
-from teasr_core.codec import DCT_CHANNELS, Codec, DctCodec
-from teasr_core.qwen import QwenVelocity
-from teasr_core.qwen_file import QwenSource, empty_transformer
+from teasr_core.codec.dct import DCT_CHANNELS, Codec, DctCodec
+from teasr_core.model.qwen_velocity import QwenVelocity
+from teasr_core.weight_files.file_kind import Kind, KindOfFile
+from teasr_core.weight_files.qwen_file import QwenSource, empty_transformer
 
 from .adapter import lora_scale, new_adapter
 from .base_model import DTYPES, base_dtype

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from teasr_core.architecture import QWEN_IMAGE, QwenArchitecture
-from teasr_core.builtin import shipped_base
 from teasr_core.errors import ConfigError
+from teasr_core.model.architecture import QWEN_IMAGE, QwenArchitecture
+from teasr_core.weight_files.builtin_file import shipped_base
 
 from .distill_config import BUILTIN, DistillConfig, check_distill
 from .memory.costs import VAE_BASE_DIM, Problem

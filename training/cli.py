@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from teasr_core.cli import OneLineParser, one_line
+from teasr_core.cli.commands import OneLineParser, one_line
 from teasr_core.errors import TeasrError
 
 from . import cli_bench, cli_cache_prompt, cli_degrade, cli_doctor, cli_eval, cli_export

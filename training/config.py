@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teasr_core.architecture import PREDICTIONS
 from teasr_core.errors import ConfigError
+from teasr_core.model.architecture import PREDICTIONS
 
 from .stage_config import StageConfig, check_stage
 from .toml_config import from_mapping, read_toml

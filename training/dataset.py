@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from teasr_core.errors import InputError
-from teasr_core.geometry import TargetSize, resize
+from teasr_core.image.resize import TargetSize, resize
 
 from .config import DataConfig
 from .degradation import PRESETS, degrade

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from teasr_core.dtc import dual_times
 from teasr_core.errors import ConfigError
+from teasr_core.model.timesteps import dual_times
 from teasr_core.report import peak_memory_mb
 
 from . import losses

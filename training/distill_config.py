@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from teasr_core.branch_lora import BLOCK_TARGETS
 from teasr_core.errors import ConfigError
+from teasr_core.model.branch_lora import BLOCK_TARGETS
 
 from .config import PERCEPTUALS, DataConfig, RunConfig, check_data, check_optim, check_run
 from .losses import MAX_OFFSET, MAX_RECTIFICATION

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from teasr_core.builtin import codec_to_json, encoder_tensors
-from teasr_core.codec import Codec, DctCodec
-from teasr_core.qwen import QwenVelocity
+from teasr_core.codec.dct import Codec, DctCodec
+from teasr_core.model.qwen_velocity import QwenVelocity
+from teasr_core.weight_files.builtin_file import codec_to_json, encoder_tensors
 
 from .adapter import lora_scale, new_adapter
 from .base_model import DTYPES, load_training_base

@@ -28,9 +28,9 @@ def base_findings(config: Any) -> Iterator[Finding]:
 def _transformer(config: Any) -> Iterator[Finding]:
     path = Path(config.base.path)
     try:
-        from teasr_core.builtin import read_base
-        from teasr_core.checkpoint_kind import Kind, detect
-        from teasr_core.qwen_file import read_qwen
+        from teasr_core.weight_files.builtin_file import read_base
+        from teasr_core.weight_files.file_kind import Kind, detect
+        from teasr_core.weight_files.qwen_file import read_qwen
 
         is_qwen = detect(path, "transformer").kind is Kind.QWEN_TRANSFORMER
         _ = read_qwen(path) if is_qwen else read_base(path)
@@ -47,7 +47,7 @@ def _transformer(config: Any) -> Iterator[Finding]:
 def _settings(config: Any, is_qwen: bool = False) -> Iterator[Finding]:
     """What of the config does not go with the base; nothing where all does."""
     try:
-        from teasr_core.builtin import read_base, shipped_base
+        from teasr_core.weight_files.builtin_file import read_base, shipped_base
 
         from .base_model import base_dtype, check_dtc
 

@@ -98,8 +98,8 @@ def builtin_finding(is_needed: bool) -> Finding:
     from teasr_core.errors import TeasrError
 
     try:
-        from teasr_core import builtin
-        from teasr_core.lora_file import fingerprint
+        from teasr_core.weight_files import builtin_file as builtin
+        from teasr_core.weight_files.lora_file import fingerprint
 
         base = builtin.shipped_base()
         lora = builtin.shipped_lora(base)

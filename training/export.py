@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from teasr_core.architecture import QwenArchitecture
-from teasr_core.builtin import base_metadata, codec_from_json, encoder_from_file
-from teasr_core.lora_file import PROMPT_KEY
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.weight_files.builtin_file import base_metadata, codec_from_json, encoder_from_file
+from teasr_core.weight_files.lora_file import PROMPT_KEY
 
 from .checkpoint import load_checkpoint, newest_checkpoint
 from .config import ModelConfig

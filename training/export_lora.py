@@ -9,11 +9,18 @@ from typing import Any
 
 import torch
 
-from teasr_core.branch_lora import target_paths
 from teasr_core.errors import InputError, LoraFileError
-from teasr_core.lora_file import ALL_TOKENS_PREFIXES, PREFIX, LoraFile, lora_metadata, lora_tensors, parse_lora
+from teasr_core.model.branch_lora import target_paths
 from teasr_core.safetensors_file import read_tensors
-from teasr_core.weight_reader import WeightReader, read_header
+from teasr_core.weight_files.lora_file import (
+    ALL_TOKENS_PREFIXES,
+    PREFIX,
+    LoraFile,
+    lora_metadata,
+    lora_tensors,
+    parse_lora,
+)
+from teasr_core.weight_files.safetensors_reader import WeightReader, read_header
 
 from .checkpoint import STATE_KEY, newest_checkpoint
 from .export_output import check_output, write_output

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from teasr_core.flow import MIN_TIME, broadcast_time, interpolate, velocity_from_output
-from teasr_core.velocity import Velocity
+from teasr_core.model.flow import MIN_TIME, broadcast_time, interpolate, velocity_from_output
+from teasr_core.model.velocity import Velocity
 
 # Errors of the clean estimate count in full from this time up; below, a velocity would blow them up (SPEC 8).
 FULL_WEIGHT_TIME = 0.1

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from teasr_core.errors import InputError
-from teasr_core.images import Picture, find_images, save_picture
+from teasr_core.picture_files.find import Picture, find_images, save_picture
 
 from .degradation import PRESETS, degrade
 from .degradation_ops import to_uint8

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from teasr_core.builtin import codec_from_json, codec_to_json
-from teasr_core.codec import DctCodec, encode_condition
+from teasr_core.codec.dct import DctCodec, encode_condition
 from teasr_core.errors import ConfigError
-from teasr_core.flow import clean_from_output, interpolate
-from teasr_core.sampler import sample
-from teasr_core.schedule import linear_taus
+from teasr_core.model.flow import clean_from_output, interpolate
+from teasr_core.sampling.sampler import sample
+from teasr_core.sampling.schedule import linear_taus
+from teasr_core.weight_files.builtin_file import codec_from_json, codec_to_json
 
 from . import losses, time_sampling
 from .bad_steps import BadSteps

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from teasr_core.architecture import QwenArchitecture
-from teasr_core.builtin import read_base
-from teasr_core.codec import DCT_CHANNELS, DctCodec, image_to_coefficients
-from teasr_core.condition_encoder import ConditionEncoder
+from teasr_core.codec.dct import DCT_CHANNELS, DctCodec, image_to_coefficients
+from teasr_core.codec.lq_encoder import ConditionEncoder
 from teasr_core.errors import ConfigError
-from teasr_core.qwen import QwenVelocity, build_transformer
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
+from teasr_core.weight_files.builtin_file import read_base
 
 from .config import DataConfig, ModelConfig
 from .dataset import batches

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from teasr_core.codec import Codec, encode_condition
+from teasr_core.codec.dct import Codec, encode_condition
 from teasr_core.errors import InputError
-from teasr_core.geometry import TargetSize, resize
-from teasr_core.qwen import QwenVelocity
-from teasr_core.sampler import initial_noise, sample
-from teasr_core.schedule import linear_taus
+from teasr_core.image.resize import TargetSize, resize
+from teasr_core.model.qwen_velocity import QwenVelocity
+from teasr_core.sampling.sampler import initial_noise, sample
+from teasr_core.sampling.schedule import linear_taus
 
 from .degradation import LIGHT, degrade
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from teasr_core.errors import InputError, ModelFileError, OutputError
-from teasr_core.lora_file import PROMPT_KEY
 from teasr_core.precision import DTYPES
 from teasr_core.safetensors_file import read_tensors
+from teasr_core.weight_files.lora_file import PROMPT_KEY
 
 from .checkpoint import write_atomically
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from teasr_core.errors import ConfigError
-from teasr_core.schedule import MAX_STEPS
+from teasr_core.sampling.schedule import MAX_STEPS
 
 from .losses import MAX_OFFSET
 from .time_sampling import check_boundary_time

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from teasr_core.errors import ConfigError
-from teasr_core.schedule import MAX_STEPS
+from teasr_core.sampling.schedule import MAX_STEPS
 
 FLOW_MIN_TIME = 0.02
 FAKE_TIMES = (0.02, 0.98)  # a target time of -t nearer to zero could not be told from +t (dtc.MIN_NEGATIVE_TIME)

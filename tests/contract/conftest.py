@@ -55,7 +55,7 @@ def unet_loader(
 def apply_lora(host: SimpleNamespace, shelf: Path) -> Callable[..., SimpleNamespace]:
     """apply_lora(model, base, seed, lora_strength, ...): TEASRApplyLoRA's `model` and `conditioning`, the `pairs` and
     `prompt` in the file and its `path`."""
-    formats, targets = host.pack("teasr_core.lora_file"), host.pack("teasr_core.branch_lora")
+    formats, targets = host.pack("teasr_core.weight_files.lora_file"), host.pack("teasr_core.model.branch_lora")
 
     def apply(model: Any, base: qwen_on_disk.Tensors, seed: int = 0, **inputs: Any) -> SimpleNamespace:
         path = qwen_on_disk.write_lora(shelf / f"teasr_{seed}.safetensors", formats, targets, base, seed)

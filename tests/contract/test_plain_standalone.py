@@ -8,7 +8,10 @@ import torch
 from contract import qwen_on_disk
 from contract.plain_qwen import PlainQwen, euler, relative
 
-from teasr_core import branch_lora, lora_file, qwen, qwen_file, sampler, schedule
+from teasr_core.model import branch_lora
+from teasr_core.model import qwen_velocity as qwen
+from teasr_core.sampling import sampler, schedule
+from teasr_core.weight_files import lora_file, qwen_file
 
 pytest.importorskip("diffusers", reason="diffusers is not installed in this environment: pip install diffusers")
 

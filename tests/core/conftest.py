@@ -26,7 +26,7 @@ def tiny_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_model(tiny_assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny base in place of the shipped one."""
-    from teasr_core import builtin
+    from teasr_core.weight_files import builtin_file as builtin
 
     monkeypatch.setattr(builtin, "ASSETS", tiny_assets)
 
@@ -34,7 +34,7 @@ def tiny_model(tiny_assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """run(*arguments): (exit code, stdout, stderr) of `python -m teasr_core`."""
-    from teasr_core.cli import main
+    from teasr_core.cli.commands import main
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -50,7 +50,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading the model is an error: what is refused must be refused before."""
-    from teasr_core import cli_request
+    from teasr_core.cli import request as cli_request
 
     def load(*_args: object) -> None:
         raise AssertionError("the model was loaded")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from teasr_core.alpha import bleed_rgb, resize_alpha, split_alpha
 from teasr_core.errors import InputError
-from teasr_core.geometry import RESAMPLES, TargetSize, resize
+from teasr_core.image.alpha import bleed_rgb, resize_alpha, split_alpha
+from teasr_core.image.resize import RESAMPLES, TargetSize, resize
 
 
 def _disc(height: int, width: int, radius: float, soft: bool) -> torch.Tensor:

@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch import nn
 
-from teasr_core.branch_lora import (
+from teasr_core.model.branch_lora import (
     BLOCK_TARGETS,
     DEAD_IN_LAST_BLOCK,
     BranchLora,

@@ -7,8 +7,9 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from teasr_core import builtin
-from teasr_core.builtin import (
+from teasr_core.errors import LoraFileError, ModelFileError
+from teasr_core.weight_files import builtin_file as builtin
+from teasr_core.weight_files.builtin_file import (
     BASE_NAME,
     LORA_NAME,
     base_metadata,
@@ -17,8 +18,7 @@ from teasr_core.builtin import (
     shipped_base,
     shipped_lora,
 )
-from teasr_core.errors import LoraFileError, ModelFileError
-from teasr_core.lora_file import PROMPT_KEY, read_lora
+from teasr_core.weight_files.lora_file import PROMPT_KEY, read_lora
 
 MAX_MIB = 48
 

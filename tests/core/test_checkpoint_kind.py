@@ -10,10 +10,10 @@ import tiny_qwen
 import torch
 from safetensors.torch import save_file
 
-from teasr_core.checkpoint_kind import QWEN_2511, QWEN_IMAGE, Kind, detect, expect
 from teasr_core.errors import ModelFileError
-from teasr_core.qwen_file import read_qwen
-from teasr_core.weight_reader import WeightReader, read_header
+from teasr_core.weight_files.file_kind import QWEN_2511, QWEN_IMAGE, Kind, detect, expect
+from teasr_core.weight_files.qwen_file import read_qwen
+from teasr_core.weight_files.safetensors_reader import WeightReader, read_header
 
 
 def write_keys(path, *keys, **shapes):

@@ -9,9 +9,9 @@ import tiny
 import torch
 from PIL import Image
 
-from teasr_core import builtin
-from teasr_core.builtin import BASE_NAME, LORA_NAME
-from teasr_core.images import load_picture
+from teasr_core.picture_files.find import load_picture
+from teasr_core.weight_files import builtin_file as builtin
+from teasr_core.weight_files.builtin_file import BASE_NAME, LORA_NAME
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
@@ -29,7 +29,7 @@ def upscale(run):
 
 
 def write_16_bit(path, grey=False):
-    from teasr_core.encode_deep import encode_png16, encode_tiff
+    from teasr_core.picture_files.write_16bit import encode_png16, encode_tiff
 
     array = np.atleast_3d(tiny.pixels(7, 10, 1 if grey else 3, np.uint16))
     path.write_bytes((encode_png16 if path.suffix == ".png" else encode_tiff)(array, None, None, None))
@@ -136,7 +136,7 @@ def test_sizes_in_pixels_are_measured_against_the_image(tmp_path, run, options):
 def test_strength_0_is_the_plain_resize(tmp_path, upscale):
     source = tiny.write_picture(tmp_path / "in.png")
     upscale(source, tmp_path / "out.png", "--strength", "0", "--scale", "2")
-    from teasr_core.geometry import TargetSize, resize
+    from teasr_core.image.resize import TargetSize, resize
 
     wanted = resize(load_picture(source).rgb, TargetSize(20, 14))
     assert torch.equal((wanted * 255).round(), (load_picture(tmp_path / "out.png").rgb * 255).round())
@@ -238,7 +238,7 @@ def test_a_bad_image_in_a_folder_does_not_stop_the_others(tmp_path, run):
 
 
 def test_the_model_is_loaded_once_for_a_folder(tmp_path, upscale, monkeypatch):
-    from teasr_core import cli_request
+    from teasr_core.cli import request as cli_request
 
     calls, load = [], cli_request.load_restorer
     monkeypatch.setattr(cli_request, "load_restorer", lambda *a: calls.append(1) or load(*a))
@@ -315,7 +315,7 @@ def test_the_page_lists_every_flag(run, command):
 
 
 def test_a_bug_of_ours_is_not_hidden(tmp_path, run, monkeypatch):
-    from teasr_core import cli_request
+    from teasr_core.cli import request as cli_request
 
     monkeypatch.setattr(cli_request, "load_restorer", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

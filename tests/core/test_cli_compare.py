@@ -8,12 +8,13 @@ import tiny
 import torch
 from PIL import Image
 
-from teasr_core import cli_compare, cli_request
-from teasr_core.compare_grid import GAP_PX, TEXT_PX, Cell, comparison_grid
+from teasr_core.cli import compare as cli_compare
+from teasr_core.cli import request as cli_request
 from teasr_core.errors import InputError
-from teasr_core.geometry import TargetSize, resize
-from teasr_core.images import load_picture
-from teasr_core.schedule import parse_steps
+from teasr_core.image.labelled_sheet import GAP_PX, TEXT_PX, Cell, comparison_grid
+from teasr_core.image.resize import TargetSize, resize
+from teasr_core.picture_files.find import load_picture
+from teasr_core.sampling.schedule import parse_steps
 from teasr_core.sharpness import mean_gradient
 
 pytestmark = pytest.mark.usefixtures("tiny_model")

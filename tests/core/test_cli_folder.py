@@ -10,9 +10,11 @@ import tiny
 import torch
 from PIL import Image
 
-from teasr_core import cli_request, cli_upscale, picture_write
-from teasr_core.cli_folder import plan_jobs
+from teasr_core.cli import request as cli_request
+from teasr_core.cli import upscale as cli_upscale
+from teasr_core.cli.jobs import plan_jobs
 from teasr_core.errors import InputError
+from teasr_core.picture_files import write as picture_write
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
@@ -308,7 +310,7 @@ def test_outside_the_main_thread(upscale, tmp_path):
 
 
 def test_sizes_from_headers_are_those_of_the_pixels(tmp_path):
-    from teasr_core.images import load_picture, read_size
+    from teasr_core.picture_files.find import load_picture, read_size
 
     for orientation in (1, 3, 6):
         exif = Image.Exif()

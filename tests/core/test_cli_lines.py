@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from teasr_core.cli import main
-from teasr_core.cli_lines import write_line
+from teasr_core.cli.commands import main
+from teasr_core.cli.terminal import write_line
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from teasr_core.errors import InputError
-from teasr_core.images import load_picture
-from teasr_core.out_of_memory import is_out_of_memory
+from teasr_core.memory import is_out_of_memory
+from teasr_core.picture_files.find import load_picture
 
 resource = pytest.importorskip("resource")
 pytestmark = [
@@ -86,10 +86,11 @@ def test_a_model_too_large_is_one_line(tmp_path, folder, command):
     wide = dataclasses.replace(tiny.ARCHITECTURE, num_layers=2, num_heads=16, head_dim=64, rope_axes=(16, 24, 24))
     model = tiny.write_base(tmp_path / "wide.safetensors", wide, torch.bfloat16)  # 292 MiB in float32
     code = (
-        "import sys, resource, teasr_core.cli, teasr_core.cli_upscale, teasr_core.cli_compare, teasr_core.qwen\n"
+        "import sys, resource, teasr_core.cli.commands, teasr_core.cli.upscale, teasr_core.cli.compare\n"
+        "import teasr_core.model.qwen_velocity\n"
         "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (taken + 2**28, -1))\n"
-        "sys.exit(teasr_core.cli.main(sys.argv[1:]))"
+        "sys.exit(teasr_core.cli.commands.main(sys.argv[1:]))"
     )
     arguments = (command, folder / "b.png", "-o", tmp_path / "b.png", "--quiet", "--model", model, *LOOK)
     done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-from teasr_core.cli_processes import Processes, find_processes, own_device
+from teasr_core.cli.processes import Processes, find_processes, own_device
 from teasr_core.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,8 @@ import io
 import pytest
 import tiny
 
-from teasr_core.cli_progress import BAR_WIDTH, Progress, clock_time
-from teasr_core.schedule import manual_plan
+from teasr_core.cli.progress import BAR_WIDTH, Progress, clock_time
+from teasr_core.sampling.schedule import manual_plan
 
 
 class Terminal(io.StringIO):

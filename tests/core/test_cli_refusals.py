@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageCms
 from safetensors.torch import load_file, save_file
 
-from teasr_core.architecture import QwenArchitecture
-from teasr_core.builtin import BASE_NAME
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.weight_files.builtin_file import BASE_NAME
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
@@ -222,7 +222,7 @@ def test_a_lora_of_another_base_can_be_allowed(tmp_path, run):
 
 
 def test_a_missing_or_broken_built_in_model(tmp_path, refused, monkeypatch):
-    from teasr_core import builtin
+    from teasr_core.weight_files import builtin_file as builtin
 
     monkeypatch.setattr(builtin, "ASSETS", tmp_path)
     source = tiny.write_picture(tmp_path / "in.png")

@@ -7,8 +7,9 @@ import signal
 import pytest
 import tiny
 
-from teasr_core import cli_request, cli_upscale
-from teasr_core.cli_report import ImageRecord, RunReport, loads, merge
+from teasr_core.cli import request as cli_request
+from teasr_core.cli import upscale as cli_upscale
+from teasr_core.cli.run_report import ImageRecord, RunReport, loads, merge
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 

@@ -4,13 +4,7 @@ import pytest
 import tiny
 import torch
 
-from teasr_core.codec import (
-    DCT_CHANNELS,
-    DctCodec,
-    coefficients_to_image,
-    dct_matrix,
-    image_to_coefficients,
-)
+from teasr_core.codec.dct import DCT_CHANNELS, DctCodec, coefficients_to_image, dct_matrix, image_to_coefficients
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 

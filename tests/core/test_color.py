@@ -8,9 +8,9 @@ import pytest
 import torch
 from skimage.color import rgb2lab
 
-from teasr_core.color import COLOR_FIXES, apply_strength, fix_color
 from teasr_core.errors import InputError
-from teasr_core.lab import lab_to_rgb, rgb_to_lab
+from teasr_core.image.cielab import lab_to_rgb, rgb_to_lab
+from teasr_core.image.color_fix import COLOR_FIXES, apply_strength, fix_color
 
 METHODS = [method for method in COLOR_FIXES if method != "off"]
 SHAPES = [(1, 3, 1, 1), (1, 3, 3, 2), (2, 3, 1, 40), (2, 3, 37, 50), (1, 3, 65, 9)]
@@ -132,14 +132,14 @@ def test_batch_equals_single_and_reference_may_be_one(method):
 def test_lab_in_strips_equals_lab_at_once(monkeypatch):
     image, reference = _random_image(1, 3, 50, 31), _random_image(1, 3, 50, 31, seed=1)
     whole = fix_color(image, reference, "lab")
-    monkeypatch.setattr("teasr_core.color._STRIP_PX", 100)
+    monkeypatch.setattr("teasr_core.image.color_fix._STRIP_PX", 100)
     assert (fix_color(image, reference, "lab") - whole).abs().max() <= 1e-5
 
 
 def test_wavelet_in_strips_equals_wavelet_at_once(monkeypatch):
     image, reference = _random_image(1, 3, 700, 31), _random_image(1, 3, 700, 31, seed=1)
     whole = fix_color(image, reference, "wavelet")
-    monkeypatch.setattr("teasr_core.color._STRIP_PX", 100)  # 248 rows a strip, so the last has 204
+    monkeypatch.setattr("teasr_core.image.color_fix._STRIP_PX", 100)  # 248 rows a strip, so the last has 204
     assert torch.equal(fix_color(image, reference, "wavelet"), whole)
 
 

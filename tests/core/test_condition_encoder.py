@@ -7,13 +7,13 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from teasr_core import condition_encoder
-from teasr_core.builtin import ENCODER_KEY, ENCODER_PREFIX, read_base
-from teasr_core.codec import DCT_CHANNELS, DctCodec, encode_condition
-from teasr_core.condition_encoder import ConditionEncoder, load_condition_encoder
+from teasr_core.codec import lq_encoder as condition_encoder
+from teasr_core.codec.dct import DCT_CHANNELS, DctCodec, encode_condition
+from teasr_core.codec.lq_encoder import ConditionEncoder, load_condition_encoder
 from teasr_core.errors import ModelFileError
-from teasr_core.geometry import TargetSize
+from teasr_core.image.resize import TargetSize
 from teasr_core.restore import RestoreOptions, restore
+from teasr_core.weight_files.builtin_file import ENCODER_KEY, ENCODER_PREFIX, read_base
 from training.losses import weighted_mse
 
 

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from teasr_core.dtc import check_target_times, dual_times
+from teasr_core.model.timesteps import check_target_times, dual_times
 
 T_CUR = torch.tensor([0.9, 0.7])
 

@@ -7,14 +7,14 @@ import pytest
 import tiny
 import torch
 
-from teasr_core.builtin import build_velocity
 from teasr_core.errors import InputError
 from teasr_core.fidelity import quieter
-from teasr_core.geometry import TargetSize
+from teasr_core.image.resize import TargetSize
 from teasr_core.restore import RestoreOptions
-from teasr_core.sampler import initial_noise, sample
-from teasr_core.schedule import linear_taus, manual_plan
-from teasr_core.standalone import Restorer
+from teasr_core.restorer import Restorer
+from teasr_core.sampling.sampler import initial_noise, sample
+from teasr_core.sampling.schedule import linear_taus, manual_plan
+from teasr_core.weight_files.builtin_file import build_velocity
 
 DIAL = (0.0, 0.25, 0.5, 0.75, 1.0)
 STEPS = (1, 2, 4, 8)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from teasr_core import flat_areas
-from teasr_core.color import fix_color
-from teasr_core.flat_areas import REACH_PX, SOFT_PX, keep_flat_
-from teasr_core.geometry import TargetSize
+from teasr_core.image import flat_areas
+from teasr_core.image.color_fix import fix_color
+from teasr_core.image.flat_areas import REACH_PX, SOFT_PX, keep_flat_
+from teasr_core.image.resize import TargetSize
 from teasr_core.restore import RestoreOptions
-from teasr_core.schedule import manual_plan
-from teasr_core.standalone import load_restorer
+from teasr_core.restorer import load_restorer
+from teasr_core.sampling.schedule import manual_plan
 
 
 def restored_of(height, width, seed=0):

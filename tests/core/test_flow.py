@@ -4,8 +4,8 @@ import pytest
 import tiny
 import torch
 
-from teasr_core.architecture import PREDICTIONS
-from teasr_core.flow import MIN_TIME, broadcast_time, clean_from_output, interpolate, velocity_from_output
+from teasr_core.model.architecture import PREDICTIONS
+from teasr_core.model.flow import MIN_TIME, broadcast_time, clean_from_output, interpolate, velocity_from_output
 
 SHAPE = (3, 48, 6, 10)
 

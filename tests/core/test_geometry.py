@@ -8,9 +8,9 @@ import pytest
 import torch
 from skimage.registration import phase_cross_correlation
 
-from teasr_core import geometry
 from teasr_core.errors import InputError
-from teasr_core.geometry import Padding, TargetSize
+from teasr_core.image import resize as geometry
+from teasr_core.image.resize import Padding, TargetSize
 
 
 def _random_image(*shape: int) -> torch.Tensor:

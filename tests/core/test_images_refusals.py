@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageCms
 
 from teasr_core.errors import InputError, OutputError
-from teasr_core.images import Picture, check_output, find_images, load_picture, save_picture
+from teasr_core.picture_files.find import Picture, check_output, find_images, load_picture, save_picture
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -173,7 +173,7 @@ def test_a_clean_repository_has_no_faults(clean):
         ("training/a.py", "from ..nodes import bridge"),
         ("nodes/a.py", "import diffusers"),
         ("nodes/a.py", "def f():\n    import cv2"),
-        ("nodes/a.py", "import teasr_core.flow"),
+        ("nodes/a.py", "import teasr_core.model.flow"),
         ("nodes/a.py", "from ..training.losses import data_loss"),
         ("nodes/a.py", "from ...elsewhere import x"),
         ("__init__.py", "from .nodes.extension import TeasrExtension"),

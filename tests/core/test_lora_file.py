@@ -7,10 +7,18 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from teasr_core.architecture import QwenArchitecture
-from teasr_core.branch_lora import BLOCK_TARGETS, BranchLora
 from teasr_core.errors import LoraFileError, ModelFileError
-from teasr_core.lora_file import FINGERPRINT_KEYS, PREFIX, PROMPT_KEY, check_base, fingerprint, lora_tensors, read_lora
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.model.branch_lora import BLOCK_TARGETS, BranchLora
+from teasr_core.weight_files.lora_file import (
+    FINGERPRINT_KEYS,
+    PREFIX,
+    PROMPT_KEY,
+    check_base,
+    fingerprint,
+    lora_tensors,
+    read_lora,
+)
 
 DEEPER = QwenArchitecture(48, num_layers=3, num_heads=2, head_dim=32, rope_axes=(8, 12, 12), text_width=16)
 WIDER = QwenArchitecture(48, num_layers=2, num_heads=3, head_dim=32, rope_axes=(8, 12, 12), text_width=16)

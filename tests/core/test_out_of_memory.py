@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from teasr_core.errors import InputError
-from teasr_core.out_of_memory import PieceLimit, SteppingDown, is_out_of_memory, refuse_out_of_memory
+from teasr_core.memory import PieceLimit, SteppingDown, is_out_of_memory, refuse_out_of_memory
 from teasr_core.tiling import TiledVelocity, plan_tiles
 
 ONE, ZERO = torch.ones(1), torch.zeros(1)

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from teasr_core import cli_request
+from teasr_core.cli import request as cli_request
 from teasr_core.errors import InputError
-from teasr_core.geometry import TargetSize
-from teasr_core.images import load_picture
+from teasr_core.image.resize import TargetSize
+from teasr_core.picture_files.find import load_picture
 from teasr_core.precision import OFFLOADS
 from teasr_core.restore import RestoreOptions
-from teasr_core.schedule import manual_plan
-from teasr_core.standalone import load_qwen_restorer, qwen_tile
-from teasr_core.weight_reader import read_header
+from teasr_core.restorer import load_qwen_restorer, qwen_tile
+from teasr_core.sampling.schedule import manual_plan
+from teasr_core.weight_files.safetensors_reader import read_header
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +233,7 @@ def test_options_that_do_not_go_together(refused, files):
 
 def test_everything_is_checked_before_the_long_load(refused, files, monkeypatch, tmp_path):
     """The transformer's weights are read last: no refusal comes after minutes of loading."""
-    from teasr_core import standalone
+    from teasr_core import restorer as standalone
 
     def load(*_args):
         raise AssertionError("the transformer was loaded")

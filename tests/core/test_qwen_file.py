@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from teasr_core.architecture import QWEN_IMAGE
 from teasr_core.errors import ModelFileError
-from teasr_core.lora_file import FINGERPRINT_KEYS, check_base, fingerprint, read_lora
-from teasr_core.qwen import build_transformer
-from teasr_core.qwen_file import empty_transformer, load_qwen_transformer, read_qwen
+from teasr_core.model.architecture import QWEN_IMAGE
+from teasr_core.model.qwen_velocity import build_transformer
+from teasr_core.weight_files.lora_file import FINGERPRINT_KEYS, check_base, fingerprint, read_lora
+from teasr_core.weight_files.qwen_file import empty_transformer, load_qwen_transformer, read_qwen
 
 TOLERANCE = 1e-5  # max |difference| / max |reference|, float32
 BITE = 1e-3

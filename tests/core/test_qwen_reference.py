@@ -5,7 +5,7 @@ import tiny
 import torch
 from reference_qwen import ReferenceQwen
 
-from teasr_core.flow import clean_from_output, velocity_from_output
+from teasr_core.model.flow import clean_from_output, velocity_from_output
 
 TOLERANCE = 1e-5  # max |difference| / max |reference|, float32 against float64
 BITE = 1e-3  # a wrong model is at least this far off

@@ -8,9 +8,9 @@ import tiny_qwen
 import torch
 from safetensors.torch import load_file, save_file
 
+from teasr_core.codec.qwen_vae import LATENT_MEAN, LATENT_STD, QwenVaeCodec, load_qwen_vae
 from teasr_core.codec_tiles import convert_in_tiles, plan_codec_tiles
 from teasr_core.errors import ModelFileError
-from teasr_core.qwen_vae import LATENT_MEAN, LATENT_STD, QwenVaeCodec, load_qwen_vae
 from teasr_core.tiling import plan_tiles
 
 TOLERANCE = 1e-5

@@ -11,14 +11,14 @@ import random_runs
 import tiny
 import torch
 
-from teasr_core.alpha import bleed_rgb, resize_alpha
-from teasr_core.builtin import build_velocity
-from teasr_core.cli_request import restore_picture, target_size
-from teasr_core.geometry import resize
-from teasr_core.picture import Picture
+from teasr_core.cli.request import restore_picture, target_size
+from teasr_core.image.alpha import bleed_rgb, resize_alpha
+from teasr_core.image.resize import resize
+from teasr_core.picture_files.picture import Picture
 from teasr_core.restore import RestoreOptions
-from teasr_core.schedule import manual_plan
-from teasr_core.standalone import Restorer, load_restorer
+from teasr_core.restorer import Restorer, load_restorer
+from teasr_core.sampling.schedule import manual_plan
+from teasr_core.weight_files.builtin_file import build_velocity
 
 COUNT = 300
 BORDER_BOUND = 12 / 255  # the built-in model: 9.7 / 255 at most was seen, in a picture 13 px wide

@@ -10,14 +10,14 @@ import tiny
 import torch
 from live_bytes import LiveBytes
 
-from teasr_core.builtin import build_velocity
 from teasr_core.errors import InputError, OutputError
-from teasr_core.geometry import TargetSize, resize
+from teasr_core.image.resize import TargetSize, resize
 from teasr_core.report import Report
 from teasr_core.restore import RestoreOptions, check_result, latent_sampler, restore
-from teasr_core.sampler import initial_noise
-from teasr_core.schedule import manual_plan
-from teasr_core.standalone import Restorer
+from teasr_core.restorer import Restorer
+from teasr_core.sampling.sampler import initial_noise
+from teasr_core.sampling.schedule import manual_plan
+from teasr_core.weight_files.builtin_file import build_velocity
 
 MULTIPLE = 16  # built-in: an even grid of 8 px tokens
 

@@ -6,9 +6,9 @@ import torch
 from reference_qwen import ReferenceQwen
 
 from teasr_core.errors import InputError
-from teasr_core.flow import velocity_from_output
-from teasr_core.sampler import initial_noise, sample
-from teasr_core.schedule import MAX_STEPS, StepPlan, linear_taus, manual_plan
+from teasr_core.model.flow import velocity_from_output
+from teasr_core.sampling.sampler import initial_noise, sample
+from teasr_core.sampling.schedule import MAX_STEPS, StepPlan, linear_taus, manual_plan
 
 STEPS = (1, 2, 4, 8, 30)
 SEEDS = (0, 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from teasr_core.errors import InputError
 from teasr_core.restore import AUTO_OVERLAP_PX, AUTO_TILE_PX, tile_in_latent
-from teasr_core.sampler import initial_noise, sample
-from teasr_core.schedule import linear_taus
+from teasr_core.sampling.sampler import initial_noise, sample
+from teasr_core.sampling.schedule import linear_taus
 from teasr_core.tiling import TiledVelocity, TilePlan, blend_window, plan_tiles, tile_offsets
 
 MULTIPLE = 4

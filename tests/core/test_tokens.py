@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teasr_core.architecture import QwenArchitecture
 from teasr_core.errors import InputError, ModelFileError
-from teasr_core.tokens import patchify, token_grid, unpatchify
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.model.tokens import patchify, token_grid, unpatchify
 
 
 @settings(max_examples=50, deadline=None)

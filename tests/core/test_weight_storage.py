@@ -8,12 +8,12 @@ import tiny_qwen
 import torch
 from safetensors.torch import save_file
 
-from teasr_core.branch_lora import BranchLora
 from teasr_core.errors import InputError
+from teasr_core.model.branch_lora import BranchLora
+from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.precision import OFFLOADS
-from teasr_core.qwen import QwenVelocity
-from teasr_core.qwen_file import read_qwen
-from teasr_core.weight_storage import FP8, load_stored, offload
+from teasr_core.weight_files.qwen_file import read_qwen
+from teasr_core.weight_files.qwen_storage import FP8, load_stored, offload
 
 CPU = torch.device("cpu")
 # Largest difference to the unrounded model that each storage may make; half of it must be there at all.

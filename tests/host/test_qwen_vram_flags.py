@@ -19,8 +19,9 @@ from contract import qwen_on_disk
 from contract.plain_qwen import PlainQwen, euler, relative
 from safetensors.torch import load_file, save_file
 
-from teasr_core import branch_lora, lora_file
-from teasr_core.qwen_vae import LATENT_MEAN, LATENT_STD
+from teasr_core.codec.qwen_vae import LATENT_MEAN, LATENT_STD
+from teasr_core.model import branch_lora
+from teasr_core.weight_files import lora_file
 
 TOLERANCE = 1e-5  # max |found - reference| / max |reference|, float32 against float64
 SEED, STEPS = 7, (1, 4)

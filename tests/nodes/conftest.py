@@ -48,7 +48,7 @@ def random_tensors(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.
 
 @pytest.fixture(scope="session")
 def architecture(host: SimpleNamespace) -> Any:
-    return host.pack("teasr_core.architecture").QwenArchitecture(
+    return host.pack("teasr_core.model.architecture").QwenArchitecture(
         latent_channels=48, num_layers=LAYERS, num_heads=2, head_dim=16, rope_axes=(4, 6, 6), text_width=TEXT_WIDTH
     )
 
@@ -57,7 +57,7 @@ def architecture(host: SimpleNamespace) -> Any:
 def assets(host: SimpleNamespace, architecture: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a random built-in base, which the pack takes for its own assets."""
     folder = tmp_path_factory.mktemp("assets")
-    builtin, codec = host.pack("teasr_core.builtin"), host.pack("teasr_core.codec")
+    builtin, codec = host.pack("teasr_core.weight_files.builtin_file"), host.pack("teasr_core.codec.dct")
     transformer = host.pack("nodes.builtin_model")
     config = host.supported_models.QwenImage(transformer.unet_config(architecture))
     config.set_inference_dtype(torch.float32, None)
@@ -92,7 +92,7 @@ def loras(host: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def write_lora(host: SimpleNamespace, loras: Path) -> Callable[..., str]:
     """write_lora(model, name, seed): a random TEASR LoRA for a MODEL; returns its name for TEASRApplyLoRA."""
-    files, branch = host.pack("teasr_core.lora_file"), host.pack("teasr_core.branch_lora")
+    files, branch = host.pack("teasr_core.weight_files.lora_file"), host.pack("teasr_core.model.branch_lora")
     probe, traits = host.pack("nodes.qwen_probe"), host.pack("nodes.builtin_model")
 
     def write(model: Any, name: str, seed: int = 0, use_prompt: bool = True, **changes: str) -> str:

@@ -13,7 +13,7 @@ TOLERANCE = 0.02
 
 def core_parts(host, model, made, seed, tiles=None):
     """(velocity, noise, z_lq) for the core's own `AutoSteps`: a velocity that calls the MODEL itself."""
-    sampler, bridge = host.pack("teasr_core.sampler"), host.pack("nodes.bridge")
+    sampler, bridge = host.pack("teasr_core.sampling.sampler"), host.pack("nodes.bridge")
     embeds, values = made.conditioning[0]
     base = model.model
     lq = base.process_latent_in(values["reference_latents"][0])  # (1, C, 1, h, w)
@@ -34,14 +34,14 @@ def core_parts(host, model, made, seed, tiles=None):
 
 def core_choice(host, model, made, seed, tolerance=TOLERANCE, tiles=None):
     parts = core_parts(host, model, made, seed, tiles)
-    plan = host.pack("teasr_core.auto_steps").AutoSteps(tolerance).choose(*parts)
+    plan = host.pack("teasr_core.sampling.auto_steps").AutoSteps(tolerance).choose(*parts)
     model.cleanup()
     return plan
 
 
 def telling_tolerance(host, model, mades, seed):
     """Between the two-step errors of two images: one of them needs two steps, the other more."""
-    first_step = host.pack("teasr_core.auto_steps").FirstStep
+    first_step = host.pack("teasr_core.sampling.auto_steps").FirstStep
     errors = [first_step(*core_parts(host, model, made, seed)).error(2) for made in mades]
     model.cleanup()
     assert abs(errors[0] - errors[1]) > 1e-4
@@ -144,7 +144,7 @@ def test_choosing_can_be_interrupted_and_costs_what_it_says(host, builtin, condi
         stop_at = 0
         forwards.clear()
         host.run("TEASRStepSelector", **auto_inputs(builtin, made, tolerance=0.001))
-        assert 3 <= len(forwards) <= host.pack("teasr_core.auto_steps").MAX_EVALUATIONS
+        assert 3 <= len(forwards) <= host.pack("teasr_core.sampling.auto_steps").MAX_EVALUATIONS
     finally:
         handle.remove()
         host.model_management.interrupt_current_processing(False)

@@ -43,7 +43,7 @@ def test_one_more_number_costs_that_number(executor):
 
 def test_the_sheet_holds_every_picture_and_its_labels(host, executor):
     got = executor()(compare_prompt("1,2"))
-    grid = host.pack("teasr_core.compare_grid")
+    grid = host.pack("teasr_core.image.labelled_sheet")
     sheet = got.image[0]
     assert got.image.ndim == 4
     picture = (got.mask[0] * 255 + 0.5).floor() / 255

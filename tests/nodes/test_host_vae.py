@@ -104,7 +104,7 @@ def test_a_large_picture_is_cut_on_its_own(host, vae, host_vae, sides_of):
     latent = torch.randn(1, 16, 1, 40, 68, generator=torch.Generator().manual_seed(1))
     ours.decode(latent)
     assert sides_of() == [(40, 42), (40, 42)] and ours.tile_px == 8 * 42
-    codec, tiles = host.pack("teasr_core.qwen_vae"), host.pack("nodes.host_vae")
+    codec, tiles = host.pack("teasr_core.codec.qwen_vae"), host.pack("nodes.host_vae")
     assert tiles.SIDES_PX[0] == codec.TILE_PX
 
 
@@ -240,6 +240,6 @@ def test_condition_and_decode_use_the_tiles(host, builtin, vae, sides_of):
     assert picture.shape[1:] == (96, 544, 3) and resized.shape[1:] == (96, 528, 3)
     assert len(sides_of()) == 2
     assert set(out["teasr_notes"].phases) == {"encode", "decode"}
-    size = host.pack("teasr_core.geometry").TargetSize(528, 96)
+    size = host.pack("teasr_core.image.resize").TargetSize(528, 96)
     assert f"VAE tiles of {notes.vae_tile_px} px" in out["teasr_notes"].report(size, 0.0).line()
     assert "decode" not in latent["teasr_notes"].phases  # the input is untouched

@@ -36,7 +36,7 @@ def test_vae_refuses_another_models_latent(host, builtin):
 @pytest.fixture
 def encoder(host, builtin):
     """A random condition encoder in the built-in VAE, for one test."""
-    encoder = host.pack("teasr_core.condition_encoder").ConditionEncoder(48, width=8, blocks=2)
+    encoder = host.pack("teasr_core.codec.lq_encoder").ConditionEncoder(48, width=8, blocks=2)
     generator = torch.Generator().manual_seed(3)
     for parameter in encoder.parameters():
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -47,7 +47,7 @@ def encoder(host, builtin):
 @pytest.mark.parametrize("side", [64, 80])
 def test_condition_goes_through_the_encoder_and_the_vae_does_not(host, builtin, encoder, monkeypatch, side):
     """TEASRCondition gives what the command line samples from, in tiles too; stock VAE nodes stay exact."""
-    module, codec = host.pack("teasr_core.condition_encoder"), builtin.vae.codec
+    module, codec = host.pack("teasr_core.codec.lq_encoder"), builtin.vae.codec
     monkeypatch.setattr(module, "TILE", 16)
     monkeypatch.setattr(module, "OVERLAP", 4)
     image = torch.rand(1, side, side, 3)
@@ -63,7 +63,7 @@ def test_condition_goes_through_the_encoder_and_the_vae_does_not(host, builtin, 
 
 def test_latent_format_normalises_once_and_previews_in_colour(host, builtin, assets):
     """SPEC 7: raw coefficients outside, (x - mean) / std inside; a flat colour previews as that colour."""
-    codec = host.pack("teasr_core.builtin").shipped_base().codec
+    codec = host.pack("teasr_core.weight_files.builtin_file").shipped_base().codec
     image = torch.rand(1, 3, 16, 16)
     raw = builtin.vae.encode(image.movedim(1, -1))
     inside = builtin.model.model.process_latent_in(raw)
@@ -111,10 +111,10 @@ def test_max_megapixels_caps(condition, photo):
 def test_condition_is_the_cores_conditioning_image(host, builtin, condition, photo):
     """The same resize and padding as the command line, encoded: 16 px multiples."""
     made = condition(photo)
-    size = host.pack("teasr_core.geometry").TargetSize(46, 34)
+    size = host.pack("teasr_core.image.resize").TargetSize(46, 34)
     resized, padded = host.pack("teasr_core.restore").conditioning_image(photo.movedim(-1, 1), size, 16)
     assert torch.equal(made.resized, resized.movedim(1, -1))
-    codec = host.pack("teasr_core.codec")
+    codec = host.pack("teasr_core.codec.dct")
     assert torch.equal(made.conditioning[0][1]["reference_latents"][0][:, :, 0], codec.image_to_coefficients(padded))
     assert padded.shape[-2:] == (48, 48)
 
@@ -152,7 +152,9 @@ def test_color_fix_is_the_cores(host, method):
     image, reference = torch.rand(2, 20, 30, 3), torch.rand(2, 20, 30, 3) * 0.5
     before = image.clone()
     out = host.run("TEASRColorFix", image=image, reference=reference, color_fix=method, color_strength=0.7)[0]
-    expected = host.pack("teasr_core.color").fix_color(image.movedim(-1, 1), reference.movedim(-1, 1), method, 0.7)
+    expected = host.pack("teasr_core.image.color_fix").fix_color(
+        image.movedim(-1, 1), reference.movedim(-1, 1), method, 0.7
+    )
     assert torch.allclose(out, expected.movedim(1, -1), atol=1e-6)  # another memory layout rounds otherwise
     assert torch.equal(image, before)
 

@@ -93,7 +93,7 @@ def test_what_the_host_calls_out_of_memory_counts_too(host, builtin, condition, 
 def test_the_report_says_it(host, builtin, condition, card, photos):
     made = condition(photos[:1])
     card.area = 20 * 20
-    size = host.pack("teasr_core.geometry").TargetSize(128, 128)
+    size = host.pack("teasr_core.image.resize").TargetSize(128, 128)
 
     def line(**inputs):
         sigmas = host.run("TEASRStepSelector", steps=1)[0]

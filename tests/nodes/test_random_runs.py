@@ -59,7 +59,7 @@ def ask(host, executor):
 
 
 def test_random_runs_through_the_one_node(host, ask):
-    geometry, images = host.pack("teasr_core.geometry"), host.pack("nodes.host_images")
+    geometry, images = host.pack("teasr_core.image.resize"), host.pack("nodes.host_images")
     for index, run in enumerate(RUNS):
         found = ask(index)
         batch, height, width, channels = found.image.shape
@@ -85,7 +85,7 @@ def test_a_model_that_returns_its_input_leaves_no_border(host, builtin, ask, mon
     """The transformer's last layer at zero: x̂ = z_lq in the residual form, so that the result must be the resize."""
     transformer = builtin.model.model.diffusion_model
     assert transformer.proj_out.weight.any()
-    load = host.pack("teasr_core.builtin").read_base
+    load = host.pack("teasr_core.weight_files.builtin_file").read_base
 
     def zeroed(path):
         base = load(path)
@@ -93,8 +93,8 @@ def test_a_model_that_returns_its_input_leaves_no_border(host, builtin, ask, mon
             base.tensors[key] = torch.zeros_like(base.tensors[key])
         return base
 
-    monkeypatch.setattr(host.pack("teasr_core.builtin"), "read_base", zeroed)
-    geometry, images = host.pack("teasr_core.geometry"), host.pack("nodes.host_images")
+    monkeypatch.setattr(host.pack("teasr_core.weight_files.builtin_file"), "read_base", zeroed)
+    geometry, images = host.pack("teasr_core.image.resize"), host.pack("nodes.host_images")
     worst = 0.0
     for index, run in enumerate(RUNS[:30]):
         found = ask(index).image.movedim(-1, 1)

@@ -11,9 +11,9 @@ def relative(a, b):
 
 
 def core_sample(host, model, made, steps, seed, plan=None):
-    """`teasr_core.sampler.sample` on a velocity that calls the MODEL itself, tiled by the core if `plan` is given."""
-    sampler, tiling = host.pack("teasr_core.sampler"), host.pack("teasr_core.tiling")
-    bridge, taus = host.pack("nodes.bridge"), host.pack("teasr_core.schedule").linear_taus(steps)
+    """The core's `sample` on a velocity that calls the MODEL itself, tiled by the core if `plan` is given."""
+    sampler, tiling = host.pack("teasr_core.sampling.sampler"), host.pack("teasr_core.tiling")
+    bridge, taus = host.pack("nodes.bridge"), host.pack("teasr_core.sampling.schedule").linear_taus(steps)
     embeds, values = made.conditioning[0]
     base = model.model
     lq = base.process_latent_in(values["reference_latents"][0])  # (B, C, 1, h, w)
@@ -134,7 +134,7 @@ def test_automatic_tiles_are_the_cores_for_the_built_in_model_and_1024_px_for_qw
     assert (tiles.height, tiles.width) == (side, side)
     assert plan(qwen, 128, 128, 0, 0).count == 1  # 1024 px
     assert plan(qwen, 256, 128, 0, 0).height == 128
-    ours, core = host.pack("nodes.host_tiles"), host.pack("teasr_core.standalone")
+    ours, core = host.pack("nodes.host_tiles"), host.pack("teasr_core.restorer")
     assert (ours.QWEN_SIDES_PX[0], ours.QWEN_OVERLAP_PX) == (core.QWEN_TILE_PX, core.QWEN_OVERLAP_PX)
 
 

@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from teasr_core.builtin import build_velocity, read_base
 from teasr_core.errors import ConfigError, InputError
-from teasr_core.lora_file import check_base, fingerprint, read_lora
+from teasr_core.weight_files.builtin_file import build_velocity, read_base
+from teasr_core.weight_files.lora_file import check_base, fingerprint, read_lora
 from training import pretrain_model
 from training.ablation import ARMS, train_arms
 from training.checkpoint import list_checkpoints, load_checkpoint

@@ -7,8 +7,8 @@ import tiny
 import torch
 from tiny_distill_run import changed
 
-from teasr_core.branch_lora import BLOCK_TARGETS, DEAD_IN_LAST_BLOCK
-from teasr_core.qwen import build_transformer
+from teasr_core.model.branch_lora import BLOCK_TARGETS, DEAD_IN_LAST_BLOCK
+from teasr_core.model.qwen_velocity import build_transformer
 from training.adapter import lora_scale, new_adapter
 from training.distill import Distiller
 from training.distill_config import AdapterConfig

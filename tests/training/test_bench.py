@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from teasr_core.architecture import QWEN_IMAGE
 from teasr_core.errors import ConfigError
+from teasr_core.model.architecture import QWEN_IMAGE
 from training import losses
 from training.base_model import memory_plan
 from training.bench import FULL, PLAIN, Bench, run

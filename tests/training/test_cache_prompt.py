@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from teasr_core.errors import InputError, ModelFileError, OutputError
-from teasr_core.lora_file import PROMPT_KEY
 from teasr_core.safetensors_file import read_tensors
+from teasr_core.weight_files.lora_file import PROMPT_KEY
 from training import prompt_cache
 from training.cli import main
 from training.prompt_cache import TEMPLATE, TEMPLATE_TOKENS, encode_prompt, find_encoder, read_prompt, write_prompt

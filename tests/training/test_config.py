@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from teasr_core.architecture import QWEN_IMAGE
 from teasr_core.errors import ConfigError
+from teasr_core.model.architecture import QWEN_IMAGE
 from training.ablation import AblationConfig
 from training.base_model import memory_plan
 from training.config import PretrainConfig, StageConfig, load_config

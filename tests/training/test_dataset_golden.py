@@ -12,7 +12,7 @@ import pytest
 import tiny_run
 import torch
 
-from teasr_core.geometry import TargetSize, resize
+from teasr_core.image.resize import TargetSize, resize
 from training.config import DataConfig
 from training.dataset import CropDataset
 from training.degradation import PRESETS, degrade

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from teasr_core.images import load_picture
+from teasr_core.picture_files.find import load_picture
 from training import make_pairs
 from training.cli import main
 from training.degradation import PRESETS

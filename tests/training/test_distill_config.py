@@ -6,8 +6,8 @@ import json
 import pytest
 from tiny_distill_run import write_toml
 
-from teasr_core.branch_lora import BLOCK_TARGETS
 from teasr_core.errors import ConfigError
+from teasr_core.model.branch_lora import BLOCK_TARGETS
 from training.distill_config import DistillConfig, check_distill, load_distill_config
 from training.toml_config import from_mapping, to_mapping
 

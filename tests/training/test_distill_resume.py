@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_distill_run import assert_equal, changed, newest
 
-from teasr_core.builtin import base_metadata
 from teasr_core.errors import ConfigError, ModelFileError
-from teasr_core.lora_file import PROMPT_KEY
+from teasr_core.weight_files.builtin_file import base_metadata
+from teasr_core.weight_files.lora_file import PROMPT_KEY
 from training.checkpoint import list_checkpoints
 from training.distill import Distiller
 from training.distill_resume import check_resumable

@@ -12,9 +12,9 @@ import tiny_qwen
 import tiny_run
 import torch
 
-from teasr_core import builtin
 from teasr_core.errors import ConfigError
-from teasr_core.lora_file import fingerprint
+from teasr_core.weight_files import builtin_file as builtin
+from teasr_core.weight_files.lora_file import fingerprint
 from training.checkpoint import save_checkpoint
 from training.cli import main
 from training.config import load_config

@@ -9,8 +9,8 @@ import tiny
 import tiny_eval
 from PIL import Image
 
-from teasr_core import builtin
-from teasr_core.schedule import parse_steps
+from teasr_core.sampling.schedule import parse_steps
+from teasr_core.weight_files import builtin_file as builtin
 from training import ablation
 from training.ablation import ARMS, TrainedArm
 from training.cli import build_parser, main

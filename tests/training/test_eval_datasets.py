@@ -9,7 +9,7 @@ import tiny_eval
 from PIL import Image
 
 from teasr_core.errors import InputError
-from teasr_core.geometry import TargetSize
+from teasr_core.image.resize import TargetSize
 from training.degradation import PRESETS
 from training.evaluation import protocol
 from training.evaluation.crops import read_eval_list

@@ -8,9 +8,9 @@ import tiny
 import tiny_eval
 from safetensors.torch import save_file
 
-from teasr_core import builtin
 from teasr_core.errors import InputError, LoraFileError, ModelFileError
-from teasr_core.geometry import TargetSize
+from teasr_core.image.resize import TargetSize
+from teasr_core.weight_files import builtin_file as builtin
 from training.evaluation.models import EvalSettings, parse_models
 
 

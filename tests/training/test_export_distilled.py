@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 
-from teasr_core.builtin import build_velocity, read_base
 from teasr_core.errors import InputError
-from teasr_core.lora_file import check_base, fingerprint, read_lora
+from teasr_core.weight_files.builtin_file import build_velocity, read_base
+from teasr_core.weight_files.lora_file import check_base, fingerprint, read_lora
 from training.cli import main
 from training.config import DataConfig, RunConfig
 from training.distill import Distiller

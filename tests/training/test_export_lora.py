@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from teasr_core.branch_lora import BLOCK_TARGETS, BranchLora, target_paths
-from teasr_core.builtin import build_velocity, read_base
 from teasr_core.errors import InputError, ModelFileError, TeasrError
-from teasr_core.lora_file import PROMPT_KEY, check_base, fingerprint, read_lora
+from teasr_core.model.branch_lora import BLOCK_TARGETS, BranchLora, target_paths
+from teasr_core.weight_files.builtin_file import build_velocity, read_base
+from teasr_core.weight_files.lora_file import PROMPT_KEY, check_base, fingerprint, read_lora
 from training.cli import main
 from training.export_lora import export_lora, without_folders
 

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from teasr_core.flow import broadcast_time, interpolate
+from teasr_core.model.flow import broadcast_time, interpolate
 from training.losses import (
     consistency_target,
     data_loss,

@@ -4,8 +4,8 @@ import pytest
 import tiny
 import torch
 
-from teasr_core.dtc import check_target_times
-from teasr_core.flow import clean_from_output, interpolate, velocity_from_output
+from teasr_core.model.flow import clean_from_output, interpolate, velocity_from_output
+from teasr_core.model.timesteps import check_target_times
 from training import time_sampling
 from training.draws import draw
 from training.losses import (

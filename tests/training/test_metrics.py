@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from teasr_core.errors import InputError
-from teasr_core.luma import to_full_y, to_studio_y
+from teasr_core.image.luma import to_full_y, to_studio_y
 from training.evaluation.metrics import flat_gradient, gmsd, gradient_map, mean_gradient, psnr_y, ssim_y
 from training.evaluation.niqe import fit_aggd, mscn, niqe, niqe_features
 

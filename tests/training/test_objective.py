@@ -9,9 +9,9 @@ import tiny_objective
 import torch
 from tiny_objective import WEIGHTS, gradients, objective
 
-from teasr_core.branch_lora import DEAD_IN_LAST_BLOCK
-from teasr_core.codec import DctCodec
-from teasr_core.flow import interpolate
+from teasr_core.codec.dct import DctCodec
+from teasr_core.model.branch_lora import DEAD_IN_LAST_BLOCK
+from teasr_core.model.flow import interpolate
 from training.losses import rectification_weight, velocity_loss
 from training.objective import Batch, LossWeights, velocity_calls
 

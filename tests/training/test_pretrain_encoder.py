@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from tiny_run import ALL_ROLES, MODEL
 
-from teasr_core.builtin import encoder_tensors, read_base
 from teasr_core.errors import ConfigError
+from teasr_core.weight_files.builtin_file import encoder_tensors, read_base
 from training.config import ModelConfig, StageConfig, load_config
 from training.export import export_base
 from training.losses import lattice_loss

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from tiny_run import ALL_ROLES, MODEL
 
-from teasr_core import builtin
 from teasr_core.errors import InputError
-from teasr_core.flow import interpolate
-from teasr_core.sampler import initial_noise, sample
-from teasr_core.schedule import linear_taus
+from teasr_core.model.flow import interpolate
+from teasr_core.sampling.sampler import initial_noise, sample
+from teasr_core.sampling.schedule import linear_taus
+from teasr_core.weight_files import builtin_file as builtin
 from training import pretrain, time_sampling
 from training.checkpoint import list_checkpoints, save_checkpoint
 from training.cli import main

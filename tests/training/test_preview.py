@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tiny_run import MODEL, write_photos
 
-from teasr_core.codec import DctCodec
+from teasr_core.codec.dct import DctCodec
 from teasr_core.errors import InputError
 from training.distill import Distiller
 from training.pretrain import Pretrainer

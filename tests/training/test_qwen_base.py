@@ -11,9 +11,9 @@ import tiny_run
 import torch
 
 from teasr_core.errors import ConfigError, InputError, ModelFileError
-from teasr_core.lora_file import fingerprint, read_lora
+from teasr_core.restorer import load_qwen_restorer
 from teasr_core.safetensors_file import read_tensors
-from teasr_core.standalone import load_qwen_restorer
+from teasr_core.weight_files.lora_file import fingerprint, read_lora
 from training.checkpoint import list_checkpoints
 from training.config import DataConfig, RunConfig
 from training.distill import Distiller

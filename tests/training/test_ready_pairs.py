@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from teasr_core.errors import InputError
-from teasr_core.geometry import TargetSize, resize
+from teasr_core.image.resize import TargetSize, resize
 from training.config import DataConfig
 from training.dataset import CropDataset
 from training.sources import open_sources, pair_scale

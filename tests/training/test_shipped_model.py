@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from teasr_core.builtin import ASSETS
-from teasr_core.geometry import TargetSize, resize
+from teasr_core.image.resize import TargetSize, resize
 from teasr_core.restore import RestoreOptions
-from teasr_core.schedule import manual_plan
-from teasr_core.standalone import load_restorer
+from teasr_core.restorer import load_restorer
+from teasr_core.sampling.schedule import manual_plan
+from teasr_core.weight_files.builtin_file import ASSETS
 from training.degradation import LIGHT, degrade
 
 SIDE = 256

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from teasr_core.branch_lora import BranchLora, target_paths
-from teasr_core.lora_file import ALL_TOKENS_PREFIXES, read_lora
-from teasr_core.qwen import QwenVelocity, build_transformer
+from teasr_core.model.branch_lora import BranchLora, target_paths
+from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
+from teasr_core.weight_files.lora_file import ALL_TOKENS_PREFIXES, read_lora
 from training.export_lora import export_lora
 
 PATHS = target_paths(tiny.ARCHITECTURE.num_layers)

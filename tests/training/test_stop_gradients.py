@@ -7,7 +7,7 @@ import tiny_objective
 import torch
 from tiny_objective import WEIGHTS, gradients, objective
 
-from teasr_core.flow import interpolate
+from teasr_core.model.flow import interpolate
 from training import losses
 from training.objective import LossWeights
 

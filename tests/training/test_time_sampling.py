@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from teasr_core.schedule import MAX_STEPS
+from teasr_core.sampling.schedule import MAX_STEPS
 from training.time_sampling import consistency_times, flow_times, uniform
 
 COUNT = 200_000

@@ -11,7 +11,7 @@ import torch
 from tiny_gaussian import REAL_STD, SHIFT, GaussianVelocity, channels, score
 from tiny_toy import PointCodec, ToyVelocity, errors, step_gap, train
 
-from teasr_core.flow import broadcast_time
+from teasr_core.model.flow import broadcast_time
 from training import losses
 from training.draws import Draws, draw
 from training.objective import Batch, LossWeights, Objective

@@ -11,7 +11,7 @@ import torch
 
 from teasr_core.precision import choose_dtype, dtype_name
 from teasr_core.restore import AUTO_TILE_PX
-from teasr_core.schedule import parse_steps
+from teasr_core.sampling.schedule import parse_steps
 
 from .ablation_table import ablation_table, arm_of_results
 from .datasets import open_datasets

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from teasr_core.errors import InputError
-from teasr_core.geometry import MAX_SCALE, MIN_SCALE, TargetSize, size_by_factor
-from teasr_core.images import find_images, load_picture
+from teasr_core.image.resize import MAX_SCALE, MIN_SCALE, TargetSize, size_by_factor
+from teasr_core.picture_files.find import find_images, load_picture
 
 from ..degradation import PRESETS
 from ..photographs import HR_FOLDER, LR_FOLDER

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from teasr_core.errors import InputError
-from teasr_core.luma import to_full_y, to_studio_y
+from teasr_core.image.luma import to_full_y, to_studio_y
 from teasr_core.sharpness import gradient_map
 
 _SSIM_RADIUS = 5

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.special import gamma
 
 from teasr_core.errors import InputError
-from teasr_core.luma import to_full_y
+from teasr_core.image.luma import to_full_y
 
 BLOCK_PX = 96
 FEATURES_PER_SCALE = 18

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from teasr_core.errors import InputError
-from teasr_core.geometry import TargetSize
+from teasr_core.image.resize import TargetSize
 
 from .datasets import EvalDataset, EvalPicture
 from .figures import Metric, Metrics

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from teasr_core.architecture import QwenArchitecture
-from teasr_core.branch_lora import target_paths
+from teasr_core.model.architecture import QwenArchitecture
+from teasr_core.model.branch_lora import target_paths
 
 from .checkpointing import Checkpointing
 from .groups import GroupPlan

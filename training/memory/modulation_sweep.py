@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from teasr_core.branch_lora import forward_overrides
+from teasr_core.model.branch_lora import forward_overrides
 
 from .quantised_linear import FrozenLinear
 

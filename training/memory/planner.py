@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from teasr_core.architecture import QwenArchitecture
 from teasr_core.errors import ConfigError, InputError
+from teasr_core.model.architecture import QwenArchitecture
 
 from . import costs
 from .checkpointing import Checkpointing

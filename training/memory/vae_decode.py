@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from teasr_core.branch_lora import forward_overrides
+from teasr_core.model.branch_lora import forward_overrides
 
 
 def decode_checkpointed(vae: Any, z: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from live_bytes import LiveBytes
 from tiny_memory import differing, step_gradients
 from torch import nn
 
-from teasr_core.qwen import build_transformer
+from teasr_core.model.qwen_velocity import build_transformer
 from training.memory.apply import prepare
 from training.memory.checkpointing import Checkpointing
 from training.memory.groups import BLOCK_GROUPS, GroupPlan

@@ -13,9 +13,9 @@ from diffusers import AutoencoderKLQwenImage
 from live_bytes import LiveBytes
 from torch import nn
 
-from teasr_core.architecture import QWEN_IMAGE
-from teasr_core.branch_lora import BranchLora, target_paths
-from teasr_core.qwen import build_transformer
+from teasr_core.model.architecture import QWEN_IMAGE
+from teasr_core.model.branch_lora import BranchLora, target_paths
+from teasr_core.model.qwen_velocity import build_transformer
 from training.memory import costs
 from training.memory.checkpointing import Checkpointing
 from training.memory.costs import OPTIMISERS, Problem

@@ -6,10 +6,10 @@ import pytest
 import tiny
 import torch
 
-from teasr_core.architecture import QWEN_IMAGE
-from teasr_core.branch_lora import target_paths
 from teasr_core.errors import ConfigError
-from teasr_core.qwen import build_transformer
+from teasr_core.model.architecture import QWEN_IMAGE
+from teasr_core.model.branch_lora import target_paths
+from teasr_core.model.qwen_velocity import build_transformer
 from training.memory import costs
 from training.memory.groups import BLOCK_GROUPS, GROUPS, GroupPlan, group_of, linears_of
 

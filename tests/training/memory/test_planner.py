@@ -7,8 +7,8 @@ import pytest
 import tiny
 import torch
 
-from teasr_core.architecture import QWEN_IMAGE
 from teasr_core.errors import ConfigError, InputError
+from teasr_core.model.architecture import QWEN_IMAGE
 from training.memory.checkpointing import Checkpointing
 from training.memory.config import MemoryConfig
 from training.memory.groups import BLOCK_GROUPS

@@ -9,8 +9,8 @@ import torch
 from live_bytes import saved_tensors
 from torch import nn
 
-from teasr_core.branch_lora import target_paths
-from teasr_core.qwen import build_transformer
+from teasr_core.model.branch_lora import target_paths
+from teasr_core.model.qwen_velocity import build_transformer
 from training.memory.groups import BLOCK_GROUPS, GroupPlan
 from training.memory.quantised_linear import FrozenLinear, replace_linears
 

@@ -1,0 +1,100 @@
+"""Which input becomes which output: a file a file, a folder a folder, with its subfolders where asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..picture_files.find import KNOWN_EXTENSIONS, WRITABLE_EXTENSIONS, check_output, find_images
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to restore.
+
+    index: its place among all. name: what it is called, relative to the input folder. is_in_folder: its output's
+    folder is ours to make.
+    """
+
+    index: int
+    source: Path
+    target: Path
+    name: str
+    is_in_folder: bool = True
+
+
+def plan_jobs(source: Path, target: Path, is_recursive: bool = False) -> list[Job]:
+    """One job for each image; a folder goes to a folder, each image under its own name. Nothing is written.
+
+    What cannot be written in its own format (.bmp) becomes a .png. The order is that of the names, the same on every
+    run. InputError for a missing input, a folder without images, an output that cannot be a folder or is the input,
+    two images of one output, and an output that is any of the images (`check_originals`).
+    """
+    if not source.exists():
+        raise InputError(f"{source} does not exist: give an image or a folder of images")
+    if source.is_file():
+        check_originals([source], [target])
+        return [Job(0, source, target, source.name, is_in_folder=False)]
+    images = _images_below(source, target) if is_recursive else find_images(source)
+    if not images:
+        more = "" if is_recursive else ", or --recursive for those in its subfolders"
+        raise InputError(f"{source} holds no image: expected PNG, JPEG, WebP, TIFF or BMP files{more}")
+    existing = next(path for path in (target, *target.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing} is a file, the input is a folder: give a folder as output")
+    if target.resolve() == source.resolve():
+        raise InputError(f"{target} is the input folder: give another folder, so that no original is replaced")
+    jobs: dict[Path, Job] = {}
+    for index, path in enumerate(images):
+        inside = path.relative_to(source)
+        output = target / (inside if path.suffix.lower() in WRITABLE_EXTENSIONS else inside.with_suffix(".png"))
+        if output in jobs:
+            raise InputError(f"{jobs[output].name} and {inside} would both become {output.name}: rename one")
+        jobs[output] = Job(index, path, output, str(inside))
+    check_originals(images, jobs)
+    return list(jobs.values())
+
+
+def check_originals(sources: Iterable[Path], targets: Iterable[Path]) -> None:
+    """Raises InputError when one of `targets` is one of `sources`, by whatever path or link: no flag replaces those."""
+    originals = {source.resolve(): source for source in sources}
+    for target in targets:
+        original = originals.get(target.resolve())
+        if original is not None:
+            raise InputError(f"{target} is the input {original}: give another output, so that no original is replaced")
+
+
+def split_jobs(jobs: Iterable[Job], overwrite: bool, resume: bool) -> tuple[list[Job], list[Job]]:
+    """(to do, done already): outputs that exist are passed over with `resume`, else refused unless `overwrite`."""
+    to_do, done = [], []
+    for job in jobs:
+        if resume and job.target.is_file():
+            done.append(job)
+            continue
+        if job.target.parent.is_dir() or not job.is_in_folder:
+            check_output(job.target, has_alpha=False, overwrite=overwrite)
+        to_do.append(job)
+    return to_do, done
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}): give a folder that can be written") from None
+
+
+def _images_below(source: Path, target: Path) -> list[Path]:
+    """Images in `source` and its subfolders, sorted; not in hidden ones, nor in `target` where it lies inside."""
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(source):
+        here = Path(folder)
+        subfolders[:] = [
+            name for name in subfolders if not name.startswith(".") and (here / name).resolve() != target.resolve()
+        ]
+        paths = (here / name for name in names if not name.startswith("."))
+        found += (path for path in paths if path.suffix.lower() in KNOWN_EXTENSIONS and path.is_file())
+    return sorted(found)

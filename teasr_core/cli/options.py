@@ -1,0 +1,102 @@
+"""Options that several commands share: one line for each complaint, the nodes' names and defaults (SPEC 4, 12)."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from ..image.color_fix import COLOR_FIXES
+from ..precision import DTYPES, OFFLOADS, STORAGES
+from .terminal import write_line
+
+DEFAULT_SCALE = 4.0
+SEED_LIMIT = 2**64
+STEP_MODES = ("manual", "auto")
+
+# Exit codes besides 0 and, for a bug of ours, 1.
+BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 3, 130
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse's own complaints in the form of ours: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        write_line(f"error: {one_line(message)} (see '{self.prog} --help')", sys.stderr)
+        raise SystemExit(2)
+
+
+def one_line(error: object) -> str:
+    """A file name may hold a line break; what stands on the terminal must not."""
+    return " ".join(str(error).splitlines())
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    size = parser.add_argument_group("size (one of; default --scale 4)")
+    size.add_argument("--scale", type=number("scale"), help="factor, 0.25 to 8")
+    size.add_argument("--shortest", type=int, metavar="PX", help="shortest edge")
+    size.add_argument("--longest", type=int, metavar="PX", help="longest edge")
+    size.add_argument("--width", type=int, metavar="PX", help="with --height: exact size")
+    size.add_argument("--height", type=int, metavar="PX", help="with --width: exact size")
+    size.add_argument("--megapixels", type=number("megapixels"), metavar="MP")
+    size.add_argument("--max-megapixels", type=number("max-megapixels"), default=0.0, metavar="MP", help="cap, 0 = off")
+
+
+def add_look(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """All of the result's look but the number of steps, which each command asks for in its own way."""
+    look = parser.add_argument_group("result")
+    look.add_argument("--seed", type=_seed, default=0, help="64-bit; default 0")
+    look.add_argument("--strength", type=number("strength"), default=1.0, help="0 = plain resize, 1 = full model")
+    look.add_argument("--fidelity", type=number("fidelity"), default=0.0, help="towards 1: less texture, closer to LQ")
+    look.add_argument("--color-fix", choices=COLOR_FIXES, default="wavelet")
+    look.add_argument("--color-strength", type=number("color-strength"), default=1.0, help="0 to 1")
+    return look
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("model (the built-in one unless --model is given)")
+    model.add_argument("--model", type=Path, help="Qwen-Image: diffusers folder or safetensors; or a TEASR base file")
+    model.add_argument(
+        "--vae", type=Path, help="Qwen-Image VAE: folder or safetensors; default: the model folder's own"
+    )
+    model.add_argument("--lora", type=Path, help="a TEASR LoRA for the model, in place of the shipped one")
+    model.add_argument("--lora-strength", type=number("lora-strength"), default=1.0, help="0 to 2")
+    model.add_argument("--allow-other-base", action="store_true", help="accept a LoRA trained on another base")
+    model.add_argument("--dtype", choices=["auto", *DTYPES, *STORAGES], default="auto", help="fp8, nf4: with --model")
+    model.add_argument("--device", default="auto", help="auto, cpu, or torch's name of an accelerator, such as cuda")
+    model.add_argument("--offload", choices=OFFLOADS, default="none", help="with --model: weights wait on the CPU")
+    model.add_argument("--tile-px", type=int, default=0, help="0 = automatic")
+    model.add_argument("--overlap-px", type=int, default=0, help="0 = automatic")
+
+
+def number(name: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{name} is '{text}', expected a number") from None
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{name} is {text}, expected a finite number")
+        return value
+
+    return parse
+
+
+def whole(name: str, low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{name} is '{text}', expected a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _seed(text: str) -> int:
+    return whole("seed", 0, SEED_LIMIT - 1)(text)

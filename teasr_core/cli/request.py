@@ -1,0 +1,177 @@
+"""What the shared options ask for: checked before any work, the size of an image, its restoration, the model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from ..device import choose_device
+from ..errors import InputError
+from ..image import resize as geometry
+from ..image.alpha import bleed_rgb, resize_alpha
+from ..image.resize import TargetSize
+from ..memory import refuse_out_of_memory
+from ..picture_files.picture import Picture
+from ..picture_files.read import read_size
+from ..precision import STORAGES
+from ..restore import RestoreOptions
+from ..restorer import CPU, Restorer, load_qwen_restorer, load_restorer, qwen_tile
+from ..sampling.auto_steps import AutoSteps
+from ..sampling.schedule import MIN_STEPS, StepPlan, manual_plan
+from ..weight_files.file_kind import Kind, detect
+from .options import DEFAULT_SCALE
+from .progress import Progress
+
+# Above this factor the model has seen nothing like it (SPEC 6).
+WARN_SCALE = 4.0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse impossible options before any work."""
+    modes = [
+        name for name in ("scale", "shortest", "longest", "width", "megapixels") if getattr(args, name) is not None
+    ]
+    if (args.width is None) != (args.height is None):
+        raise InputError("--width and --height belong together: give both, or one of --shortest, --longest")
+    if len(modes) > 1:
+        raise InputError(f"several sizes asked for (--{', --'.join(modes)}): give one")
+    _check_numbers(args)
+    restore_options(args, TargetSize(1, 1))
+    if not 0 <= args.lora_strength <= 2:
+        raise InputError(f"lora strength is {args.lora_strength:g}: expected a number from 0 to 2")
+    choose_device(args.device)
+    if args.model is not None and not _is_teasr_base(args.model):
+        if args.lora is None:
+            raise InputError("--model needs --lora: it is a TEASR LoRA that makes a restorer of it, give the model's")
+        return
+    qwen_only = {"--vae": args.vae is not None, "--offload": args.offload != "none", "--dtype": args.dtype in STORAGES}
+    for name in (name for name, is_given in qwen_only.items() if is_given):
+        raise InputError(f"{name} is for a Qwen-Image --model: leave it out, TEASR's own models need none of it")
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse sizes that suit no image at all; whether they suit one is known with its own size (`target_size`)."""
+    if args.scale is not None:
+        geometry.size_by_factor(1, 1, args.scale)
+    for name in ("shortest", "longest", "width", "height"):
+        if getattr(args, name) is not None:
+            geometry.check_side(getattr(args, name), f"--{name}")
+    if args.megapixels is not None:
+        geometry.check_megapixels(args.megapixels)
+    geometry.cap_megapixels(TargetSize(1, 1), args.max_megapixels)
+
+
+def _is_teasr_base(path: Path) -> bool:
+    return detect(path).kind is Kind.TEASR_BASE
+
+
+def target_size(args: argparse.Namespace, width: int, height: int) -> TargetSize:
+    """The exact output size of an image of width x height under the size options."""
+    if args.shortest is not None:
+        size = geometry.size_by_shortest(width, height, args.shortest)
+    elif args.longest is not None:
+        size = geometry.size_by_longest(width, height, args.longest)
+    elif args.width is not None:
+        size = geometry.size_exact(width, height, args.width, args.height)
+    elif args.megapixels is not None:
+        size = geometry.size_by_megapixels(width, height, args.megapixels)
+    else:
+        size = geometry.size_by_factor(width, height, DEFAULT_SCALE if args.scale is None else args.scale)
+    return geometry.cap_megapixels(size, args.max_megapixels)
+
+
+def expected_size(path: Path, args: argparse.Namespace) -> TargetSize | None:
+    """The output size as far as the file's header tells it; None where something is wrong, which is said later."""
+    size = read_size(path)
+    try:
+        return None if size is None else target_size(args, *size)
+    except InputError:
+        return None
+
+
+def restore_options(args: argparse.Namespace, size: TargetSize) -> RestoreOptions:
+    return RestoreOptions(size, args.strength, args.color_fix, args.color_strength, args.fidelity)
+
+
+def step_plan(args: argparse.Namespace) -> StepPlan | AutoSteps:
+    """The steps asked for; `AutoSteps` chooses them for each image. A wrong tolerance is refused in either mode."""
+    auto = AutoSteps(args.tolerance)
+    if args.step_mode == "auto":
+        if args.steps != MIN_STEPS:
+            raise InputError("--steps is for --step-mode manual: leave it out, auto chooses by --tolerance")
+        return auto
+    return manual_plan(args.steps)
+
+
+def size_note(name: str, picture: Picture, size: TargetSize) -> str | None:
+    """A warning, where there is reason for one."""
+    height, width = picture.rgb.shape[-2:]
+    if size.width > WARN_SCALE * width or size.height > WARN_SCALE * height:
+        return f"note: {name} is enlarged more than {WARN_SCALE:g} times: expect less detail"
+    return None
+
+
+def load_model(args: argparse.Namespace, place: Callable[[torch.device], torch.device] = lambda d: d) -> Restorer:
+    """The model asked for. TEASR's own stay on the CPU unless a device is named: the same bytes on every machine.
+
+    place: which of several equal devices this process takes.
+    """
+    if args.model is not None and not _is_teasr_base(args.model):
+        qwen_tile(args.tile_px, args.overlap_px)  # before the long load
+        files = (args.model, args.lora, args.vae)
+        device = place(choose_device(args.device))
+        with refuse_out_of_memory("to load the model", "use --dtype fp8 or nf4, --offload, or close other programs"):
+            return load_qwen_restorer(
+                *files, args.dtype, device, args.offload, args.lora_strength, args.allow_other_base
+            )
+    device = CPU if args.device == "auto" else place(choose_device(args.device))
+    with refuse_out_of_memory("to load the model", "close other programs, or use --device cpu"):
+        restorer = load_restorer(args.dtype, args.lora, args.lora_strength, args.allow_other_base, device, args.model)
+    restorer.tile(args.tile_px, args.overlap_px)
+    return restorer
+
+
+def enough_to_read(path: Path) -> AbstractContextManager[None]:
+    """InputError where memory does not suffice to read `path`."""
+    return refuse_out_of_memory(f"to read {path}", "close other programs, or make the image smaller first")
+
+
+def enough_for(size: TargetSize) -> AbstractContextManager[None]:
+    """InputError where memory does not suffice to make or save a result of `size`."""
+    doing = f"for {size.width} x {size.height} pixels"
+    return refuse_out_of_memory(doing, "use a smaller --tile-px, a smaller size or --max-megapixels")
+
+
+def restore_picture(
+    restorer: Restorer,
+    picture: Picture,
+    options: RestoreOptions,
+    plan: StepPlan | AutoSteps,
+    args: argparse.Namespace,
+    progress: Progress | None = None,
+) -> Picture:
+    """Restore the colours; alpha is resampled on its own, with the colours bled under it first (SPEC 6)."""
+    rgb, alpha = picture.rgb, picture.alpha
+    if alpha is not None:
+        rgb = bleed_rgb(rgb, alpha)
+        alpha = resize_alpha(alpha, options.size)
+    restored = restorer.restore(
+        rgb, options, plan, args.seed, args.tile_px, args.overlap_px,
+        on_step=progress.on_step if progress else None,
+        on_tile=progress.on_tile if progress else None,
+        on_plan=progress.on_plan if progress else None,
+    )  # fmt: skip
+    if picture.is_grey:
+        restored = _grey(restored)
+    return dataclasses.replace(picture, rgb=restored, alpha=alpha)
+
+
+def _grey(image: torch.Tensor) -> torch.Tensor:
+    """A grey file stays grey: BT.601 luma of the three channels, which the model may have tinted."""
+    luma = (image * torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    return luma.clamp(0, 1).expand_as(image)

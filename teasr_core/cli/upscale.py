@@ -1,0 +1,203 @@
+"""`upscale`: one image or a folder, file properties kept, image by image (SPEC 12)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from ..errors import InputError, TeasrError
+from ..picture_files.find import Picture, check_output, check_profile, load_picture, save_picture
+from ..restore import RestoreOptions
+from ..restorer import Restorer
+from .jobs import Job, make_folder, plan_jobs, split_jobs
+from .options import BAD_INPUT, one_line
+from .processes import Processes, find_processes
+from .progress import Progress, clock_time
+from .request import (
+    check_options,
+    enough_for,
+    enough_to_read,
+    expected_size,
+    load_model,
+    restore_options,
+    restore_picture,
+    size_note,
+    step_plan,
+    target_size,
+)
+from .run_report import STDOUT, ImageRecord, RunReport, check_report, loads, merge, report_name, write_report
+
+# How long a process that was stopped waits for the reports of the others.
+PATIENCE_S = 3.0
+
+
+def upscale(args: argparse.Namespace) -> int:
+    """Check everything that can be checked before the model is loaded, then restore image by image."""
+    check_options(args)
+    check_report(args.json)
+    if args.resume and args.overwrite:
+        raise InputError("--resume passes over existing outputs, --overwrite replaces them: give one of the two")
+    step_plan(args)
+    jobs = plan_jobs(args.input, args.output, args.recursive)
+    processes = find_processes()
+    # Every process looks for the outputs of all, so that all refuse alike; none writes before they have met. Where they
+    # cannot meet, another may be writing its own already.
+    to_do, done = split_jobs(jobs if processes.can_meet else _share(jobs, processes), args.overwrite, args.resume)
+    run = UpscaleRun(args, processes, _share(to_do, processes), _share(done, processes))
+    try:
+        run.begin()
+        run.restore_all()
+    except KeyboardInterrupt:
+        run.report.is_interrupted = True
+    except BaseException as error:
+        run.report.error = one_line(error) or type(error).__name__
+        run.report.error_code = BAD_INPUT if isinstance(error, TeasrError) else 1
+        raise
+    finally:
+        report = run.finish()
+    return report.exit_code
+
+
+class UpscaleRun:
+    """The images of one process, from the first to the last, and what became of them."""
+
+    def __init__(self, args: argparse.Namespace, processes: Processes, to_do: list[Job], done: list[Job]) -> None:
+        self.args = args
+        self.processes = processes
+        self.jobs = to_do
+        self.plan = step_plan(args)
+        self.report = RunReport(len(to_do) + len(done), [_record(job, "skipped") for job in done])
+        self.lines = sys.stderr if args.json == STDOUT else sys.stdout
+        sizes = [None if args.quiet else expected_size(job.source, args) for job in to_do]
+        work = [None if size is None else float(size.width * size.height) for size in sizes]
+        self.progress = Progress(
+            work, None if args.step_mode == "auto" else args.steps, not args.quiet, is_drawn=processes.rank == 0
+        )
+        self.started = time.monotonic()
+        self.restorer: Restorer | None = None
+        self.has_warned = False
+
+    def begin(self) -> None:
+        """Wait until all processes are here: what ends one later, or while it waits, is told to the others."""
+        self.processes = self.processes.meet()
+        self.processes.wait_for_all()
+        self.started = time.monotonic()
+
+    def restore_all(self) -> None:
+        """A bad image does not stop the others; the one image that was named is the command's own error."""
+        for job in self.jobs:
+            self.progress.start(job.name)
+            self._restore(job)  # in a function of its own, so that its pictures are gone before the next is read
+
+    def finish(self) -> RunReport:
+        """Tell what became of the images: process 0 for all of them where they can meet, else each for its own."""
+        self.progress.close()
+        self.report.seconds = time.monotonic() - self.started
+        report = self._exchange()
+        if self.processes.rank > 0 and self.processes.store is not None:
+            return self.report
+        if self.args.json:
+            is_alone = self.processes.count > 1 and self.processes.store is None
+            write_report(report, report_name(self.args.json, self.processes.rank if is_alone else None))
+        self._summarise(report)
+        return report
+
+    def _restore(self, job: Job) -> None:
+        record = _record(job, "failed")
+        started = time.monotonic()
+        try:
+            with enough_to_read(job.source):
+                picture, options = self._prepare(job, record)
+        except TeasrError as error:
+            self._refuse(job, record, error)
+            return
+        restorer = self._load()  # its errors are not the image's: they end the run
+        self._warn(size_note(job.source.name, picture, options.size))
+        try:
+            with enough_for(options.size):
+                restored = restore_picture(restorer, picture, options, self.plan, self.args, self.progress)
+                self._save(job, restored)
+        except TeasrError as error:
+            self._refuse(job, record, error)
+            return
+        record.status = "written"
+        record.fill(restorer.report, time.monotonic() - started)
+        self.report.images.append(record)
+        self.progress.say(f"{job.target}: {restorer.report.line()}", self.lines)
+
+    def _prepare(self, job: Job, record: ImageRecord) -> tuple[Picture, RestoreOptions]:
+        """The picture and what to make of it. InputError when it cannot be read, enlarged so, or saved so."""
+        picture = load_picture(job.source)
+        height, width = picture.rgb.shape[-2:]
+        record.size_before = (width, height)
+        size = target_size(self.args, width, height)
+        check_profile(picture, job.target)
+        if job.target.parent.is_dir():
+            check_output(job.target, picture.alpha is not None, self.args.overwrite, (size.width, size.height))
+        return picture, restore_options(self.args, size)
+
+    def _load(self) -> Restorer:
+        if self.restorer is None:
+            self.restorer = load_model(self.args, self.processes.place)
+            self.progress.begin_clock()
+        return self.restorer
+
+    def _warn(self, note: str | None) -> None:
+        if note is not None and not self.has_warned:
+            self.has_warned = True
+            self.progress.say(note, sys.stderr)
+
+    def _save(self, job: Job, restored: Picture) -> None:
+        if job.is_in_folder:
+            make_folder(job.target.parent)
+        save_picture(restored, job.target, quality=self.args.quality, overwrite=self.args.overwrite)
+
+    def _refuse(self, job: Job, record: ImageRecord, error: TeasrError) -> None:
+        record.error = one_line(error)
+        self.report.images.append(record)
+        if not job.is_in_folder:
+            raise error
+        self.progress.complain(f"error: {one_line(job.name)}: {record.error}")
+
+    def _exchange(self) -> RunReport:
+        """The report of all processes. Each waits for the last, since a launcher ends them all with the first."""
+        if self.processes.store is None:
+            return self.report
+        self.processes.post(self.report.dumps())
+        is_complete = not self.report.is_interrupted and self.report.error is None
+        try:
+            patience = float("inf") if is_complete else PATIENCE_S
+            texts = self.processes.collect(patience, lambda: self._tell_waiting(is_complete))
+        except KeyboardInterrupt:
+            self.report.is_interrupted, texts = True, []
+        return merge([loads(text) for text in texts]) if texts else self.report
+
+    def _tell_waiting(self, is_complete: bool) -> None:
+        if is_complete and self.processes.rank == 0:
+            self.progress.say("process 0 has done its share and waits for the others", sys.stderr)
+
+    def _summarise(self, report: RunReport) -> None:
+        """The last words; a single image needs none but after an interruption."""
+        written, failed, skipped = (report.count(status) for status in ("written", "failed", "skipped"))
+        if report.is_interrupted:
+            go_on = "the same command begins anew" if self.args.overwrite else "the same command with --resume goes on"
+            done = f"{written + skipped} of {report.expected} images are done, none is half-written"
+            self.progress.complain(f"interrupted: {done}; {go_on}")
+        elif report.error is not None or not self.args.input.is_dir():
+            return
+        elif failed:
+            others = "the others are written" if written + skipped else "none is written"
+            self.progress.complain(f"error: {failed} of {report.expected} images failed (named above): {others}")
+        else:
+            passed = f", {skipped} existed already" if skipped else ""
+            took = clock_time(report.seconds)
+            self.progress.say(f"{report.expected} images: {written} written{passed}, {took}", self.lines)
+
+
+def _share(jobs: list[Job], processes: Processes) -> list[Job]:
+    return [job for job in jobs if processes.is_mine(job.index)]
+
+
+def _record(job: Job, status: str) -> ImageRecord:
+    return ImageRecord(job.index, str(job.source), str(job.target), status)

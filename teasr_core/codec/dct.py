@@ -1,0 +1,116 @@
+"""Image <-> latent. The built-in codec has no weights: an orthonormal 4x4 block DCT, exact and invertible.
+
+Raw DCT coefficients are what ComfyUI's VAE interface carries; latents are those coefficients normalised per channel
+(mean, std), which in ComfyUI is the LatentFormat's work. `DctCodec` offers both, so that each is normalised once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from .lq_encoder import ConditionEncoder
+
+BLOCK = 4
+DCT_CHANNELS = 3 * BLOCK * BLOCK
+STRIP = 32  # rows of blocks that a codec transforms at a time
+
+
+class Codec(Protocol):
+    """What `restore` needs of an image codec. Images (B, 3, H, W) in [0, 1], latents (B, C, H/f, W/f) normalised."""
+
+    channels: int
+    downscale: int
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor: ...
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor: ...
+
+
+def encode_condition(codec: Codec, image: torch.Tensor) -> torch.Tensor:
+    """What the condition branch sees of an LQ image: (B, 3, H, W) -> (B, C, h, w), by the codec's `encode_condition`.
+
+    A codec without one, such as Qwen-Image's VAE, encodes every image alike.
+    """
+    encode = getattr(codec, "encode_condition", codec.encode)
+    return encode(image)
+
+
+def dct_matrix() -> torch.Tensor:
+    """Orthonormal DCT-II of length 4 (4, 4), float64: row k is cos(pi (2n+1) k / 8), scaled to unit length."""
+    n = torch.arange(BLOCK, dtype=torch.float64)
+    rows = torch.cos(math.pi * (2 * n[None, :] + 1) * n[:, None] / (2 * BLOCK))  # (frequency, position)
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def image_to_coefficients(image: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, 48, H/4, W/4). Channel = colour*16 + row frequency*4 + column frequency.
+
+    The image is taken in [-1, 1]; H and W must be multiples of 4.
+    """
+    batch, colours, height, width = image.shape
+    matrix = dct_matrix().to(image)  # (4, 4)
+    blocks = (2 * image - 1).reshape(batch, colours, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    spectrum = torch.einsum("ki,bchiwj,lj->bcklhw", matrix, blocks, matrix)  # (B, 3, 4, 4, h, w)
+    return spectrum.reshape(batch, colours * BLOCK * BLOCK, height // BLOCK, width // BLOCK)
+
+
+def coefficients_to_image(coefficients: torch.Tensor) -> torch.Tensor:
+    """(B, 48, h, w) -> (B, 3, 4h, 4w) around [0, 1], not clamped. The exact inverse (transpose)."""
+    batch, channels, h, w = coefficients.shape
+    matrix = dct_matrix().to(coefficients)  # (4, 4)
+    spectrum = coefficients.reshape(batch, channels // (BLOCK * BLOCK), BLOCK, BLOCK, h, w)
+    blocks = torch.einsum("ki,bcklhw,lj->bchiwj", matrix, spectrum, matrix)  # (B, 3, h, 4, w, 4)
+    return (blocks.reshape(batch, -1, h * BLOCK, w * BLOCK) + 1) / 2
+
+
+class DctCodec:
+    """4x4 block DCT with per-channel mean and std (48,), so that latents have about zero mean and unit variance.
+
+    condition_encoder: what LQ images go through on top; None shows them as they are.
+    """
+
+    channels = DCT_CHANNELS
+    downscale = BLOCK
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], condition_encoder: ConditionEncoder | None = None
+    ) -> None:
+        self.condition_encoder = condition_encoder
+        self.mean = torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1)
+        assert self.mean.shape == self.std.shape == (1, DCT_CHANNELS, 1, 1)
+
+    # Row by row of blocks would do; strips keep what is made on the way small beside the picture.
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        batch, _, height, width = image.shape
+        latent = image.new_empty(batch, DCT_CHANNELS, height // BLOCK, width // BLOCK)
+        mean, std = self.mean.to(image), self.std.to(image)
+        for y in range(0, latent.shape[2], STRIP):
+            rows = image[:, :, y * BLOCK : (y + STRIP) * BLOCK]
+            latent[:, :, y : y + STRIP] = (image_to_coefficients(rows) - mean) / std
+        return latent
+
+    def encode_condition(self, image: torch.Tensor) -> torch.Tensor:
+        """The latent of an LQ image, repaired by the condition encoder where there is one; no gradient."""
+        latent = self.encode(image)
+        return latent if self.condition_encoder is None else self.condition_encoder.in_tiles(latent)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        batch, _, h, w = latent.shape
+        image = latent.new_empty(batch, 3, h * BLOCK, w * BLOCK)
+        mean, std = self.mean.to(latent), self.std.to(latent)
+        for y in range(0, h, STRIP):
+            rows = latent[:, :, y : y + STRIP]
+            image[:, :, y * BLOCK : (y + STRIP) * BLOCK] = coefficients_to_image(rows * std + mean)
+        return image
+
+    @property
+    def pixel_weights(self) -> torch.Tensor:
+        """(1, 48, 1, 1): std_c**2 / mean(std**2). Latent squared errors times this are pixel errors (SPEC 9)."""
+        return self.std**2 / (self.std**2).mean()

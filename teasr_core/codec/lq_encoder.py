@@ -1,0 +1,83 @@
+"""The built-in model's degradation-robust encoder of the low-quality image: a small residual convolutional network.
+
+The condition branch is shown what a plain encoder would have made of a cleaner picture, as in SUPIR (arXiv 2401.13627,
+section 3.1) and the first stage of DiffBIR (arXiv 2308.15070). Tokens of 8 px learn local repair slowly, convolutions
+on the codec's 4 px grid do not (figures in docs/log.md). Photographs to be learnt from keep the plain encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..codec_tiles import convert_in_tiles, plan_codec_tiles
+
+# Side and overlap of tiles in latent pixels, in the nodes too: pictures of up to 512 px are encoded whole.
+TILE, OVERLAP = 128, 32
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))), (B, width, h, w), without normalisation (EDSR, arXiv 1707.02921)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv2(self.conv1(x).relu_())
+
+
+class ConditionEncoder(nn.Module):
+    """Normalised latent of an LQ image (B, channels, h, w) -> one that is nearer to the HQ image's, same shape.
+
+    Untrained it changes nothing. `width` features in `blocks` residual blocks.
+    """
+
+    def __init__(self, channels: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.width, self.blocks = width, blocks
+        self.head = nn.Conv2d(channels, width, 3, padding=1)
+        self.body = nn.ModuleList([ResidualBlock(width) for _ in range(blocks)])
+        self.tail = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)
+        nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
+
+    def forward(self, z_lq: torch.Tensor) -> torch.Tensor:
+        x = self.head(z_lq.contiguous(memory_format=torch.channels_last))  # (B, width, h, w)
+        for block in self.body:
+            x = block(x)
+        return z_lq + self.tail(x).to(z_lq)
+
+    @torch.no_grad()
+    def in_tiles(self, z_lq: torch.Tensor) -> torch.Tensor:
+        """As `forward`, on the encoder's device, in overlapping tiles where z_lq is large; the result on z_lq's."""
+        weight = self.head.weight
+        plan = plan_codec_tiles(z_lq.shape[2], z_lq.shape[3], TILE, OVERLAP)
+        encoded = convert_in_tiles(lambda tile: self(tile.to(weight)).to(z_lq), z_lq, plan, size_in=1, size_out=1)
+        return encoded.contiguous()
+
+    def config(self) -> dict[str, int]:
+        """What `load_condition_encoder` needs beside the tensors, as JSON values."""
+        return {"width": self.width, "blocks": self.blocks}
+
+
+def load_condition_encoder(
+    channels: int, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> ConditionEncoder:
+    """A frozen float32 encoder from `config()` and its state dict.
+
+    Raises KeyError, TypeError, ValueError or RuntimeError where they do not fit together.
+    """
+    width, blocks = int(config["width"]), int(config["blocks"])
+    if not (0 < width <= 4096 and 0 < blocks <= 1024):
+        raise ValueError(f"condition encoder of width {width} with {blocks} blocks")
+    with torch.device("meta"):  # drawing weights would use the global random state
+        encoder = ConditionEncoder(channels, width, blocks)
+    encoder.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+    return encoder.eval().requires_grad_(False)

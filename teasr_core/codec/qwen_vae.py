@@ -1,0 +1,153 @@
+"""The Qwen-Image VAE as a `Codec`: 16 channels at 1/8 of the size, one frame of a video VAE.
+
+Images larger than one tile are encoded and decoded in overlapping tiles of our own (`codec_tiles`): all of one size,
+their edges left out of the blend, without the narrow last tiles of diffusers' own `enable_tiling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..codec_tiles import convert_in_tiles, plan_codec_tiles
+from ..errors import ModelFileError
+from ..safetensors_file import read_tensors
+from ..weight_files.file_kind import COMFY_VAE_KEY, Kind, detect, expect
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLQwenImage
+
+# Decoding 1024 x 1024 in bf16 takes about 4.3 GiB, 2048 x 2048 17.2 (ComfyUI's estimate): larger images go in tiles.
+TILE_PX, OVERLAP_PX = 1024, 128
+DOWNSCALE = 8
+# Statistics of the latent of Wan 2.1 and Qwen-Image, as published with both; single files do not hold them.
+LATENT_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+LATENT_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)  # fmt: skip
+# What every published Qwen-Image VAE has; width and channels are read from a single file's shapes.
+DEFAULT_CONFIG: Mapping[str, Any] = {
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+    "input_channels": 3,
+    "latents_mean": list(LATENT_MEAN),
+    "latents_std": list(LATENT_STD),
+}
+
+
+class QwenVaeCodec:
+    """A `codec.Codec` over diffusers' `AutoencoderKLQwenImage`, on the VAE's device and in its dtype.
+
+    encode gives the posterior's mode, normalised by mean and std; both directions are differentiable. decode is not
+    clamped: diffusers' own `decode` clamps, which would cut gradients off.
+
+    Args:
+        vae: any size; its config carries latents_mean and latents_std.
+        tile_px, overlap_px: multiples of 16 and 8; images with a longer side than tile_px are tiled.
+    """
+
+    def __init__(self, vae: AutoencoderKLQwenImage, tile_px: int = TILE_PX, overlap_px: int = OVERLAP_PX) -> None:
+        self.vae = vae
+        self.channels: int = vae.config["z_dim"]
+        self.downscale = DOWNSCALE
+        assert 2 ** len(vae.config["temperal_downsample"]) == DOWNSCALE, "a VAE of another factor"
+        self.tile, self.overlap = tile_px // self.downscale, overlap_px // self.downscale
+        self.mean = _statistics(vae.config["latents_mean"])  # (1, C, 1, 1)
+        self.std = _statistics(vae.config["latents_std"])  # (1, C, 1, 1)
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [0, 1], sides multiples of 8 -> normalised latent (B, C, H/8, W/8), float32."""
+        f = self.downscale
+        plan = plan_codec_tiles(image.shape[2] // f, image.shape[3] // f, self.tile, self.overlap)
+        pixels = 2 * image.to(self._device, self._dtype) - 1  # (B, 3, H, W)
+        latent = convert_in_tiles(self._encode_tile, pixels, plan, size_in=f, size_out=1)  # (B, C, h, w)
+        return (latent - self.mean.to(latent)) / self.std.to(latent)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """Normalised latent (B, C, h, w) -> image (B, 3, 8h, 8w) around [0, 1], float32, not clamped."""
+        plan = plan_codec_tiles(latent.shape[2], latent.shape[3], self.tile, self.overlap)
+        latent = latent.to(self._device, torch.float32)
+        raw = (latent * self.std.to(latent) + self.mean.to(latent)).to(self._dtype)  # (B, C, h, w)
+        return (convert_in_tiles(self._decode_tile, raw, plan, size_in=1, size_out=self.downscale) + 1) / 2
+
+    # Without their frame caches encoder and decoder treat a single frame as they do the first of a video.
+
+    def _encode_tile(self, pixels: torch.Tensor) -> torch.Tensor:
+        moments = self.vae.quant_conv(self.vae.encoder(pixels[:, :, None]))[:, :, 0]  # (B, 2 C, h, w)
+        return moments.chunk(2, dim=1)[0].float()  # the mode of a Gaussian is its mean
+
+    def _decode_tile(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.vae.decoder(self.vae.post_quant_conv(latent[:, :, None]))[:, :, 0].float()  # (B, 3, 8h, 8w)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.vae.parameters()).device
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
+
+
+def load_qwen_vae(
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    tile_px: int = TILE_PX,
+    overlap_px: int = OVERLAP_PX,
+) -> QwenVaeCodec:
+    """From a diffusers folder (the whole model's or the VAE's), or a single file with ComfyUI's or diffusers' keys.
+
+    ModelFileError for another kind of file, or one that does not hold the VAE whole.
+    """
+    kind = expect(detect(path, "vae"), Kind.QWEN_VAE, "expected a Qwen-Image VAE (folder or safetensors), so give one")
+    tensors: dict[str, torch.Tensor] = {}
+    for file in kind.files:
+        tensors |= read_tensors(file)[0]
+    tensors = {key.removeprefix(kind.prefix): value for key, value in tensors.items()}
+    if COMFY_VAE_KEY in tensors:
+        from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+        tensors = convert_wan_vae_to_diffusers(tensors)
+    vae = _empty_vae({**DEFAULT_CONFIG, **_sizes(tensors, path.name), **kind.config})
+    wanted = {name: tuple(value.shape) for name, value in vae.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if wrong:
+        raise ModelFileError(
+            f"{path.name}: {len(wrong)} VAE tensors are missing, unknown or of another shape, first {wrong[:3]}: "
+            "the file is incomplete or of another VAE, get it again"
+        )
+    vae.load_state_dict(tensors, assign=True)
+    nn.Module.to(vae, device, dtype).eval().requires_grad_(False)
+    return QwenVaeCodec(vae, tile_px, overlap_px)
+
+
+def _sizes(tensors: Mapping[str, torch.Tensor], label: str) -> dict[str, int]:
+    try:
+        return {
+            "base_dim": tensors["decoder.norm_out.gamma"].shape[0],
+            "z_dim": tensors["post_quant_conv.weight"].shape[0],
+        }
+    except KeyError as error:
+        raise ModelFileError(f"{label} has no {error}: the file is incomplete, get it again") from None
+
+
+def _empty_vae(config: Mapping[str, Any]) -> AutoencoderKLQwenImage:
+    from diffusers import AutoencoderKLQwenImage
+
+    with torch.device("meta"):
+        return AutoencoderKLQwenImage(**{key: value for key, value in config.items() if not key.startswith("_")})
+
+
+def _statistics(values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)

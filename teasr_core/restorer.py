@@ -1,0 +1,235 @@
+"""A model outside ComfyUI, ready to restore: what the command line loads once and uses for every image.
+
+Two of them: the built-in model, and a Qwen-Image transformer with its VAE and a TEASR LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from .codec.dct import Codec
+from .codec.qwen_vae import DOWNSCALE, load_qwen_vae
+from .errors import InputError, LoraFileError
+from .model.architecture import QWEN_IMAGE, QwenArchitecture
+from .model.branch_lora import BranchLora
+from .model.qwen_velocity import QwenVelocity
+from .precision import OFFLOADS, STORAGES, choose_dtype, dtype_name
+from .report import Report
+from .restore import (
+    AUTO_OVERLAP_PX,
+    AUTO_TILE_PX,
+    PlanCallback,
+    RestoreOptions,
+    latent_sampler,
+    restore,
+    tile_in_latent,
+)
+from .sampling.auto_steps import AutoSteps
+from .sampling.sampler import StepCallback
+from .sampling.schedule import StepPlan
+from .tiling import TileCallback
+from .weight_files import builtin_file as builtin
+from .weight_files.diffusers_folder import component_folder
+from .weight_files.lora_file import LoraFile, check_base, read_lora
+from .weight_files.qwen_file import QwenSource, read_qwen
+from .weight_files.qwen_storage import load_stored, offload
+
+CPU = torch.device("cpu")
+# Automatic tiles of Qwen-Image: the size it was made for. The nodes take the same.
+QWEN_TILE_PX, QWEN_OVERLAP_PX = 1024, 128
+
+
+class Base(Protocol):
+    """What a `Restorer` must know of its model; a `builtin.BuiltinFile` is one."""
+
+    @property
+    def architecture(self) -> QwenArchitecture: ...
+
+    @property
+    def codec(self) -> Codec: ...
+
+
+@dataclass(frozen=True)
+class QwenBase:
+    """A Qwen-Image on disk with its loaded VAE. A `Base`."""
+
+    source: QwenSource
+    codec: Codec
+
+    @property
+    def architecture(self) -> QwenArchitecture:
+        return self.source.architecture
+
+
+@dataclass
+class Restorer:
+    """A loaded base with its adapter. `restore` is deterministic: same image, options, plan and seed, same pixels.
+
+    Attributes:
+        dtype: what is computed in; `storage` how the weights are kept where that differs (fp8, nf4).
+        device: where the velocity runs. `resident` is the context in which its weights are there.
+        auto_px: (tile, overlap) in pixels that a 0 stands for.
+    """
+
+    base: Base
+    velocity: QwenVelocity
+    dtype: torch.dtype
+    report: Report = field(default_factory=Report)
+    storage: str = ""
+    device: torch.device = CPU
+    resident: Callable[[], AbstractContextManager[None]] = nullcontext
+    auto_px: tuple[int, int] = (AUTO_TILE_PX, AUTO_OVERLAP_PX)
+
+    @property
+    def pixel_multiple(self) -> int:
+        return self.base.architecture.block_multiple * self.base.codec.downscale
+
+    def tile(self, tile_px: int, overlap_px: int) -> tuple[int, int]:
+        """(tile, overlap) in latent pixels; 0 is automatic. InputError for what does not fit the token grid."""
+        patch_multiple = self.base.architecture.block_multiple
+        return tile_in_latent(tile_px, overlap_px, self.base.codec.downscale, patch_multiple, self.auto_px)
+
+    def restore(
+        self,
+        image: torch.Tensor,
+        options: RestoreOptions,
+        plan: StepPlan | AutoSteps,
+        seed: int = 0,
+        tile_px: int = 0,
+        overlap_px: int = 0,
+        on_step: StepCallback | None = None,
+        on_tile: TileCallback | None = None,
+        on_plan: PlanCallback | None = None,
+    ) -> torch.Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, 3, H', W') of options.size; `self.report` tells how it went.
+
+        plan: the times, or `AutoSteps`: chosen for each image, told to on_plan and, of the last one, by the report.
+        """
+        steps = 0 if isinstance(plan, AutoSteps) else plan.steps
+        self.report = Report(steps=steps, dtype=self.storage or dtype_name(self.dtype))
+        tile, overlap = self.tile(tile_px, overlap_px)
+        patch_multiple = self.base.architecture.block_multiple
+        sampler = latent_sampler(
+            self.velocity, plan, seed, patch_multiple, tile, overlap, self.report, options.fidelity,
+            on_step, on_tile, on_plan,
+        )  # fmt: skip
+
+        def sample_on_device(z_lq: torch.Tensor) -> torch.Tensor:
+            with self.resident():
+                return sampler(z_lq.to(self.device))
+
+        return restore(image, self.base.codec, sample_on_device, options, self.pixel_multiple, self.report)
+
+
+def load_restorer(
+    dtype: str = "auto",
+    lora_path: Path | None = None,
+    lora_strength: float = 1.0,
+    allow_other_base: bool = False,
+    device: torch.device = CPU,
+    base_path: Path | None = None,
+) -> Restorer:
+    """The built-in model with the shipped adapter, or with the one at `lora_path` in its place.
+
+    base_path: another base file in place of the shipped one; the shipped adapter does not belong to it.
+    """
+    base = builtin.shipped_base() if base_path is None else builtin.read_base(base_path)
+    lora = None
+    if lora_path is not None:
+        lora = read_lora(lora_path)
+        check_base(lora, base.architecture, base.prediction, base.tensors, allow_other_base)
+    elif base_path is None:
+        lora = builtin.shipped_lora(base)
+    chosen = choose_dtype(dtype, device)
+    velocity = builtin.build_velocity(base, lora, lora_strength, chosen)
+    torch.nn.Module.to(velocity.transformer, device)
+    if velocity.lora is not None:
+        velocity.lora.to(device)
+    return Restorer(base, velocity, chosen, device=device)
+
+
+def load_qwen_restorer(
+    model: Path,
+    lora: Path,
+    vae: Path | None = None,
+    dtype: str = "auto",
+    device: torch.device = CPU,
+    offload_mode: str = "none",
+    lora_strength: float = 1.0,
+    allow_other_base: bool = False,
+) -> Restorer:
+    """A Qwen-Image transformer with its VAE and a TEASR LoRA.
+
+    Args:
+        model: diffusers folder (whole or its transformer) or single safetensors file. vae: the same of the VAE; None
+            takes the one in the model's own folder.
+        lora: made for this base, with the prompt embedding to use.
+        dtype: auto, fp32, bf16 (computed and stored), fp8, nf4 (stored). offload_mode: none, model, sequential.
+    Everything is checked before the transformer's weights are read. ModelFileError or InputError, one line.
+    """
+    if offload_mode not in OFFLOADS:
+        raise InputError(f"offload is '{offload_mode}': expected one of {', '.join(OFFLOADS)}")
+    storage = dtype if dtype in STORAGES else ""
+    if storage == "nf4" and offload_mode == "sequential":
+        raise InputError("offload sequential cannot move 4-bit blocks: choose offload model, or dtype fp8")
+    source = read_qwen(model)
+    adapter = _checked_lora(lora, source, allow_other_base)
+    compute = choose_dtype("auto" if storage else dtype, device)
+    codec = load_qwen_vae(_vae_path(model, vae), compute, device)
+    _check_channels(source, codec.channels, vae or model)
+    transformer = load_stored(source, storage, compute, device if offload_mode == "none" else CPU)
+    branch = BranchLora.from_tensors(adapter.tensors, dtype=compute, device=device).requires_grad_(False)
+    assert adapter.prompt_embeds is not None  # checked
+    velocity = QwenVelocity(transformer, adapter.prompt_embeds, source.prediction, branch, lora_strength)
+    return Restorer(
+        QwenBase(source, codec),
+        velocity,
+        compute,
+        storage=storage,
+        device=device,
+        resident=offload(transformer, offload_mode, storage, device),
+        auto_px=(QWEN_TILE_PX, QWEN_OVERLAP_PX),
+    )
+
+
+def qwen_tile(tile_px: int, overlap_px: int) -> tuple[int, int]:
+    """What `Restorer.tile` will say of a Qwen-Image, before one is loaded: its tokens are 16 px, an even grid 32."""
+    return tile_in_latent(tile_px, overlap_px, DOWNSCALE, QWEN_IMAGE.block_multiple, (QWEN_TILE_PX, QWEN_OVERLAP_PX))
+
+
+def _checked_lora(path: Path, source: QwenSource, allow_other_base: bool) -> LoraFile:
+    lora = read_lora(path)
+    if source.is_fingerprint_fp8 and not allow_other_base:
+        raise LoraFileError(
+            f"{source.kind.path.name} keeps even its small tensors in fp8, so that {lora.name} cannot tell its base: "
+            "give the bf16 or a scaled fp8 file, or set allow_other_base"
+        )
+    check_base(lora, source.architecture, source.prediction, source.fingerprint_tensors(), allow_other_base)
+    if lora.prompt_embeds is None:
+        raise LoraFileError(
+            f"{lora.name} holds no prompt embedding, and outside ComfyUI nothing else can give one: use a LoRA "
+            "written by `training export`"
+        )
+    return lora
+
+
+def _vae_path(model: Path, vae: Path | None) -> Path:
+    if vae is not None:
+        return vae
+    if model.is_dir() and component_folder(model, "vae") == model / "vae":
+        return model
+    raise InputError(f"{model.name} comes without a VAE: give --vae, for example qwen_image_vae.safetensors")
+
+
+def _check_channels(source: QwenSource, channels: int, vae: Path) -> None:
+    wanted = source.architecture.latent_channels
+    if channels != wanted:
+        raise InputError(
+            f"{vae.name} has {channels} latent channels, the transformer {wanted}: give the VAE it goes with"
+        )

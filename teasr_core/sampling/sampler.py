@@ -1,0 +1,54 @@
+"""Algorithm 1: any-step sampling. Knows a velocity and a schedule, nothing of networks, images or hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..fidelity import quieter
+from ..model.velocity import Velocity
+
+StepCallback = Callable[[int, torch.Tensor], None]
+
+
+def initial_noise(seed: int, channels: int, height: int, width: int) -> torch.Tensor:
+    """One noise field (1, C, H, W) float32 from a 64-bit seed, on the CPU whatever the device (SPEC 10, R23).
+
+    It is torch's own stream, so that ComfyUI's RandomNoise gives the same. On a CPU torch takes the low 32 bits of a
+    seed: two seeds that differ by a multiple of 2**32 have the same noise, here as in ComfyUI.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(1, channels, height, width, generator=generator, dtype=torch.float32)
+
+
+def sample(
+    velocity: Velocity,
+    noise: torch.Tensor,
+    z_lq: torch.Tensor,
+    taus: torch.Tensor,
+    on_step: StepCallback | None = None,
+    fidelity: float = 0.0,
+) -> torch.Tensor:
+    """Integrate from noise to a clean latent: z <- z - (tau_i - tau_{i+1}) v(z, tau_i, z_lq, tau_{i+1}).
+
+    Args:
+        velocity: must not keep its z_t (B, C, H, W), which changes in place with every step.
+        noise, z_lq: (B, C, H, W) float32. taus: (N+1,) float32, falling from 1 to 0.
+        fidelity: 0 to 1; above 0 the noise is quieter (`fidelity.quieter`), which the printed algorithm lacks.
+        on_step: called after step i with (i, clean estimate (B, C, H, W)); exceptions stop the sampling.
+    Returns the clean latent (B, C, H, W). Algorithm 1.
+    """
+    # New, and no two rows one memory: z changes in place, since a large picture's latent is to be held but once.
+    z = quieter(noise, fidelity).expand_as(z_lq).contiguous()
+    del noise  # as large as the picture: gone, unless the caller keeps it (a decorator's arguments would)
+    with torch.inference_mode():
+        for i in range(len(taus) - 1):
+            t_cur = taus[i].to(z.device).expand(len(z))  # (B,)
+            t_tar = taus[i + 1].to(z.device).expand(len(z))  # (B,)
+            v = velocity(z, t_cur, z_lq, t_tar)  # (B, C, H, W)
+            if on_step is not None:
+                on_step(i, torch.sub(z, v, alpha=float(taus[i])))
+            z.sub_(v, alpha=float(taus[i] - taus[i + 1]))
+            del v  # or it would live on beside the next
+    return z

@@ -1,0 +1,61 @@
+"""Times of Algorithm 1: linear from 1 (noise) to 0 (clean), no shift."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import InputError
+
+MIN_STEPS, MAX_STEPS = 1, 30
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Times to visit and why: taus (N+1,) float32 on the CPU, reason for the user."""
+
+    taus: torch.Tensor
+    reason: str
+
+    @property
+    def steps(self) -> int:
+        return len(self.taus) - 1
+
+
+def check_steps(steps: int) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int) or not MIN_STEPS <= steps <= MAX_STEPS:
+        raise InputError(f"steps is {steps!r}: give a whole number from {MIN_STEPS} to {MAX_STEPS}")
+    return steps
+
+
+def linear_taus(steps: int) -> torch.Tensor:
+    """tau_0 = 1 > ... > tau_N = 0, float32 (N+1,). Algorithm 1.
+
+    Computed in float64 and rounded once, so that every part of the pack holds the same bits.
+    """
+    check_steps(steps)
+    return (1 - torch.arange(steps + 1, dtype=torch.float64) / steps).float()
+
+
+def manual_plan(steps: int) -> StepPlan:
+    """The user's own number of steps."""
+    return StepPlan(linear_taus(steps), f"{steps_text(steps)}, chosen by hand")
+
+
+def steps_text(steps: int) -> str:
+    return f"{steps} step{'s' if steps != 1 else ''}"
+
+
+def parse_steps(text: str, subject: str = "steps are") -> tuple[int, ...]:
+    """ "1,2,4,8" to numbers, in their order. InputError for anything else, a repeated one, or one outside 1..30.
+
+    subject: how the error begins, with its verb.
+    """
+    try:
+        steps = tuple(check_steps(int(part)) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{subject} '{text}': expected whole numbers with commas, such as 1,2,4,8") from None
+    if len(set(steps)) < len(steps):
+        raise InputError(f"{subject} '{text}': expected each number once; leave the repeated one out")
+    return steps
