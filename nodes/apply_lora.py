@@ -11,11 +11,11 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..teasr_core.errors import LoraFileError
 from ..teasr_core.weight_files.lora_file import LoraFile, check_base, fingerprint, read_lora
-from .adapter import adapter_patcher
-from .bridge import DualBranch, attach
-from .builtin_model import base_traits
-from .conditioning import prompt_conditioning
-from .qwen_probe import fingerprint_tensors, is_2511, is_cast_to_fp8, probe_architecture
+from .model.builtin_model import base_traits
+from .model.conditioning import prompt_conditioning
+from .model.dual_branch import DualBranch, attach
+from .model.lora_patcher import adapter_patcher
+from .model.qwen_probe import fingerprint_tensors, is_2511, is_cast_to_fp8, probe_architecture
 
 
 class TEASRApplyLoRA(io.ComfyNode):

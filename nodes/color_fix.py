@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..teasr_core.image.color_fix import COLOR_FIXES, fix_color
 from ..teasr_core.image.resize import TargetSize, crop_to
 from ..teasr_core.restore import check_result
-from .host_images import from_host, to_host
+from .host.images import from_host, to_host
 
 
 def color_fix_input() -> io.Combo.Input:

@@ -13,10 +13,10 @@ from comfy_execution.graph_utils import GraphBuilder
 
 from ..teasr_core.sampling.schedule import parse_steps
 from .color_fix import color_fix_input, color_strength_input
+from .inputs import max_megapixels_input, size_input
+from .parts.expansion import Link, ModelWires, add_condition, add_source
 from .sampler import fidelity_input, seed_input, tile_inputs
-from .size_inputs import max_megapixels_input, size_input
 from .upscale import model_inputs, strength_input
-from .upscale_graph import Link, ModelWires, add_condition, add_source
 
 DEFAULT_STEPS = "1,2,4,8"
 

@@ -8,11 +8,11 @@ import torch
 from comfy_api.latest import io
 
 from ..teasr_core.restore import conditioning_image
-from .conditioning import Conditioning, with_lq
-from .host_images import rgb_and_alpha, to_host
-from .host_vae import HostVae
-from .run_notes import KEY, Phase, RunNotes
-from .size_inputs import max_megapixels_input, size_input, target_size
+from .host.images import rgb_and_alpha, to_host
+from .inputs import max_megapixels_input, size_input, target_size
+from .model.conditioning import Conditioning, with_lq
+from .run.run_notes import KEY, Phase, RunNotes
+from .run.vae import HostVae
 
 # An even token grid: two tokens of 2 latent pixels (SPEC 6). Times the VAE's downscale: 16 px built-in, 32 px Qwen.
 LATENT_MULTIPLE = 4

@@ -5,16 +5,16 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .apply_lora import TEASRApplyLoRA
-from .auto_sampler import TEASRUpscaleAutoSampler
 from .color_fix import TEASRColorFix
-from .compare_parts import TEASRCompareStepsColumn, TEASRCompareStepsGrid
 from .compare_steps import TEASRCompareSteps
 from .condition import TEASRCondition
 from .load_builtin import TEASRLoadBuiltin
+from .parts.auto_sampler import TEASRUpscaleAutoSampler
+from .parts.compare_parts import TEASRCompareStepsColumn, TEASRCompareStepsGrid
+from .parts.upscale_parts import TEASRUpscaleDecode, TEASRUpscaleInput, TEASRUpscaleOutput
 from .sampler import TEASRSampler
 from .step_selector import TEASRStepSelector
 from .upscale import TEASRUpscale
-from .upscale_parts import TEASRUpscaleDecode, TEASRUpscaleInput, TEASRUpscaleOutput
 
 NODES: list[type[io.ComfyNode]] = [
     TEASRUpscale,

@@ -8,12 +8,12 @@ from comfy_api.latest import io
 from ..teasr_core.precision import DTYPES
 from ..teasr_core.weight_files import builtin_file as builtin
 from ..teasr_core.weight_files.lora_file import LoraFile
-from .adapter import adapter_patcher
-from .bridge import TILES, DualBranch, attach
-from .builtin_model import builtin_patcher
-from .conditioning import prompt_conditioning
-from .dct_vae import DctVAE
-from .host_tiles import stock_tiles
+from .model.builtin_model import builtin_patcher
+from .model.conditioning import prompt_conditioning
+from .model.dct_vae import DctVAE
+from .model.dual_branch import TILES, DualBranch, attach
+from .model.lora_patcher import adapter_patcher
+from .run.tile_plan import stock_tiles
 
 
 class TEASRLoadBuiltin(io.ComfyNode):

@@ -8,8 +8,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from .conditioning import Conditioning
-from .image_batch import image_batch
+from .model.conditioning import Conditioning
+from .run.sampling_jobs import image_batch
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 MAX_TILE_PX = 16384

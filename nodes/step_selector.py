@@ -10,9 +10,9 @@ from comfy_api.latest import io, ui
 from ..teasr_core.errors import InputError
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, MAX_TOLERANCE, AutoSteps
 from ..teasr_core.sampling.schedule import MAX_STEPS, MIN_STEPS, StepPlan, manual_plan
-from .conditioning import Conditioning
-from .image_batch import image_batch, summary
-from .node_text import own_id, show_on_node
+from .host.text import own_id, show_on_node
+from .model.conditioning import Conditioning
+from .run.sampling_jobs import image_batch, summary
 from .sampler import MAX_SEED
 
 STEP_MODES = ("manual", "auto")

@@ -14,11 +14,11 @@ from comfy_execution.graph_utils import GraphBuilder
 
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE
 from .color_fix import color_fix_input, color_strength_input
-from .node_text import own_id
+from .host.text import own_id
+from .inputs import max_megapixels_input, size_input
+from .parts.expansion import Link, ModelWires, add_condition, add_source
 from .sampler import fidelity_input, seed_input, tile_inputs
-from .size_inputs import max_megapixels_input, size_input
 from .step_selector import mode_input, steps_input, tolerance_input
-from .upscale_graph import Link, ModelWires, add_condition, add_source
 
 
 def strength_input() -> io.Float.Input:

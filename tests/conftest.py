@@ -71,7 +71,7 @@ def server_python(comfyui: Path) -> str:
 def host(comfyui: Path) -> SimpleNamespace:
     """ComfyUI (on the CPU) and the pack, imported as ComfyUI imports it.
 
-    Attributes: comfy modules by name; `pack("nodes.bridge")` for ours; `node(id)` for a node class.
+    Attributes: comfy modules by name; `pack("nodes.model.dual_branch")` for ours; `node(id)` for a node class.
     """
     sys.path.insert(0, str(comfyui))  # before the repository: `nodes` must be the host's
     try:

@@ -4,7 +4,7 @@ Its forward is neither copied nor rewritten. Three hooks, scoped to one call, ma
     time_text_embed   gets [t_cur, t_tar] in float32 where diffusers passes [t, 0] in the model's dtype (DTC),
     pos_embed         condition tokens get the noise tokens' rotary positions,
     target Linears    the branch LoRA's delta on condition tokens.
-ComfyUI's side of the same mechanism is `nodes/bridge.py`.
+ComfyUI's side of the same mechanism is `nodes/model/dual_branch.py`.
 """
 
 from __future__ import annotations

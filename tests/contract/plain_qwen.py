@@ -1,7 +1,7 @@
 """TEASR on a Qwen-Image transformer in plain tensor operations, from a state dict alone: what the hosts must equal.
 
 Written from the paper's Eq. 1-3 and Algorithm 1 and from the published architecture, sharing no line with
-`teasr_core.model.qwen_velocity` and `nodes.bridge`: no module is called or hooked. There is one sequence of tokens, noise
+`teasr_core.model.qwen_velocity` and `nodes.model.dual_branch`: no module is called or hooked. There is one sequence of tokens, noise
 then
 condition then text; each token is told its time, its position and whether the adapter acts on it. Everything is
 float64 but the times and the phases of their sinusoid, which the models compute in float32.

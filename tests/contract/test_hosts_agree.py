@@ -46,10 +46,10 @@ def both(request, host, tmp_path_factory):
 
     @functools.cache
     def in_comfyui(strength):
-        adapter = host.pack("nodes.adapter").adapter_patcher(lora, path)
-        branch = host.pack("nodes.bridge").DualBranch(request.param, True, strength, use_adapter=True)
-        model = host.pack("nodes.builtin_model").builtin_patcher(base, "fp32")
-        model = host.pack("nodes.bridge").attach(model, branch, adapter)
+        adapter = host.pack("nodes.model.lora_patcher").adapter_patcher(lora, path)
+        branch = host.pack("nodes.model.dual_branch").DualBranch(request.param, True, strength, use_adapter=True)
+        model = host.pack("nodes.model.builtin_model").builtin_patcher(base, "fp32")
+        model = host.pack("nodes.model.dual_branch").attach(model, branch, adapter)
         return clean_in_comfyui(host, model, prompt)
 
     threads = torch.get_num_threads()
@@ -64,7 +64,7 @@ def clean_in_comfyui(host, model, prompt):
     def run(z_t, t_cur, z_lq, t_tar):
         host.model_management.load_models_gpu([model, *model.get_nested_additional_models()])
         model.pre_run()
-        options = {"wrappers": model.wrappers, host.pack("nodes.bridge").TARGET_SIGMA: t_tar}
+        options = {"wrappers": model.wrappers, host.pack("nodes.model.dual_branch").TARGET_SIGMA: t_tar}
         denoised = model.model.apply_model(
             z_t[:, :, None],
             t_cur,

@@ -29,8 +29,8 @@ def _quiet_threads() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_remembered(host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run samples; tests/nodes/test_visited.py is about the cache."""
-    cache = host.pack("nodes.visited").VisitedLatents(max_bytes=0)
-    monkeypatch.setattr(host.pack("nodes.image_batch"), "VISITED", cache)
+    cache = host.pack("nodes.run.latent_cache").VisitedLatents(max_bytes=0)
+    monkeypatch.setattr(host.pack("nodes.run.sampling_jobs"), "VISITED", cache)
 
 
 def random_tensors(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.Tensor]:
@@ -58,7 +58,7 @@ def assets(host: SimpleNamespace, architecture: Any, tmp_path_factory: pytest.Te
     """A folder with a random built-in base, which the pack takes for its own assets."""
     folder = tmp_path_factory.mktemp("assets")
     builtin, codec = host.pack("teasr_core.weight_files.builtin_file"), host.pack("teasr_core.codec.dct")
-    transformer = host.pack("nodes.builtin_model")
+    transformer = host.pack("nodes.model.builtin_model")
     config = host.supported_models.QwenImage(transformer.unet_config(architecture))
     config.set_inference_dtype(torch.float32, None)
     shapes = {k: v.shape for k, v in config.get_model({}, device="cpu").diffusion_model.state_dict().items()}
@@ -93,7 +93,7 @@ def loras(host: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def write_lora(host: SimpleNamespace, loras: Path) -> Callable[..., str]:
     """write_lora(model, name, seed): a random TEASR LoRA for a MODEL; returns its name for TEASRApplyLoRA."""
     files, branch = host.pack("teasr_core.weight_files.lora_file"), host.pack("teasr_core.model.branch_lora")
-    probe, traits = host.pack("nodes.qwen_probe"), host.pack("nodes.builtin_model")
+    probe, traits = host.pack("nodes.model.qwen_probe"), host.pack("nodes.model.builtin_model")
 
     def write(model: Any, name: str, seed: int = 0, use_prompt: bool = True, **changes: str) -> str:
         architecture = probe.probe_architecture(model)

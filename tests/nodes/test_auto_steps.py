@@ -13,7 +13,7 @@ TOLERANCE = 0.02
 
 def core_parts(host, model, made, seed, tiles=None):
     """(velocity, noise, z_lq) for the core's own `AutoSteps`: a velocity that calls the MODEL itself."""
-    sampler, bridge = host.pack("teasr_core.sampling.sampler"), host.pack("nodes.bridge")
+    sampler, bridge = host.pack("teasr_core.sampling.sampler"), host.pack("nodes.model.dual_branch")
     embeds, values = made.conditioning[0]
     base = model.model
     lq = base.process_latent_in(values["reference_latents"][0])  # (1, C, 1, h, w)
@@ -180,7 +180,7 @@ def test_each_image_of_a_batch_has_its_own_number(host, executor, builtin, condi
         manual = run(upscale_prompt(source={"count": 3}, steps=steps)).image
         for k in (k for k in range(3) if plans[k].steps == steps):
             assert torch.equal(got.image[k], manual[k])
-    summary = host.pack("nodes.image_batch").summary(plans)
+    summary = host.pack("nodes.run.sampling_jobs").summary(plans)
     assert got.report.endswith(f" | {summary}")
     assert summary.startswith("auto: 3 images, by steps: ")
 

@@ -125,7 +125,7 @@ def test_applying_again_replaces_the_adapter(call, host, lora_model):
     replaced = lora_model(seed=2, model=first)
     assert torch.equal(call(replaced), call(second))
     assert not torch.equal(call(replaced), call(first))
-    key, wrapper = host.pack("nodes.bridge").KEY, "apply_model"
+    key, wrapper = host.pack("nodes.model.dual_branch").KEY, "apply_model"
     assert len(replaced.get_wrappers(wrapper, key)) == len(replaced.get_additional_models_with_key(key)) == 1
 
 
@@ -237,7 +237,7 @@ def test_a_missing_or_unfit_lq_latent_is_one_clear_error(call, host, builtin, ph
         with pytest.raises(error, match=r"no LQ latent.*TEASRCondition"):
             call(builtin.model, lq=None)
     elif case == "several":
-        bridge = host.pack("nodes.bridge")
+        bridge = host.pack("nodes.model.dual_branch")
         with pytest.raises(error, match="2 reference latents"):
             bridge.lq_latent(x, {"ref_latents": [x, x]})
     else:

@@ -56,7 +56,7 @@ def test_the_sheet_holds_every_picture_and_its_labels(host, executor):
 
 def test_sheets_of_a_batch_are_as_wide_as_the_widest(host):
     """Pictures narrower than their captions: "sharpness 0.00" is narrower than "sharpness 85.00"."""
-    parts = host.pack("nodes.compare_parts")
+    parts = host.pack("nodes.parts.compare_parts")
     images = torch.stack([torch.full((8, 9, 3), 0.5), torch.rand(8, 9, 3, generator=torch.Generator().manual_seed(1))])
     columns = [parts.Column(steps, (images,), ((1.0, 1.0),)) for steps in (1, 2)]
     made = parts.sheets(columns, 0)
@@ -68,7 +68,7 @@ def test_sheets_of_a_batch_are_as_wide_as_the_widest(host):
 
 
 def test_labels_tell_number_time_and_sharpness(host):
-    parts, sharpness = host.pack("nodes.compare_parts"), host.pack("teasr_core.sharpness")
+    parts, sharpness = host.pack("nodes.parts.compare_parts"), host.pack("teasr_core.sharpness")
     images = torch.rand(2, 8, 9, 3, generator=torch.Generator().manual_seed(1))
     column = parts.Column(1, (images,), ((0.5, 12.345),))
     cell = parts.cell(column, 0, 1)
@@ -79,9 +79,9 @@ def test_labels_tell_number_time_and_sharpness(host):
 
 
 def test_the_time_is_that_of_sampling_also_when_it_came_from_memory(host, builtin, condition, photo, monkeypatch):
-    cache = host.pack("nodes.visited").VisitedLatents()
-    monkeypatch.setattr(host.pack("nodes.image_batch"), "VISITED", cache)
-    made, key = condition(photo), host.pack("nodes.run_notes").KEY
+    cache = host.pack("nodes.run.latent_cache").VisitedLatents()
+    monkeypatch.setattr(host.pack("nodes.run.sampling_jobs"), "VISITED", cache)
+    made, key = condition(photo), host.pack("nodes.run.run_notes").KEY
     sigmas = host.run("TEASRStepSelector", steps=2)[0]
     inputs = {"model": builtin.model, "conditioning": made.conditioning, "latent": made.latent, "sigmas": sigmas}
     first, again = (host.run("TEASRSampler", **inputs)[0][key].image_seconds for _ in range(2))

@@ -9,7 +9,7 @@ def test_compiled_equals_eager_in_one_graph(host, builtin, condition, photo, sam
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from torch._dynamo.utils import counters
 
-    bridge = host.pack("nodes.bridge")
+    bridge = host.pack("nodes.model.dual_branch")
     made = condition(photo)
     eager = [sample(builtin.model, made.conditioning, made.latent, steps=steps) for steps in (1, 3, 5)]
     model = builtin.model.clone()

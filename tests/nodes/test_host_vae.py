@@ -20,7 +20,7 @@ def host_vae(host, vae):
     """host_vae(*sides): ours on the VAE, with these sides of tiles in px, else its own choice."""
 
     def make(*sides):
-        made = host.pack("nodes.host_vae").HostVae(vae)
+        made = host.pack("nodes.run.vae").HostVae(vae)
         made.sides_px = sides or made.sides_px
         return made
 
@@ -79,7 +79,7 @@ def test_tiles_keep_mean_colour_and_picture(host, attention, shift, quality, see
     """R9: less than half a step of 8-bit colour; what is local hardly notices tiles at all."""
 
     def made(side):
-        ours = host.pack("nodes.host_vae").HostVae(vae)
+        ours = host.pack("nodes.run.vae").HostVae(vae)
         ours.sides_px = (side,)
         return ours
 
@@ -104,7 +104,7 @@ def test_a_large_picture_is_cut_on_its_own(host, vae, host_vae, sides_of):
     latent = torch.randn(1, 16, 1, 40, 68, generator=torch.Generator().manual_seed(1))
     ours.decode(latent)
     assert sides_of() == [(40, 42), (40, 42)] and ours.tile_px == 8 * 42
-    codec, tiles = host.pack("teasr_core.codec.qwen_vae"), host.pack("nodes.host_vae")
+    codec, tiles = host.pack("teasr_core.codec.qwen_vae"), host.pack("nodes.run.vae")
     assert tiles.SIDES_PX[0] == codec.TILE_PX
 
 
@@ -186,7 +186,7 @@ def test_interrupt_is_heard_between_tiles(host, vae, host_vae):
 @pytest.mark.parametrize("size", [(64, 96), (1100, 1200)])
 def test_the_built_in_codec_comes_whole_and_exact(host, builtin, size):
     image = smooth(*size)
-    ours = host.pack("nodes.host_vae").HostVae(builtin.vae)
+    ours = host.pack("nodes.run.vae").HostVae(builtin.vae)
     latent = ours.encode(image)
     assert torch.equal(latent, builtin.vae.encode(image.movedim(1, -1).contiguous()))
     assert torch.equal(ours.decode(latent).movedim(1, -1), builtin.vae.decode(latent))
@@ -212,7 +212,7 @@ class Pooling:
 
 def test_another_vae_works_by_its_plain_methods(host):
     vae = Pooling()
-    ours = host.pack("nodes.host_vae").HostVae(vae)
+    ours = host.pack("nodes.run.vae").HostVae(vae)
     ours.sides_px, ours.free = (256, 128), 1.0
     image = smooth(200, 264, batch=2)
     latent = ours.encode(image)
@@ -226,7 +226,7 @@ def test_a_vae_of_another_factor_is_one_sentence(host):
     vae = Pooling()
     vae.spacial_compression_encode = lambda: 2 * F
     with pytest.raises(host.pack("teasr_core.errors").InputError, match=r"latent of \(1, 8, 8\), expected \(1, 4, 4\)"):
-        host.pack("nodes.host_vae").HostVae(vae).encode(smooth(64, 64))
+        host.pack("nodes.run.vae").HostVae(vae).encode(smooth(64, 64))
 
 
 def test_condition_and_decode_use_the_tiles(host, builtin, vae, sides_of):

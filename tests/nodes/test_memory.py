@@ -117,7 +117,7 @@ def test_choosing_the_steps_and_sampling_share_what_did_not_fit(host, builtin, c
 
 
 def test_a_wired_model_is_cut_smaller_only_where_memory_is_short(host, qwen, monkeypatch, caplog):
-    tiles = host.pack("nodes.host_tiles")
+    tiles = host.pack("nodes.run.tile_plan")
     latent = (256, 192)  # 2048 x 1536 px
 
     def plan(free, tile_px=0):
@@ -144,12 +144,12 @@ def test_the_estimate_is_the_hosts_own(host, qwen):
 
     shape = (1, 16, 1, 24, 32)
     conds = {"positive": [{"reference_latents": [torch.zeros(shape)]}]}
-    found = host.pack("nodes.host_tiles").forward_memory(qwen, 24, 32)
+    found = host.pack("nodes.run.tile_plan").forward_memory(qwen, 24, 32)
     assert found == estimate_memory(qwen, shape, conds)[1] > estimate_memory(qwen, shape, {"positive": [{}]})[1]
 
 
 def test_the_built_in_model_keeps_its_tiles(host, builtin, monkeypatch):
-    tiles = host.pack("nodes.host_tiles")
+    tiles = host.pack("nodes.run.tile_plan")
     before = tiles.host_plan(builtin.model, 64, 64, 0, 0)
     monkeypatch.setattr(tiles, "room", lambda _device: 0.0)
     assert tiles.host_plan(builtin.model, 64, 64, 0, 0) == before
@@ -157,7 +157,7 @@ def test_the_built_in_model_keeps_its_tiles(host, builtin, monkeypatch):
 
 def test_room_counts_what_the_host_can_unload(host, qwen, monkeypatch):
     """The second run, with the model loaded, has the room of the first. A CPU has none of its own."""
-    memory, management = host.pack("nodes.host_memory"), host.model_management
+    memory, management = host.pack("nodes.host.memory"), host.model_management
     assert memory.room(torch.device("cpu")) == memory.room(None) == float("inf")
     device, held = torch.device("cuda", 0), {"bytes": 0}
     qwen.load_device = device

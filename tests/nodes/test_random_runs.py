@@ -59,7 +59,7 @@ def ask(host, executor):
 
 
 def test_random_runs_through_the_one_node(host, ask):
-    geometry, images = host.pack("teasr_core.image.resize"), host.pack("nodes.host_images")
+    geometry, images = host.pack("teasr_core.image.resize"), host.pack("nodes.host.images")
     for index, run in enumerate(RUNS):
         found = ask(index)
         batch, height, width, channels = found.image.shape
@@ -94,7 +94,7 @@ def test_a_model_that_returns_its_input_leaves_no_border(host, builtin, ask, mon
         return base
 
     monkeypatch.setattr(host.pack("teasr_core.weight_files.builtin_file"), "read_base", zeroed)
-    geometry, images = host.pack("teasr_core.image.resize"), host.pack("nodes.host_images")
+    geometry, images = host.pack("teasr_core.image.resize"), host.pack("nodes.host.images")
     worst = 0.0
     for index, run in enumerate(RUNS[:30]):
         found = ask(index).image.movedim(-1, 1)

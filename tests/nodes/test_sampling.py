@@ -13,7 +13,7 @@ def relative(a, b):
 def core_sample(host, model, made, steps, seed, plan=None):
     """The core's `sample` on a velocity that calls the MODEL itself, tiled by the core if `plan` is given."""
     sampler, tiling = host.pack("teasr_core.sampling.sampler"), host.pack("teasr_core.tiling")
-    bridge, taus = host.pack("nodes.bridge"), host.pack("teasr_core.sampling.schedule").linear_taus(steps)
+    bridge, taus = host.pack("nodes.model.dual_branch"), host.pack("teasr_core.sampling.schedule").linear_taus(steps)
     embeds, values = made.conditioning[0]
     base = model.model
     lq = base.process_latent_in(values["reference_latents"][0])  # (B, C, 1, h, w)
@@ -78,7 +78,7 @@ def test_stock_route_has_the_automatic_tiles_of_the_built_in_model(host, builtin
     assert relative(ours, theirs) <= TOLERANCE
     whole = sample(builtin.model, made.conditioning, made.latent, seed=5, steps=2, tile_px=160)
     assert relative(whole, theirs) > 1e-3
-    assert host.pack("nodes.bridge").TILES not in builtin.model.model_options["transformer_options"]
+    assert host.pack("nodes.model.dual_branch").TILES not in builtin.model.model_options["transformer_options"]
 
 
 def test_stock_qwen_image_with_a_lora(host, qwen, write_lora, sample):
@@ -99,7 +99,7 @@ def test_stock_qwen_image_with_a_lora(host, qwen, write_lora, sample):
 def test_tiles_in_the_host_equal_tiles_in_the_core(host, builtin, condition, sample, tile_px, overlap_px):
     image = torch.rand(1, 40, 56, 3, generator=torch.Generator().manual_seed(8))
     made = condition(image)
-    plan = host.pack("nodes.host_tiles").host_plan(
+    plan = host.pack("nodes.run.tile_plan").host_plan(
         builtin.model, *made.latent["samples"].shape[-2:], tile_px, overlap_px
     )
     assert plan.count > 1
@@ -126,7 +126,7 @@ def test_a_model_that_sees_no_neighbours_is_the_same_tiled(builtin, condition, s
 
 
 def test_automatic_tiles_are_the_cores_for_the_built_in_model_and_1024_px_for_qwen(host, builtin, qwen):
-    plan = host.pack("nodes.host_tiles").host_plan
+    plan = host.pack("nodes.run.tile_plan").host_plan
     side = host.pack("teasr_core.restore").AUTO_TILE_PX // 4
     assert plan(builtin.model, side, side, 0, 0).count == 1
     tiles = plan(builtin.model, 2 * side, side, 0, 0)
@@ -134,7 +134,7 @@ def test_automatic_tiles_are_the_cores_for_the_built_in_model_and_1024_px_for_qw
     assert (tiles.height, tiles.width) == (side, side)
     assert plan(qwen, 128, 128, 0, 0).count == 1  # 1024 px
     assert plan(qwen, 256, 128, 0, 0).height == 128
-    ours, core = host.pack("nodes.host_tiles"), host.pack("teasr_core.restorer")
+    ours, core = host.pack("nodes.run.tile_plan"), host.pack("teasr_core.restorer")
     assert (ours.QWEN_SIDES_PX[0], ours.QWEN_OVERLAP_PX) == (core.QWEN_TILE_PX, core.QWEN_OVERLAP_PX)
 
 
@@ -158,7 +158,7 @@ def test_the_host_makes_room_for_one_tile(host, builtin, condition, sample, monk
 
 def test_progress_counts_images_steps_and_tiles_and_never_goes_back(host, builtin, condition, sample, monkeypatch):
     seen = []
-    bar = host.pack("nodes.host_sampling").comfy.utils.ProgressBar
+    bar = host.pack("nodes.run.sampling").comfy.utils.ProgressBar
 
     def record(self, value, total=None, preview=None):
         self.current = value

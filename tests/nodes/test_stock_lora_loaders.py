@@ -33,7 +33,7 @@ def forms(write_lora, loras):
 
 @pytest.fixture
 def targets(host, model):
-    layers = host.pack("nodes.qwen_probe").probe_architecture(model).num_layers
+    layers = host.pack("nodes.model.qwen_probe").probe_architecture(model).num_layers
     return host.pack("teasr_core.model.branch_lora").target_paths(layers)
 
 

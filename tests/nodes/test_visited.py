@@ -9,15 +9,15 @@ import torch
 @pytest.fixture
 def visited(host, monkeypatch):
     """An empty cache in the sampler's place."""
-    module = host.pack("nodes.visited")
+    module = host.pack("nodes.run.latent_cache")
     cache = module.VisitedLatents()
-    monkeypatch.setattr(host.pack("nodes.image_batch"), "VISITED", cache)
+    monkeypatch.setattr(host.pack("nodes.run.sampling_jobs"), "VISITED", cache)
     return cache
 
 
 @pytest.fixture
 def visit(host):
-    return host.pack("nodes.visited").Visit
+    return host.pack("nodes.run.latent_cache").Visit
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_anything_else_runs_again(visited, forwards, builtin, condition, photo, 
 
 
 def test_an_entry_knows_what_it_took(host, builtin, visit):
-    cache = host.pack("nodes.visited").VisitedLatents()
+    cache = host.pack("nodes.run.latent_cache").VisitedLatents()
     cache.put(builtin.model, b"a", visit(torch.zeros(1), 2.5, 16))
     found = cache.get(builtin.model, b"a")
     assert (found.seconds, found.largest_piece) == (2.5, 16)
@@ -103,7 +103,7 @@ def test_what_came_in_pieces_says_so_when_it_is_visited_again(host, visited, bui
 
 
 def test_what_has_no_plain_content_is_not_remembered(host):
-    digest = host.pack("nodes.visited").digest
+    digest = host.pack("nodes.run.latent_cache").digest
     assert digest([[torch.ones(2), {"a": 1, "b": [None, "x", 0.5]}]]) is not None
     assert digest([[torch.ones(2), {"control": object()}]]) is None
     assert digest(torch.ones(2)) != digest(torch.ones(2, 1)) != digest(torch.ones(2).bfloat16())
@@ -111,7 +111,7 @@ def test_what_has_no_plain_content_is_not_remembered(host):
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first(host, builtin, visit):
-    cache = host.pack("nodes.visited").VisitedLatents(max_bytes=3 * 400)
+    cache = host.pack("nodes.run.latent_cache").VisitedLatents(max_bytes=3 * 400)
     for k in range(3):
         cache.put(builtin.model, bytes([k]), visit(torch.full((100,), float(k))))
     assert cache.get(builtin.model, b"\0") is not None  # touched: now the newest

@@ -1,0 +1,54 @@
+"""IMAGE and MASK of ComfyUI <-> the core's (B, C, H, W) tensors. Inputs are never modified."""
+
+from __future__ import annotations
+
+import torch
+
+from ...teasr_core.errors import InputError
+from ...teasr_core.image.alpha import bleed_rgb, split_alpha
+
+
+def rgb_and_alpha(image: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """IMAGE (B, H, W, 1, 3 or 4) and an optional MASK -> rgb (B, 3, H, W), alpha (B, 1, H, W) or None, float32.
+
+    Colour is bled under transparent pixels. MASK is ComfyUI's: 1 = transparent, (B or 1, H, W); an empty one of any
+    size means opaque (LoadImage gives 64 x 64 zeros for an image without alpha).
+    """
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
+        raise InputError(f"image has shape {tuple(image.shape)}: expected (batch, height, width, 1, 3 or 4 channels)")
+    planes = image.movedim(-1, 1).float().contiguous()  # (B, C, H, W)
+    alpha = None
+    if planes.shape[1] == 4:
+        planes, alpha = split_alpha(planes)
+    if mask is not None and bool(mask.any()):
+        if alpha is not None:
+            raise InputError(
+                "the image has an alpha channel and a mask is wired too: unplug the mask, or drop the alpha"
+            )
+        alpha = mask_to_alpha(mask, planes)
+    rgb = planes.expand(-1, 3, -1, -1)  # (B, 3, H, W); grey is three equal channels
+    return (rgb if alpha is None else bleed_rgb(rgb.contiguous(), alpha.contiguous())), alpha
+
+
+def mask_to_alpha(mask: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+    """ComfyUI's inverted alpha (B or 1, H, W) or (H, W) -> (B, 1, H, W), 1 = opaque."""
+    mask = mask if mask.ndim == 3 else mask[None]
+    batch, _, height, width = planes.shape
+    if mask.ndim != 3 or mask.shape[1:] != (height, width) or mask.shape[0] not in (1, batch):
+        raise InputError(
+            f"mask has shape {tuple(mask.shape)}, the image {(batch, height, width)}: wire the mask that came with "
+            "this image, or resize it first"
+        )
+    return (1 - mask[:, None].float()).clamp(0, 1).expand(batch, -1, -1, -1)
+
+
+def to_host(image: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> IMAGE (B, H, W, C) float32, contiguous."""
+    return image.float().movedim(1, -1).contiguous()
+
+
+def from_host(image: torch.Tensor, name: str) -> torch.Tensor:
+    """IMAGE (B, H, W, C >= 3) -> (B, 3, H, W) float32; channels beyond 3 are dropped."""
+    if image.ndim != 4 or image.shape[-1] < 3:
+        raise InputError(f"{name} has shape {tuple(image.shape)}: expected an IMAGE (batch, height, width, 3)")
+    return image[..., :3].movedim(-1, 1).float().contiguous()

@@ -1,0 +1,106 @@
+"""The built-in base as a ComfyUI MODEL: the host's own Qwen-Image class with our small config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.supported_models
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_base import BaseModel
+from comfy.model_patcher import CoreModelPatcher, ModelPatcher
+
+from ...teasr_core.errors import ModelFileError
+from ...teasr_core.model.architecture import QWEN_IMAGE, QwenArchitecture
+from ...teasr_core.precision import choose_dtype
+from ...teasr_core.weight_files.builtin_file import BuiltinFile, shipped_base
+from .dual_branch import ResidualSampling
+from .latent_format import DctLatentFormat
+
+
+@dataclass(frozen=True)
+class BaseTraits:
+    """What a MODEL's prediction means. The built-in base carries its own as `teasr_traits`; Qwen-Image has these."""
+
+    prediction: str = "velocity"
+    use_dtc: bool = True
+
+
+def base_traits(model: ModelPatcher) -> BaseTraits:
+    return getattr(model.model, "teasr_traits", BaseTraits())
+
+
+def is_builtin(model: ModelPatcher) -> bool:
+    return hasattr(model.model, "teasr_traits")
+
+
+def builtin_patcher(base: BuiltinFile, dtype_name: str, disable_dynamic: bool = False) -> ModelPatcher:
+    """The base in a patcher, without the dual-branch hooks. dtype_name: auto, fp32 or bf16."""
+    load_device = comfy.model_management.get_torch_device()
+    model = build_base(base, choose_dtype(dtype_name, load_device), load_device)
+    patcher_class = ModelPatcher if disable_dynamic else CoreModelPatcher
+    patcher = patcher_class(model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device())
+    load_weights(model, base, use_assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (reload_builtin, (dtype_name,))
+    if load_device.type == "cpu":
+        patcher.model_options["transformer_options"]["optimized_attention_override"] = cpu_attention
+    return patcher
+
+
+def reload_builtin(dtype_name: str, disable_dynamic: bool = False) -> ModelPatcher:
+    """The factory the host calls for a non-dynamic or second-device copy."""
+    return builtin_patcher(shipped_base(), dtype_name, disable_dynamic)
+
+
+def cpu_attention(_default: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Torch's fused attention. The host's default on a CPU, sub-quadratic, takes twice the time of the whole model."""
+    return attention_pytorch(*args, **kwargs)
+
+
+def build_base(base: BuiltinFile, dtype: torch.dtype, load_device: torch.device) -> BaseModel:
+    """The host's BaseModel for this architecture, weights not loaded, on the offload device."""
+    config = comfy.supported_models.QwenImage(unet_config(base.architecture))
+    config.latent_format = DctLatentFormat(base.codec)
+    config.memory_usage_factor *= base.architecture.width / QWEN_IMAGE.width  # activations are that much narrower
+    cast = None  # on a CPU the host never computes in bf16; choose_dtype has timed that it is faster here (SPEC 11)
+    if load_device.type != "cpu":
+        cast = comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
+    config.set_inference_dtype(dtype, cast)
+    offload_device = comfy.model_management.unet_offload_device()
+    model = config.get_model({}, device=offload_device)
+    if base.prediction == "lq_residual":
+        model.model_sampling = ResidualSampling(config)
+    model.teasr_traits = BaseTraits(base.prediction, base.use_dtc)
+    return model
+
+
+def unet_config(architecture: QwenArchitecture) -> dict[str, object]:
+    """Constructor arguments of the host's QwenImageTransformer2DModel."""
+    return {
+        "image_model": "qwen_image",
+        "patch_size": architecture.patch_size,
+        "in_channels": architecture.token_channels,
+        "out_channels": architecture.latent_channels,
+        "num_layers": architecture.num_layers,
+        "attention_head_dim": architecture.head_dim,
+        "num_attention_heads": architecture.num_heads,
+        "joint_attention_dim": architecture.text_width,
+        "axes_dims_rope": tuple(architecture.rope_axes),
+    }
+
+
+def load_weights(model: BaseModel, base: BuiltinFile, use_assign: bool) -> None:
+    """Strict: every tensor of the file is used and every weight of the model is set, or ModelFileError."""
+    dtype = model.get_dtype()
+    tensors = {key: value.to(dtype) for key, value in base.tensors.items()}
+    try:
+        model.diffusion_model.load_state_dict(tensors, strict=True, assign=use_assign)
+    except RuntimeError as error:
+        raise ModelFileError(
+            f"{base.path.name} does not hold the model its config describes: {str(error).splitlines()[-1].strip()}; "
+            "install the pack again"
+        ) from None
+    model.diffusion_model.requires_grad_(False)

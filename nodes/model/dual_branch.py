@@ -1,0 +1,242 @@
+"""The dual-branch forward on ComfyUI's own Qwen-Image transformer.
+
+Its standalone twin is `teasr_core.model.qwen_velocity`.
+
+The host already appends `reference_latents` to the image tokens and, with the method `index_timestep_zero`, modulates
+them by a second timestep. Per call of the model, and only inside it, `DualBranch` changes three things:
+    time_text_embed   gets [t_cur, t_tar] where the host passes [t, 0] (DTC),
+    post_input        condition tokens take the noise tokens' rotary ids (shared positions, METHOD 3),
+    target Linears    the adapter's delta on condition tokens.
+It is an APPLY_MODEL wrapper: outside a torch.compile graph, one per MODEL, resolved at call time (right for clones and
+several devices), and it leaves nothing on the shared modules, whatever happens inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_sampling
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+from ...teasr_core.errors import InputError
+from ...teasr_core.model.branch_lora import BranchLora, branch_overrides, forward_overrides
+from ...teasr_core.model.timesteps import dual_times
+from .conditioning import check_channels
+from .tiles import HostTiles
+
+KEY = "teasr"
+# Transformer options. The first overrides the target time; the second, `HostTiles`, is what `DualBranch` runs in.
+TARGET_SIGMA = "teasr_target_sigma"
+TILES = "teasr_tiles"
+
+Override = tuple[torch.nn.Module, Callable[..., Any]]
+
+
+class ResidualSampling(comfy.model_sampling.ModelSamplingFlux, comfy.model_sampling.CONST):
+    """Flow time (timestep = sigma) for prediction "lq_residual": the model's output is F, the clean image F + z_lq.
+
+    `calculate_denoised` hands F on and `DualBranch` adds z_lq, so that nothing is divided by t (SPEC 8).
+    """
+
+    def calculate_denoised(
+        self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: torch.Tensor
+    ) -> torch.Tensor:
+        return model_output
+
+
+@dataclass(frozen=True)
+class DualBranch:
+    """The APPLY_MODEL wrapper. It holds settings alone; the adapter's weights are a model in the patcher's care."""
+
+    prediction: str
+    use_dtc: bool
+    lora_strength: float
+    use_adapter: bool
+
+    def __call__(
+        self,
+        executor: Any,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        c_concat: torch.Tensor | None = None,
+        c_crossattn: torch.Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Denoised latent (B, C, 1, H, W) of x at sigmas t (B,). `executor` is the host's next wrapper or the model."""
+        options = transformer_options or {}
+        if self.prediction == "lq_residual" and not isinstance(executor.class_obj.model_sampling, ResidualSampling):
+            raise InputError(
+                "another ModelSampling node replaced the built-in model's own sampling: it predicts a residual, not a "
+                "velocity; remove the ModelSampling node behind TEASRLoadBuiltin"
+            )
+        z_lq = lq_latent(x, kwargs)  # (B, C, 1, H, W)
+
+        def denoise(z_t: torch.Tensor, t_cur: torch.Tensor, lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
+            conds = kwargs | {"ref_latents": [lq], "ref_latents_method": "index_timestep_zero"}
+            with self._hooks(executor.class_obj, z_t, t_cur, t_tar, options):
+                denoised = executor(
+                    z_t, t_cur, c_concat, c_crossattn, control, with_shared_positions(options), **conds
+                )  # (B, C, 1, h, w)
+            return denoised + lq.to(denoised) if self.prediction == "lq_residual" else denoised
+
+        tiles: HostTiles | None = options.get(TILES)
+        has_uncut = control is not None or c_concat is not None
+        if tiles is None or (tiles.plan.count == 1 and has_uncut):
+            return denoise(x, t, z_lq, target_sigma(t, options))
+        if has_uncut:
+            raise InputError(
+                "a ControlNet or concatenated latent cannot be cut into tiles: set tile_px to the image size"
+            )
+        # Denoised images blend like velocities: one is an affine function of the other at fixed z_t and t.
+        velocity = tiles.around(denoise, 2 * executor.class_obj.diffusion_model.patch_size)
+        return velocity(x, t, z_lq, target_sigma(t, options))
+
+    def _hooks(
+        self, base: Any, z_t: torch.Tensor, t_cur: torch.Tensor, t_tar: torch.Tensor, options: dict[str, Any]
+    ) -> AbstractContextManager[None]:
+        transformer = base.diffusion_model
+        times = dual_times(base.model_sampling.timestep(t_cur), base.model_sampling.timestep(t_tar), self.use_dtc)
+        overrides: list[Override] = [(transformer.time_text_embed, dual_time_forward(transformer, times))]
+        if self.use_adapter:
+            adapters = base.current_patcher.get_additional_models_with_key(KEY)
+            if not adapters:
+                raise InputError(
+                    "the TEASR adapter is gone from this MODEL: put TEASRApplyLoRA last, before the sampler"
+                )
+            lora: BranchLora = adapters[0].model
+            overrides += branch_overrides(
+                transformer, lora, self.lora_strength, num_tokens(z_t, transformer.patch_size)
+            )
+        return counted_overrides(overrides, is_compiled(transformer, options))
+
+
+@contextmanager
+def counted_overrides(overrides: list[Override], use_compile: bool) -> Iterator[None]:
+    """`forward_overrides`, and afterwards the proof that each ran once (a compiled graph does not count).
+
+    A host that fuses layers or swaps a block would bypass a hook without a word: the image would only look worse.
+    """
+    if use_compile:
+        with forward_overrides(overrides):
+            yield
+        return
+    hits: list[None] = []
+
+    def counted(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def counted_forward(*args: Any, **kwargs: Any) -> Any:
+            hits.append(None)
+            return forward(*args, **kwargs)
+
+        return counted_forward
+
+    with forward_overrides([(module, counted(forward)) for module, forward in overrides]):
+        yield
+    if len(hits) != len(overrides):
+        raise InputError(
+            f"{len(hits)} of {len(overrides)} TEASR hooks ran: another node replaced or fused layers of this MODEL; "
+            "remove it, or put TEASRApplyLoRA behind it"
+        )
+
+
+def attach(model: ModelPatcher, branch: DualBranch, adapter: ModelPatcher | None) -> ModelPatcher:
+    """A clone of MODEL with the dual-branch forward; any TEASR adapter on it is replaced. `model` stays as it is."""
+    patched = model.clone()
+    for kind, wrapper in ((WrappersMP.APPLY_MODEL, branch), (WrappersMP.OUTER_SAMPLE, check_channels)):
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
+    patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
+    patched.remove_additional_models(KEY)
+    if adapter is not None:
+        patched.set_additional_models(KEY, [adapter])
+        demote_adapter(model, patched)
+        patched.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, demote_adapter)
+    return patched
+
+
+def attached_branch(model: ModelPatcher) -> DualBranch:
+    """The settings on a MODEL. InputError when it has none: the MODEL never went through a TEASR node."""
+    wrappers = model.get_wrappers(WrappersMP.APPLY_MODEL, KEY)
+    if not wrappers:
+        raise InputError("this MODEL has no TEASR hooks: put TEASRApplyLoRA between your loader and this node")
+    return wrappers[0]
+
+
+def demote_adapter(_model: ModelPatcher, clone: ModelPatcher) -> None:
+    """ON_CLONE: a clone without dynamic VRAM needs its adapter without it; the host clones it with the flag lost."""
+    if not clone.is_dynamic():
+        adapters = clone.get_additional_models_with_key(KEY)
+        clone.set_additional_models(KEY, [adapter.clone(disable_dynamic=True) for adapter in adapters])
+
+
+def lq_latent(x: torch.Tensor, conds: dict[str, Any]) -> torch.Tensor:
+    """The one LQ latent (B, C, 1, H, W) among the model's conditions; InputError when there is none that fits x."""
+    latents = conds.get("ref_latents") or []
+    if len(latents) != 1:
+        found = "no LQ latent" if not latents else f"{len(latents)} reference latents"
+        raise InputError(
+            f"{found} in the conditioning (a wired `negative` needs it too): expected one, so put TEASRCondition "
+            "between the conditioning and the sampler, and no other node that sets reference latents"
+        )
+    if latents[0].shape[1:] != x.shape[1:] or x.shape[2] != 1:
+        raise InputError(
+            f"the LQ latent is {tuple(latents[0].shape[1:])}, the sampled latent {tuple(x.shape[1:])}: expected the "
+            "same channels, one frame and the same size, so wire TEASRCondition's `latent` into the sampler"
+        )
+    return latents[0]
+
+
+def target_sigma(t: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    """Target sigmas (B,) of a model call at sigmas t (B,): the largest of the schedule strictly below t.
+
+    That is the next step's for euler, and never a wrong side for samplers that evaluate between steps. The option
+    TARGET_SIGMA overrides it (it may be negative, Eq. 7). Tensor operations only: no wait for the device.
+    """
+    if options.get(TARGET_SIGMA) is not None:
+        return torch.as_tensor(options[TARGET_SIGMA], dtype=t.dtype, device=t.device).expand(t.shape)
+    if options.get("sample_sigmas") is None:
+        raise InputError("the sampler names no schedule (sample_sigmas): use TEASRSampler or a stock sampler node")
+    sigmas = options["sample_sigmas"].to(t)[None]  # (1, N+1)
+    below = torch.where(sigmas < t[:, None], sigmas, -torch.inf).amax(dim=1)  # (B,)
+    return torch.where(below.isinf(), t, below)
+
+
+def num_tokens(latent: torch.Tensor, patch_size: int) -> int:
+    """Tokens of a latent (B, C, 1, H, W); the host pads an odd side by itself."""
+    return -(-latent.shape[-2] // patch_size) * -(-latent.shape[-1] // patch_size)
+
+
+def dual_time_forward(transformer: torch.nn.Module, times: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """`time_text_embed.forward` with `times` (2B,) float32 in place of the host's."""
+    embed = transformer.time_text_embed.forward
+
+    def forward(_timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return embed(times, *args, **kwargs)  # (2B, D)
+
+    return forward
+
+
+def with_shared_positions(options: dict[str, Any]) -> dict[str, Any]:
+    """The transformer options of one call, with `share_positions` as last post_input patch."""
+    patches = options.get("patches", {})
+    return options | {"patches": patches | {"post_input": [*patches.get("post_input", []), share_positions]}}
+
+
+def share_positions(inputs: dict[str, Any]) -> dict[str, Any]:
+    """post_input patch: img_ids (B, 2N, 3) of the condition tokens := those of the noise tokens."""
+    noise_ids = inputs["img_ids"].chunk(2, dim=1)[0]  # (B, N, 3)
+    return inputs | {"img_ids": torch.cat([noise_ids, noise_ids], dim=1)}
+
+
+def is_compiled(transformer: torch.nn.Module, options: dict[str, Any]) -> bool:
+    """Whether torch.compile sits anywhere on the transformer: a compiled graph does not count hooks."""
+    if "torch.compile" in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
+        return True
+    modules = [transformer, *getattr(transformer, "transformer_blocks", [])]
+    return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in modules)

@@ -1,0 +1,54 @@
+"""The sampler of TEASRUpscale's auto mode: every image of a batch gets its own number of steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ...teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, AutoSteps
+from ..model.conditioning import Conditioning
+from ..run.sampling_jobs import image_batch, summary
+from ..sampler import fidelity_input, seed_input, tile_inputs
+from ..step_selector import tolerance_input
+
+
+class TEASRUpscaleAutoSampler(io.ComfyNode):
+    """TEASRStepSelector and TEASRSampler in one, image by image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TEASRUpscaleAutoSampler",
+            display_name="TEASR Upscale (auto sampler part)",
+            category="TEASR",
+            description="Made by TEASRUpscale while it runs; not meant to be placed by hand.",
+            is_dev_only=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample with."),
+                io.Conditioning.Input("conditioning", tooltip="From TEASRCondition."),
+                io.Latent.Input("latent", tooltip="From TEASRCondition."),
+                seed_input(),
+                *tile_inputs(),
+                fidelity_input(),
+                tolerance_input(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        conditioning: Conditioning,
+        latent: dict[str, Any],
+        seed: int = 0,
+        tile_px: int = 0,
+        overlap_px: int = 0,
+        fidelity: float = 0.0,
+        tolerance: float = DEFAULT_TOLERANCE,
+    ) -> io.NodeOutput:
+        batch = image_batch(model, conditioning, latent, seed, None, tile_px, overlap_px)
+        plans = batch.choose(AutoSteps(tolerance))
+        return io.NodeOutput(batch.sample([plan.taus for plan in plans], fidelity, summary(plans)))

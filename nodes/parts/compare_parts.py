@@ -1,0 +1,117 @@
+"""The ends of TEASRCompareSteps' graph: one column for each number of steps, then the sheet. Menus do not list them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ...teasr_core.image.labelled_sheet import Cell, comparison_grid
+from ...teasr_core.sampling.schedule import steps_text
+from ...teasr_core.sharpness import mean_gradient
+from ..color_fix import color_fix_input, color_strength_input
+from ..host.images import from_host, to_host
+from ..run.run_notes import notes_of
+from .upscale_parts import aligned, finish_image
+
+Columns = io.Custom("TEASR_COLUMNS")
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """All pictures at one number of steps: images[k] (B, H, W, 3) of the k-th wire item, seconds[k] of its B images."""
+
+    steps: int
+    images: tuple[torch.Tensor, ...]
+    seconds: tuple[tuple[float, ...], ...]
+
+
+class TEASRCompareStepsColumn(io.ComfyNode):
+    """What TEASRUpscaleOutput does, kept together with the time it took."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TEASRCompareStepsColumn",
+            display_name="TEASR Compare Steps (column part)",
+            category="TEASR",
+            description="Made by TEASRCompareSteps while it runs; not meant to be placed by hand.",
+            is_dev_only=True,
+            is_input_list=True,
+            inputs=[
+                Columns.Input("before", optional=True, tooltip="The columns to the left."),
+                io.Int.Input("steps", default=1, min=1, max=30, tooltip="The number of steps of this column."),
+                io.Image.Input("resized", tooltip="The picture at the target size."),
+                io.Image.Input("decoded", optional=True, tooltip="The restored picture; none at strength 0."),
+                io.Latent.Input("latent", optional=True, tooltip="What was decoded, for the time."),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=1.0, tooltip="0 is the resize, 1 the restoration."
+                ),
+                color_fix_input(),
+                color_strength_input(use_advanced=True),
+            ],
+            outputs=[Columns.Output(display_name="columns")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        steps: list[int],
+        resized: list[torch.Tensor],
+        before: Sequence[tuple[Column, ...]] = ((),),
+        decoded: list[torch.Tensor] | None = None,
+        latent: list[dict[str, Any]] | None = None,
+        **options: list[Any],
+    ) -> io.NodeOutput:
+        inputs = {"resized": resized, "decoded": decoded or [None], "latent": latent or [{}], **options}
+        runs = aligned(inputs)
+        seconds = tuple(notes_of(run.pop("latent")).image_seconds for run in runs)
+        images = tuple(finish_image(**run) for run in runs)
+        return io.NodeOutput((*before[0], Column(steps[0], images, seconds)))
+
+
+class TEASRCompareStepsGrid(io.ComfyNode):
+    """The columns as one labelled sheet for each picture, and the pictures themselves."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TEASRCompareStepsGrid",
+            display_name="TEASR Compare Steps (grid part)",
+            category="TEASR",
+            description="Made by TEASRCompareSteps while it runs; not meant to be placed by hand.",
+            is_dev_only=True,
+            inputs=[Columns.Input("columns", tooltip="All of them.")],
+            outputs=[io.Image.Output(display_name="image"), io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(cls, columns: tuple[Column, ...]) -> io.NodeOutput:
+        """Lists as the values of both outputs, an item for each picture or batch on the wire: see TEASRUpscale."""
+        items = range(len(columns[0].images))
+        return io.NodeOutput([sheets(columns, k) for k in items], [results(columns, k) for k in items])
+
+
+def sheets(columns: Sequence[Column], k: int) -> torch.Tensor:
+    """The labelled sheet of every image of item k, (B, H', W', 3)."""
+    batch = len(columns[0].images[k])
+    rows = [[cell(column, k, index) for column in columns] for index in range(batch)]
+    grids = [comparison_grid([row]) for row in rows]
+    width = max(grid.shape[-1] for grid in grids)  # captions wider than their picture differ in width
+    return to_host(torch.cat([torch.nn.functional.pad(grid, (0, width - grid.shape[-1]), value=1.0) for grid in grids]))
+
+
+def cell(column: Column, k: int, index: int) -> Cell:
+    """One image at one number of steps, with the time its sampling takes and its sharpness."""
+    image = from_host(column.images[k][index : index + 1], "image")  # (1, 3, H, W)
+    seconds = column.seconds[k]
+    time = f"{seconds[index]:.2f} s" if seconds else "no model"
+    return Cell(image, steps_text(column.steps), f"{time}, sharpness {mean_gradient(image):.2f}")
+
+
+def results(columns: Sequence[Column], k: int) -> torch.Tensor:
+    """Item k at every number of steps, (columns x B, H, W, 3): all numbers of the first image, then of the second."""
+    return torch.stack([column.images[k] for column in columns], dim=1).flatten(0, 1)

@@ -1,0 +1,173 @@
+"""The ends of TEASRUpscale's graph and its decoder. They are nodes since the host caches nodes; menus hide them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ...teasr_core.image.alpha import resize_alpha
+from ...teasr_core.image.resize import TargetSize, resize
+from ...teasr_core.restore import RestoreOptions, finish
+from ..color_fix import color_fix_input, color_strength_input
+from ..host.images import from_host, rgb_and_alpha, to_host
+from ..host.text import show_on_node
+from ..inputs import max_megapixels_input, size_input, target_size
+from ..run.run_notes import KEY, Phase, RunNotes, notes_of
+from ..run.vae import HostVae
+
+
+class TEASRUpscaleInput(io.ComfyNode):
+    """Everything before the model: transparency, the exact target size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TEASRUpscaleInput",
+            display_name="TEASR Upscale (input part)",
+            category="TEASR",
+            description="Made by TEASRUpscale while it runs; not meant to be placed by hand.",
+            is_dev_only=True,
+            inputs=[
+                io.Image.Input("image", tooltip="The picture; a fourth channel is its alpha."),
+                io.Mask.Input("mask", optional=True, tooltip="Its transparency, 1 = transparent."),
+                size_input(),
+                max_megapixels_input(),
+            ],
+            outputs=[io.Image.Output(display_name="resized"), io.Mask.Output(display_name="mask")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: torch.Tensor,
+        size: dict[str, Any],
+        max_megapixels: float = 0.0,
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        rgb, alpha = rgb_and_alpha(image, mask)
+        target = target_size(size, max_megapixels, image.shape[2], image.shape[1])
+        resized = resize(rgb, target)  # (B, 3, H', W')
+        if alpha is None:
+            out_mask = torch.zeros(len(resized), target.height, target.width)
+        else:
+            out_mask = 1 - resize_alpha(alpha.contiguous(), target)[:, 0]  # (B, H', W'), 1 = transparent
+        return io.NodeOutput(to_host(resized), out_mask)
+
+
+class TEASRUpscaleDecode(io.ComfyNode):
+    """VAEDecode in tiles where it needs them, image by image, with its time for the report."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TEASRUpscaleDecode",
+            display_name="TEASR Upscale (decode part)",
+            category="TEASR",
+            description="Made by TEASRUpscale while it runs; not meant to be placed by hand.",
+            is_dev_only=True,
+            inputs=[
+                io.Latent.Input("latent", tooltip="The sampler's."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+            ],
+            outputs=[io.Image.Output(display_name="image"), io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict[str, Any], vae: Any) -> io.NodeOutput:
+        notes, phases, host_vae = notes_of(latent), dict[str, Phase](), HostVae(vae)
+        with notes.phase("decode", phases):
+            image = host_vae.decode(latent["samples"])  # (B, 3, H, W)
+        notes = dataclasses.replace(notes, phases=phases, vae_tile_px=host_vae.tile_px)
+        return io.NodeOutput(to_host(image), latent | {KEY: notes})
+
+
+class TEASRUpscaleOutput(io.ComfyNode):
+    """Everything after the model: crop, colour, strength, the report line."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TEASRUpscaleOutput",
+            display_name="TEASR Upscale (output part)",
+            category="TEASR",
+            description="Made by TEASRUpscale while it runs; not meant to be placed by hand.",
+            is_dev_only=True,
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("resized", tooltip="The picture at the target size."),
+                io.Mask.Input("mask", tooltip="Its transparency at the target size."),
+                io.Image.Input("decoded", optional=True, tooltip="The restored picture; none at strength 0."),
+                io.Latent.Input("latent", optional=True, tooltip="What was decoded, for the report."),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=1.0, tooltip="0 is the resize, 1 the restoration."
+                ),
+                color_fix_input(),
+                color_strength_input(use_advanced=True),
+                io.Float.Input(
+                    "started", default=0.0, min=0.0, max=1e15, tooltip="When the run began, for the report."
+                ),
+                io.String.Input("shown_on", default="", tooltip="The node in the graph that shows the report."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image"),
+                io.Mask.Output(display_name="mask"),
+                io.String.Output(display_name="report"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        resized: list[torch.Tensor],
+        mask: list[torch.Tensor],
+        decoded: list[torch.Tensor] | None = None,
+        latent: list[dict[str, Any]] | None = None,
+        shown_on: Sequence[str] = ("",),
+        **options: list[Any],
+    ) -> io.NodeOutput:
+        """Lists in, and one list as the value of each output: see TEASRUpscale's outputs."""
+        inputs = {"resized": resized, "mask": mask, "decoded": decoded or [None], "latent": latent or [{}], **options}
+        images, masks, reports = zip(*(finish_run(**run) for run in aligned(inputs)), strict=True)
+        show_on_node("\n".join(reports), shown_on[0])
+        return io.NodeOutput(list(images), list(masks), list(reports))
+
+
+def aligned(inputs: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Lists of inputs to the inputs of each run, by the host's own rule: the last item stands for the missing ones."""
+    count = max(len(values) for values in inputs.values())
+    return [{name: values[min(k, len(values) - 1)] for name, values in inputs.items()} for k in range(count)]
+
+
+def finish_run(
+    resized: torch.Tensor,
+    mask: torch.Tensor,
+    decoded: torch.Tensor | None,
+    latent: dict[str, Any],
+    started: float = 0.0,
+    **look: Any,
+) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """(image, mask, report line) of one picture or batch; `look` is `finish_image`'s."""
+    image, notes = finish_image(resized, decoded, **look), RunNotes(tiles=0)
+    if decoded is not None:
+        notes = notes_of(latent)
+    size = TargetSize(width=resized.shape[2], height=resized.shape[1])
+    return image, mask, notes.report(size, started).line()
+
+
+def finish_image(
+    resized: torch.Tensor,
+    decoded: torch.Tensor | None,
+    strength: float = 1.0,
+    color_fix: str = "wavelet",
+    color_strength: float = 1.0,
+) -> torch.Tensor:
+    """IMAGE (B, H, W, 3) of the size of `resized`. `decoded` None: no model ran, the image is `resized`."""
+    if decoded is None:
+        return resized
+    size = TargetSize(width=resized.shape[2], height=resized.shape[1])
+    options = RestoreOptions(size, strength, color_fix, color_strength)
+    return to_host(finish(from_host(decoded, "image"), from_host(resized, "resized"), options))

@@ -1,0 +1,152 @@
+"""Algorithm 1 in the host: its guider and its euler, our noise, tiles, one image at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+
+from ...teasr_core.fidelity import quieter
+from ...teasr_core.sampling.auto_steps import AutoSteps
+from ...teasr_core.sampling.sampler import initial_noise
+from ...teasr_core.sampling.schedule import StepPlan
+from ..model.conditioning import Conditioning
+from ..model.dual_branch import KEY, TARGET_SIGMA, TILES
+from ..model.tiles import HostTiles
+from .tile_plan import tile_memory
+
+# Classifier-free guidance where a `negative` is wired. TEASR is trained without (METHOD 1), so this is an experiment.
+NEGATIVE_CFG = 2.5
+
+
+class Progress:
+    """One bar over images x steps x tiles, with the host's preview after each step (R24).
+
+    steps: of each image. seconds: spent in the sampler itself so far, without loading the model.
+    """
+
+    def __init__(self, model: ModelPatcher, steps: Sequence[int], tiles: int) -> None:
+        self.steps, self.tiles = steps, tiles
+        self.bar = comfy.utils.ProgressBar(sum(steps) * tiles)
+        self.previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
+        self.first = 0  # units done before the current step
+        self.seconds = 0.0
+
+    def start_image(self, k: int) -> None:
+        self.first = sum(self.steps[:k]) * self.tiles
+
+    def on_tile(self, done: int, _count: int) -> None:
+        """Before each tile. Guidance visits the tiles twice; the bar never goes back."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if self.first + done > self.bar.current:
+            self.bar.update_absolute(self.first + done)
+
+    def on_step(self, _step: int, x0: torch.Tensor, _x: torch.Tensor, _total: int) -> None:
+        self.first += self.tiles
+        preview = self.previewer.decode_latent_to_preview_image("JPEG", x0) if self.previewer else None
+        self.bar.update_absolute(self.first, preview=preview)
+
+    def timed(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """SAMPLER_SAMPLE wrapper: adds to `seconds`."""
+        started = time.perf_counter()
+        samples = executor(*args, **kwargs)
+        self.seconds += time.perf_counter() - started
+        return samples
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """One image of a batch as the host samples it. latent (1, C, 1, h, w) is empty: what is filled; noise_mask fits."""
+
+    positive: Conditioning
+    negative: Conditioning | None
+    latent: torch.Tensor
+    noise_mask: torch.Tensor | None
+    seed: int
+
+
+def sample_image(
+    model: ModelPatcher,
+    job: ImageJob,
+    sigmas: torch.Tensor,
+    tiles: HostTiles,
+    progress: Progress,
+    fidelity: float = 0.0,
+) -> torch.Tensor:
+    """One latent (1, C, 1, h, w), as SamplerCustomAdvanced would with RandomNoise, euler and these sigmas."""
+    samples = _run(model, job, comfy.samplers.sampler_object("euler"), sigmas, tiles, progress, fidelity)
+    return samples.to(comfy.model_management.intermediate_device(), torch.float32)
+
+
+def choose_steps(model: ModelPatcher, job: ImageJob, auto: AutoSteps, tiles: HostTiles, progress: Progress) -> StepPlan:
+    """`AutoSteps.choose` for one image, with the noise, model and tiles that `sample_image` would use."""
+    chosen: list[StepPlan] = []
+
+    def probe(
+        denoiser: Callable[..., torch.Tensor],
+        noise: torch.Tensor,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        **_: Any,
+    ) -> torch.Tensor:
+        """A sampler function that leaves the noise as it is: the host has loaded the model and prepared everything."""
+
+        def velocity(z_t: torch.Tensor, t_cur: torch.Tensor, _: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
+            denoised = denoiser(z_t, t_cur, **extra_args | {"model_options": _aimed_at(t_tar, extra_args)})
+            progress.on_step(0, denoised, z_t, 0)
+            return (z_t - denoised) / t_cur.reshape(-1, 1, 1, 1, 1)  # (1, C, 1, h, w)
+
+        chosen.append(auto.choose(velocity, noise, noise))  # the LQ latent travels in the conditioning
+        return noise
+
+    unmasked = ImageJob(job.positive, job.negative, job.latent, None, job.seed)
+    _run(model, unmasked, comfy.samplers.KSAMPLER(probe), torch.tensor([1.0, 0.0]), tiles, progress)
+    return chosen[0]
+
+
+def _aimed_at(t_tar: torch.Tensor, extra_args: dict[str, Any]) -> dict[str, Any]:
+    """The sampler's model options with another target time."""
+    options = extra_args["model_options"]
+    return options | {"transformer_options": options["transformer_options"] | {TARGET_SIGMA: t_tar}}
+
+
+def _run(
+    model: ModelPatcher,
+    job: ImageJob,
+    sampler: comfy.samplers.KSAMPLER,
+    sigmas: torch.Tensor,
+    tiles: HostTiles,
+    progress: Progress,
+    fidelity: float = 0.0,
+) -> torch.Tensor:
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": job.positive} | ({} if job.negative is None else {"negative": job.negative}))
+    guider.set_cfg(1.0 if job.negative is None else NEGATIVE_CFG)
+    options = comfy.model_patcher.create_model_options_clone(guider.model_options)
+    options.setdefault("transformer_options", {})[TILES] = tiles
+    if tiles.plan.count > 1:
+        add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, tile_memory(tiles.plan), options, is_model_options=True)
+    add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, progress.timed, options, is_model_options=True)
+    guider.model_options = options
+    _, channels, _, height, width = job.latent.shape
+    noise = initial_noise(job.seed, channels, height, width)[:, :, None]  # (1, C, 1, h, w)
+    return guider.sample(
+        quieter(noise, fidelity),
+        job.latent,
+        sampler,
+        sigmas,
+        denoise_mask=job.noise_mask,
+        callback=progress.on_step,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=job.seed,
+    )

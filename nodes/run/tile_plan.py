@@ -1,0 +1,114 @@
+"""Tiles inside the host's sampler: which ones, also in stock samplers, and how much memory one of them needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...teasr_core.errors import InputError
+from ...teasr_core.restore import AUTO_OVERLAP_PX, AUTO_TILE_PX, tile_in_latent
+from ...teasr_core.tiling import TilePlan, plan_tiles
+from ..host.memory import largest_that_fits, room, too_large
+from ..model.builtin_model import is_builtin
+from ..model.conditioning import LQ_KEY
+from ..model.dual_branch import TILES
+from ..model.tiles import HostTiles
+
+# Automatic tiles of Qwen-Image: the size it was made for, less where a card has no room for it even with all weights
+# off it (the host moves them). Never more, however much is free: a picture must not depend on what else is loaded.
+# The built-in model's are `restore`'s, for a CPU's sake.
+QWEN_SIDES_PX = (1024, 512, 256)
+QWEN_OVERLAP_PX = 128
+
+
+def host_plan(model: ModelPatcher, height: int, width: int, tile_px: int, overlap_px: int) -> TilePlan:
+    """The tiles of a latent of height x width. 0 is automatic; a tile as large as the image is no tile."""
+    patch_multiple = token_multiple(model)
+    downscale = int(model.get_model_object("latent_format").spacial_downscale_ratio)
+    auto_px, short = (AUTO_TILE_PX, AUTO_OVERLAP_PX), ""
+    if not is_builtin(model):
+        side_px = QWEN_SIDES_PX[0]
+        if tile_px == 0:
+            side_px, short = fitting_side_px(model, height, width, downscale)
+        auto_px = (side_px, min(QWEN_OVERLAP_PX, side_px // 4))
+    tile, overlap = tile_in_latent(tile_px, overlap_px, downscale, patch_multiple, auto_px)
+    plan = plan_tiles(height, width, tile, overlap, patch_multiple)
+    if plan.count > 1 and not is_whole(height, width, patch_multiple):
+        raise InputError(
+            f"a latent of {width} x {height} cannot be tiled: expected multiples of {patch_multiple}, so let "
+            "TEASRCondition make it"
+        )
+    if short and plan.count > 1:
+        logging.info(f"TEASR: {plan.count} tiles of {auto_px[0]} px: {short}")
+    return plan
+
+
+def token_multiple(model: ModelPatcher) -> int:
+    """What the sides of a tile are multiples of, in latent pixels: an even token grid."""
+    return 2 * int(model.get_model_object("diffusion_model").patch_size)
+
+
+def is_whole(height: int, width: int, multiple: int) -> bool:
+    return height % multiple == 0 and width % multiple == 0
+
+
+def stock_tiles(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """OUTER_SAMPLE wrapper of the built-in MODEL: automatic tiles for stock samplers, which know of none.
+
+    The model was trained on 128 px: with attention over a much larger picture, several steps damage blocks of it
+    (docs/log.md). A latent that is not whole tokens, as stock VAE Encode makes, stays in one piece.
+    """
+    guider = executor.class_obj  # its options are this run's own
+    options = guider.model_options.setdefault("transformer_options", {})
+    height, width = noise.shape[-2:]
+    if TILES not in options and is_whole(height, width, token_multiple(guider.model_patcher)):
+        options[TILES] = HostTiles(host_plan(guider.model_patcher, height, width, 0, 0), check_interrupt)
+    return executor(noise, *args, **kwargs)
+
+
+def check_interrupt(_done: int, _count: int) -> None:
+    """Before each tile: the user's Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def fitting_side_px(model: ModelPatcher, height: int, width: int, downscale: int) -> tuple[int, str]:
+    """(side of a tile in pixels, why it is smaller than usual or nothing) for a latent of height x width."""
+
+    def needed(side_px: int) -> float:
+        side = side_px // downscale
+        return forward_memory(model, min(side, height), min(side, width))
+
+    free = room(model.load_device)
+    side_px = largest_that_fits(QWEN_SIDES_PX, needed, free)
+    if side_px == QWEN_SIDES_PX[0]:
+        return side_px, ""
+    largest = min(QWEN_SIDES_PX[0], downscale * max(height, width))
+    return side_px, too_large(largest, needed(largest), free)
+
+
+def forward_memory(model: ModelPatcher, height: int, width: int) -> float:
+    """Bytes of one forward on a latent of height x width beside the weights, by the host's own estimate."""
+    latent = torch.empty(1, model.get_model_object("latent_format").latent_channels, 1, height, width, device="meta")
+    shapes = model.model.extra_conds_shapes(**{LQ_KEY: [latent]})
+    return model.model.memory_required(latent.shape, cond_shapes={key: [shape] for key, shape in shapes.items()})
+
+
+def tile_memory(plan: TilePlan) -> Callable[..., Any]:
+    """PREPARE_SAMPLING wrapper: the host makes room for one tile, not for the whole image."""
+
+    def prepare(executor: Any, model: Any, noise_shape: Any, conds: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        def crop(entry: dict[str, Any]) -> dict[str, Any]:
+            latents = [latent[..., : plan.height, : plan.width] for latent in entry.get(LQ_KEY, [])]
+            return entry | {LQ_KEY: latents} if latents else entry
+
+        tile_shape = [*noise_shape[:-2], plan.height, plan.width]
+        tile_conds = {kind: [crop(entry) for entry in entries] for kind, entries in conds.items()}
+        loaded, _, models = executor(model, tile_shape, tile_conds, *args, **kwargs)
+        return loaded, conds, models
+
+    return prepare
