@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from training.bench import run
-from training.bench_report import format_result, ratios
-from training.bench_settings import bench_settings
+from training.bench.report import format_result, ratios
+from training.bench.settings import bench_settings
+from training.bench.step import run
 
 BOUND = 1.15
 

@@ -2,7 +2,7 @@
 
     python scripts/make_pictures.py PHOTOGRAPHS [NAME ...]
 
-PHOTOGRAPHS is the folder of held-out photographs that training/evaluation/eval_list.tsv names; what is shown is a part
+PHOTOGRAPHS is the folder of held-out photographs that training/data/eval_list.tsv names; what is shown is a part
 of a crop of that list, made four times smaller by the light degradation, and restored. NAME makes one picture alone.
 Run it again when the built-in model changes. Who took the photographs: docs/pictures/CREDITS.md.
 """
@@ -29,7 +29,7 @@ from teasr_core.restore import RestoreOptions  # noqa: E402
 from teasr_core.restorer import Restorer, load_restorer  # noqa: E402
 from teasr_core.sampling.auto_steps import AutoSteps  # noqa: E402 (the packages need not be installed)
 from teasr_core.sampling.schedule import StepPlan, manual_plan, steps_text  # noqa: E402
-from training.degradation_settings import PRESETS  # noqa: E402
+from training.degradation.settings import PRESETS  # noqa: E402
 from training.evaluation.protocol import SCALE, EvalPair, load_eval_pairs  # noqa: E402
 
 HELP, THUMBNAILS = ROOT / "web" / "docs" / "pictures", ROOT / "workflows"

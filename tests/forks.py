@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
-PRELOADED = ("accelerate", "peft.tuners.lora", "training.distill", "training.pretrain", "training.cli")
+PRELOADED = (
+    "accelerate",
+    "peft.tuners.lora",
+    "training.distill.trainer",
+    "training.pretrain.trainer",
+    "training.cli.commands",
+)
 
 
 class Forks:

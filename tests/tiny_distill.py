@@ -11,7 +11,7 @@ import torch
 
 from teasr_core.model.branch_lora import BLOCK_TARGETS
 from teasr_core.weight_files.lora_file import fingerprint
-from training.checkpoint import save_checkpoint
+from training.run.checkpoint import save_checkpoint
 
 ALPHA = 2  # beside tiny.RANK = 4: a forgotten alpha/rank would double the adapter
 SCALE = ALPHA / tiny.RANK

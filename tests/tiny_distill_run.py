@@ -14,11 +14,11 @@ from typing import Any
 import tiny
 import torch
 
-from training.checkpoint import list_checkpoints, load_checkpoint
-from training.cli import main
-from training.distill import Distiller
-from training.distill_config import DistillConfig
-from training.toml_config import from_mapping, to_mapping
+from training.cli.commands import main
+from training.config.distill import DistillConfig
+from training.config.toml import from_mapping, to_mapping
+from training.distill.trainer import Distiller
+from training.run.checkpoint import list_checkpoints, load_checkpoint
 
 Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
@@ -101,7 +101,7 @@ def train_until_killed_in_a_save(values: Mapping[str, Any], moment: str, save: i
     moment: "half" of the file is written, or it is whole and about to be "flushed" or "renamed", or it has its name and
     an older one is about to be "deleted".
     """
-    from training import checkpoint
+    from training.run import checkpoint
 
     saves = 0
     save_file, fsync, replace, unlink = checkpoint.save_file, os.fsync, os.replace, Path.unlink

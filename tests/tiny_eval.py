@@ -10,9 +10,9 @@ from PIL import Image
 
 from teasr_core.image.resize import TargetSize
 from training.evaluation.datasets import LIST, EvalDataset, EvalPicture
-from training.evaluation.figures import Metrics, own_metrics
+from training.evaluation.metrics.registry import Metrics, own_metrics
 from training.evaluation.models import EvalSettings
-from training.evaluation.pictures import PictureStore
+from training.evaluation.result_store import PictureStore
 from training.evaluation.run import Evaluation, Method, baseline_methods, enlarge
 from training.evaluation.scores import ScoreFile
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from teasr_core.model.qwen_velocity import QwenVelocity
-from training.draws import Draws, draw
-from training.losses import Perceptual
-from training.objective import Batch, LossWeights, Objective
+from training.objective.draws import Draws, draw
+from training.objective.losses import Perceptual
+from training.objective.objective import Batch, LossWeights, Objective
 
 WEIGHTS = LossWeights(data=1.3, lpips=0.7, flow=0.9, cons=1.1, adv=0.6, rectify=0.4)  # no two alike
 GAIN = 10

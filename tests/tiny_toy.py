@@ -20,9 +20,9 @@ from torch import nn
 from teasr_core.model.flow import velocity_from_output
 from teasr_core.sampling.sampler import sample
 from teasr_core.sampling.schedule import linear_taus
-from training.draws import draw
-from training.ema import Ema
-from training.objective import Batch, LossWeights, Objective
+from training.objective.draws import draw
+from training.objective.objective import Batch, LossWeights, Objective
+from training.run.ema import Ema
 
 RADIUS, SPREAD, NARROW = 0.7, 0.6, 0.1  # modes at (1 +- SPREAD) RADIUS with this standard deviation
 WIDTH, DEPTH = 48, 3

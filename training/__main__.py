@@ -4,7 +4,7 @@ import sys
 
 def start() -> int:
     try:
-        from .cli import main
+        from .cli.commands import main
     except ModuleNotFoundError as error:  # such as torch
         return _without(error)
     return main()
@@ -16,7 +16,7 @@ def _without(error: ModuleNotFoundError) -> int:
         fix = "pip install -e '.[training]'; `python -m training doctor` lists what is missing"
         print(f"error: the package '{error.name}' is not installed: {fix}", file=sys.stderr)
         return 2
-    from . import cli_doctor
+    from .cli import doctor as cli_doctor
 
     parser = argparse.ArgumentParser(prog="python -m training")
     cli_doctor.add_parser(parser.add_subparsers())

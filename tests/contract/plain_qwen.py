@@ -1,10 +1,9 @@
 """TEASR on a Qwen-Image transformer in plain tensor operations, from a state dict alone: what the hosts must equal.
 
 Written from the paper's Eq. 1-3 and Algorithm 1 and from the published architecture, sharing no line with
-`teasr_core.model.qwen_velocity` and `nodes.model.dual_branch`: no module is called or hooked. There is one sequence of tokens, noise
-then
-condition then text; each token is told its time, its position and whether the adapter acts on it. Everything is
-float64 but the times and the phases of their sinusoid, which the models compute in float32.
+`teasr_core.model.qwen_velocity` and `nodes.model.dual_branch`: no module is called or hooked. There is one sequence of
+tokens, noise then condition then text; each token is told its time, its position and whether the adapter acts on it.
+Everything is float64 but the times and the phases of their sinusoid, which the models compute in float32.
 
 Letters: B batch, C latent channels, H W latent size, N tokens of one image (H/2 * W/2), T prompt tokens, D width,
 S = 2N + T all tokens, h heads of d dimensions. Even token grids only (docs/tour.md).

@@ -235,7 +235,7 @@ def test_sharpness_against_plain_loops(shape):
 
 def test_sharpness_is_that_of_eval():
     pytest.importorskip("cv2")
-    from training.evaluation.metrics import mean_gradient as of_eval
+    from training.evaluation.metrics.pictures import mean_gradient as of_eval
 
     pixels = tiny.pixels(13, 17, 3)
     image = torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1)[None]

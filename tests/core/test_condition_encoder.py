@@ -14,7 +14,7 @@ from teasr_core.errors import ModelFileError
 from teasr_core.image.resize import TargetSize
 from teasr_core.restore import RestoreOptions, restore
 from teasr_core.weight_files.builtin_file import ENCODER_KEY, ENCODER_PREFIX, read_base
-from training.losses import weighted_mse
+from training.objective.losses import weighted_mse
 
 
 def codec(seed: int = 5) -> DctCodec:

@@ -158,7 +158,7 @@ def test_a_clean_repository_has_no_faults(clean):
     [
         ("teasr_core/a.py", "import comfy.utils"),
         ("teasr_core/a.py", "def f():\n    import folder_paths"),
-        ("teasr_core/a.py", "import training.losses"),
+        ("teasr_core/a.py", "import training.objective.losses"),
         ("teasr_core/a.py", "from ..training import losses"),
         ("teasr_core/a.py", "from ..nodes.bridge import attach"),
         ("teasr_core/a.py", "from nodes import bridge"),

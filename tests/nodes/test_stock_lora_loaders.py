@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.export_lora import export_lora
+from training.export.lora import export_lora
 
 PREFIXES = ("transformer.", "diffusion_model.")
 LOADERS = ("LoraLoaderModelOnly", "LoraLoaderBypassModelOnly")

@@ -29,7 +29,7 @@ def config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     """config(folder name, stages=..., **run): a tiny run, its codec's statistics from few crops."""
     import tiny_run
 
-    from training import pretrain_model
+    from training.pretrain import model as pretrain_model
 
     monkeypatch.setattr(pretrain_model, "STATISTICS_CROPS", 8)
     yield lambda name="run", **options: tiny_run.config(photos, tmp_path / name, **options)

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from teasr_core.errors import ConfigError, InputError
 from teasr_core.weight_files.builtin_file import build_velocity, read_base
 from teasr_core.weight_files.lora_file import check_base, fingerprint, read_lora
-from training import pretrain_model
-from training.ablation import ARMS, train_arms
-from training.checkpoint import list_checkpoints, load_checkpoint
-from training.distill import Distiller
-from training.pretrain import Pretrainer
+from training.ablation.arms import ARMS, train_arms
+from training.distill.trainer import Distiller
+from training.pretrain import model as pretrain_model
+from training.pretrain.trainer import Pretrainer
+from training.run.checkpoint import list_checkpoints, load_checkpoint
 
 RUN = 'threads = 1\nworkers = 0\nautocast = false\nlog_every = 100\nuse_tensorboard = false\ndevice = "cpu"\n'
 BASE = """

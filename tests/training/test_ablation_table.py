@@ -3,8 +3,8 @@
 import pytest
 
 from teasr_core.errors import InputError
-from training.evaluation.ablation_table import ARM_NAMES, Arm, ablation_table, arm_of_results
-from training.evaluation.results import DatasetResult, Group, ResultRow, Results
+from training.evaluation.tables.ablation_table import ARM_NAMES, Arm, ablation_table, arm_of_results
+from training.evaluation.tables.results import DatasetResult, Group, ResultRow, Results
 
 
 def arms():

@@ -9,9 +9,9 @@ from tiny_distill_run import changed
 
 from teasr_core.model.branch_lora import BLOCK_TARGETS, DEAD_IN_LAST_BLOCK
 from teasr_core.model.qwen_velocity import build_transformer
-from training.adapter import lora_scale, new_adapter
-from training.distill import Distiller
-from training.distill_config import AdapterConfig
+from training.config.distill import AdapterConfig
+from training.distill.trainer import Distiller
+from training.frozen_base.new_adapter import lora_scale, new_adapter
 
 
 @pytest.fixture(scope="module")

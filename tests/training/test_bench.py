@@ -14,18 +14,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QWEN_IMAGE
-from training import losses
-from training.base_model import memory_plan
-from training.bench import FULL, PLAIN, Bench, run
-from training.bench_flops import FULL_ROWS, floor, forward_flop
-from training.bench_model import random_source
-from training.bench_report import format_result, to_json
-from training.bench_settings import bench_settings, resized
-from training.cli import main
+from training.bench.flops import FULL_ROWS, floor, forward_flop
+from training.bench.model import random_source
+from training.bench.report import format_result, to_json
+from training.bench.settings import bench_settings, resized
+from training.bench.step import FULL, PLAIN, Bench, run
+from training.cli.commands import main
+from training.frozen_base.qwen_base import load_packed
+from training.frozen_base.settings import memory_plan
+from training.memory.meter import no_phase
 from training.memory.planner import MemoryPlan
-from training.memory_meter import no_phase
-from training.objective import Objective
-from training.qwen_base import load_packed
+from training.objective import losses
+from training.objective.objective import Objective
 
 CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs" / "distill").glob("*.toml"))
 CPU = torch.device("cpu")

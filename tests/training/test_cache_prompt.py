@@ -13,9 +13,16 @@ from safetensors.torch import load_file, save_file
 from teasr_core.errors import InputError, ModelFileError, OutputError
 from teasr_core.safetensors_file import read_tensors
 from teasr_core.weight_files.lora_file import PROMPT_KEY
-from training import prompt_cache
-from training.cli import main
-from training.prompt_cache import TEMPLATE, TEMPLATE_TOKENS, encode_prompt, find_encoder, read_prompt, write_prompt
+from training.cli.commands import main
+from training.frozen_base import prompt_file as prompt_cache
+from training.frozen_base.prompt_file import (
+    TEMPLATE,
+    TEMPLATE_TOKENS,
+    encode_prompt,
+    find_encoder,
+    read_prompt,
+    write_prompt,
+)
 
 pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[training]'")
 

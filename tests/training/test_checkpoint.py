@@ -7,8 +7,8 @@ import tiny
 import torch
 
 from teasr_core.errors import ModelFileError
-from training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, write_atomically
-from training.ema import Ema
+from training.run.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, write_atomically
+from training.run.ema import Ema
 
 
 def tensors():
@@ -48,7 +48,7 @@ def test_temporary_and_foreign_files_are_never_listed(tmp_path):
 
 @pytest.mark.parametrize("moment", ["save_file", "replace"])
 def test_a_failure_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch, moment):
-    from training import checkpoint
+    from training.run import checkpoint
 
     path = save_checkpoint(tmp_path, 1, tensors(), {"x": 1}, keep=2)
     before = path.read_bytes()

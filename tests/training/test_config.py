@@ -6,11 +6,11 @@ import pytest
 
 from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QWEN_IMAGE
-from training.ablation import AblationConfig
-from training.base_model import memory_plan
-from training.config import PretrainConfig, StageConfig, load_config
-from training.distill_config import DistillConfig, load_distill_config
-from training.toml_config import from_mapping, read_toml, to_mapping
+from training.ablation.arms import AblationConfig
+from training.config.distill import DistillConfig, load_distill_config
+from training.config.pretrain import PretrainConfig, StageConfig, load_config
+from training.config.toml import from_mapping, read_toml, to_mapping
+from training.frozen_base.settings import memory_plan
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 PRETRAIN = sorted([*CONFIGS.glob("pretrain/*.toml"), CONFIGS / "ablation" / "base.toml"])

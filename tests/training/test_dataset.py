@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from teasr_core.errors import InputError
-from training.config import DataConfig
-from training.dataset import CropDataset, batches
-from training.photographs import PhotoCache, list_source
-from training.sources import MARGIN_PX, open_sources
+from training.config.pretrain import DataConfig
+from training.data.dataset import CropDataset, batches
+from training.data.photographs import PhotoCache, list_source
+from training.data.sources import MARGIN_PX, open_sources
 
 CROP = 32
 

@@ -13,10 +13,10 @@ import tiny_run
 import torch
 
 from teasr_core.image.resize import TargetSize, resize
-from training.config import DataConfig
-from training.dataset import CropDataset
-from training.degradation import PRESETS, degrade
-from training.photographs import PhotoCache, list_source
+from training.config.pretrain import DataConfig
+from training.data.dataset import CropDataset
+from training.data.photographs import PhotoCache, list_source
+from training.degradation.degrade import PRESETS, degrade
 
 # first 16 digits of the sha256 of HQ of samples 0..3 at seed 0, crop 32, without scale jitter
 HQ_HASHES = ("1616be25001e2a38", "c9b4a98a2ba305da", "69e8dc0aab3390a8", "97614843a8d247ab")

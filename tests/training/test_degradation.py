@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from teasr_core.errors import ConfigError, InputError
-from training.blur_kernels import BLUR_KINDS, KernelSpec, make_kernel
-from training.degradation import HEAVY, LIGHT, PRESETS, degrade, sample_plan
-from training.degradation_ops import add_gaussian_noise, add_poisson_noise, jpeg, poisson_draws
+from training.degradation.degrade import HEAVY, LIGHT, PRESETS, degrade, sample_plan
+from training.degradation.kernels import BLUR_KINDS, KernelSpec, make_kernel
+from training.degradation.ops import add_gaussian_noise, add_poisson_noise, jpeg, poisson_draws
 
 DRAWS = 4000
 

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from teasr_core.picture_files.find import load_picture
-from training import make_pairs
-from training.cli import main
-from training.degradation import PRESETS
+from training.cli.commands import main
+from training.data import make_pairs
+from training.data.make_pairs import central_crop, degrade_uint8
+from training.degradation.degrade import PRESETS
 from training.evaluation.protocol import load_eval_pairs
-from training.make_pairs import central_crop, degrade_uint8
 
 
 def texture(height, width, seed=0):
@@ -241,8 +241,8 @@ def test_a_failure_leaves_no_half_file_and_no_table(run, photos, tmp_path, monke
 
 def test_pairs_train(run, photos, tmp_path):
     """What degrade writes is what data.pairs reads."""
-    from training.config import DataConfig
-    from training.dataset import CropDataset
+    from training.config.pretrain import DataConfig
+    from training.data.dataset import CropDataset
 
     assert run(photos, tmp_path / "out")[0] == 0
     crops = CropDataset(DataConfig(pairs=(str(tmp_path / "out"),)), 32, seed=0)

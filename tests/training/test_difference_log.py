@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from training.difference_log import DifferenceLog
+from training.objective.difference_log import DifferenceLog
 
 
 def constant(*values):

@@ -14,14 +14,14 @@ from tiny_distill_run import assert_equal, changed, log_lines, newest
 from tiny_run import write_photos
 
 from teasr_core.errors import ConfigError
-from training.checkpoint import list_checkpoints
-from training.dataset import batches
-from training.difference_log import BUCKETS
-from training.distill import Distiller
-from training.distill_schedule import learning_rate, loss_weights
-from training.draws import draw
-from training.objective import Batch, LossWeights
-from training.preview import CROP_PX
+from training.data.dataset import batches
+from training.distill.schedule import learning_rate, loss_weights
+from training.distill.trainer import Distiller
+from training.objective.difference_log import BUCKETS
+from training.objective.draws import draw
+from training.objective.objective import Batch, LossWeights
+from training.run.checkpoint import list_checkpoints
+from training.run.preview import CROP_PX
 
 LOSSES = {"data", "lpips", "flow", "cons", "adv", "rectify"}
 NEW_LOSSES = {"data": 1.3, "lpips": 0.7, "flow": 0.9, "cons": 1.1, "adv": 0.6, "rectify": 0.4}  # no two weights alike

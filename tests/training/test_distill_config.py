@@ -8,8 +8,8 @@ from tiny_distill_run import write_toml
 
 from teasr_core.errors import ConfigError
 from teasr_core.model.branch_lora import BLOCK_TARGETS
-from training.distill_config import DistillConfig, check_distill, load_distill_config
-from training.toml_config import from_mapping, to_mapping
+from training.config.distill import DistillConfig, check_distill, load_distill_config
+from training.config.toml import from_mapping, to_mapping
 
 
 @pytest.fixture

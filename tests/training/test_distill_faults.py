@@ -13,10 +13,10 @@ from PIL import Image
 from tiny_distill_run import assert_equal, changed, log_lines, newest, write_toml
 
 from teasr_core.errors import InputError
-from training.checkpoint import list_checkpoints, load_checkpoint
-from training.cli import main
-from training.distill import Distiller
+from training.cli.commands import main
+from training.distill.trainer import Distiller
 from training.errors import DivergedError
+from training.run.checkpoint import list_checkpoints, load_checkpoint
 
 
 def snapshot(trainer):

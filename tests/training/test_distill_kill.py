@@ -11,8 +11,8 @@ import pytest
 import tiny
 from tiny_distill_run import assert_equal, newest
 
-from training.checkpoint import list_checkpoints, load_checkpoint
-from training.toml_config import to_mapping
+from training.config.toml import to_mapping
+from training.run.checkpoint import list_checkpoints, load_checkpoint
 
 KILLS = 20
 SEED = 0  # of the moments

@@ -13,11 +13,11 @@ from tiny_distill_run import assert_equal, changed, newest
 from teasr_core.errors import ConfigError, ModelFileError
 from teasr_core.weight_files.builtin_file import base_metadata
 from teasr_core.weight_files.lora_file import PROMPT_KEY
-from training.checkpoint import list_checkpoints
-from training.distill import Distiller
-from training.distill_resume import check_resumable
-from training.distill_schedule import loss_weights, rectify_ramp
-from training.toml_config import to_mapping
+from training.config.toml import to_mapping
+from training.distill.resume import check_resumable
+from training.distill.schedule import loss_weights, rectify_ramp
+from training.distill.trainer import Distiller
+from training.run.checkpoint import list_checkpoints
 
 # Exactly
 
@@ -224,7 +224,7 @@ def test_a_field_younger_than_the_checkpoint_counts_as_its_default(distillation)
 
 
 def test_a_folder_of_pretraining_is_refused(distillation, config):
-    from training.pretrain import Pretrainer
+    from training.pretrain.trainer import Pretrainer
 
     run = distillation("pretrained")
     Pretrainer(config("pretrained")).train(last_step=1)
@@ -233,7 +233,7 @@ def test_a_folder_of_pretraining_is_refused(distillation, config):
 
 
 def test_pretraining_refuses_a_folder_of_distillation(distillation, config):
-    from training.pretrain import Pretrainer
+    from training.pretrain.trainer import Pretrainer
 
     Distiller(distillation("distilled")).train(last_step=1)
     with pytest.raises(ConfigError, match=r"distilled' holds a checkpoint that pretrain did not write, .*adapter"):

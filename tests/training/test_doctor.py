@@ -15,11 +15,12 @@ import torch
 from teasr_core.errors import ConfigError
 from teasr_core.weight_files import builtin_file as builtin
 from teasr_core.weight_files.lora_file import fingerprint
-from training.checkpoint import save_checkpoint
-from training.cli import main
-from training.config import load_config
-from training.distill import Distiller
-from training.doctor import (
+from training.cli.commands import main
+from training.config.pretrain import load_config
+from training.config.toml import read_toml, to_mapping
+from training.distill.trainer import Distiller
+from training.doctor.config import read
+from training.doctor.examine import (
     MISSING,
     NOTE,
     OK,
@@ -31,10 +32,9 @@ from training.doctor import (
     package_finding,
     python_finding,
 )
-from training.doctor_config import read
-from training.doctor_machine import builtin_finding, disk_finding
-from training.prompt_cache import write_prompt
-from training.toml_config import read_toml, to_mapping
+from training.doctor.machine import builtin_finding, disk_finding
+from training.frozen_base.prompt_file import write_prompt
+from training.run.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 MODULES = [package.module for package in PACKAGES]

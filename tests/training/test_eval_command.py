@@ -11,10 +11,10 @@ from PIL import Image
 
 from teasr_core.sampling.schedule import parse_steps
 from teasr_core.weight_files import builtin_file as builtin
-from training import ablation
-from training.ablation import ARMS, TrainedArm
-from training.cli import build_parser, main
-from training.evaluation import command
+from training.ablation import arms as ablation
+from training.ablation.arms import ARMS, TrainedArm
+from training.cli import eval_run as command
+from training.cli.commands import build_parser, main
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from PIL import Image
 
 from teasr_core.errors import InputError
 from teasr_core.image.resize import TargetSize
-from training.degradation import PRESETS
+from training.data.held_out import read_eval_list
+from training.degradation.degrade import PRESETS
 from training.evaluation import protocol
-from training.evaluation.crops import read_eval_list
 from training.evaluation.datasets import open_datasets
 
 

@@ -12,14 +12,15 @@ from PIL import Image
 from tiny_eval import Counter
 
 from teasr_core.errors import InputError
-from training.evaluation.columns import COLUMNS, best_values, column
 from training.evaluation.datasets import Skipped
-from training.evaluation.figures import Absent, Metric, Metrics, own_metrics
-from training.evaluation.grids import save_grids
-from training.evaluation.plot import baselines, curves, save_plot
+from training.evaluation.metrics.columns import COLUMNS, best_values, column
+from training.evaluation.metrics.registry import Absent, Metric, Metrics, own_metrics
 from training.evaluation.progress import Progress
-from training.evaluation.report import dataset_report, paper_table
-from training.evaluation.results import (
+from training.evaluation.run import result_key, run_evaluation
+from training.evaluation.tables.grids import save_grids
+from training.evaluation.tables.plot import baselines, curves, save_plot
+from training.evaluation.tables.report import dataset_report, paper_table
+from training.evaluation.tables.results import (
     DatasetResult,
     Group,
     ResultRow,
@@ -30,7 +31,6 @@ from training.evaluation.results import (
     versions,
     write_results,
 )
-from training.evaluation.run import result_key, run_evaluation
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import tiny_eval
 from tiny_eval import Counter
 
 from teasr_core.errors import InputError
-from training.evaluation.figures import Metric, Metrics, SetMetric, own_metrics
-from training.evaluation.metrics import mean_gradient, psnr_y
+from training.evaluation.metrics.pictures import mean_gradient, psnr_y
+from training.evaluation.metrics.registry import Metric, Metrics, SetMetric, own_metrics
 from training.evaluation.progress import Progress, duration
 from training.evaluation.run import result_key, run_evaluation
 from training.evaluation.scores import HEADER, ResultKey, Score, ScoreFile

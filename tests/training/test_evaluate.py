@@ -9,10 +9,10 @@ from PIL import Image
 from tiny_eval import shrunk, smooth
 
 from teasr_core.errors import InputError
-from training.degradation import HEAVY, LIGHT
-from training.evaluation.crops import CROP_PX, choose_crop, read_eval_list
-from training.evaluation.picture_grid import save_grid
+from training.data.held_out import CROP_PX, choose_crop, read_eval_list
+from training.degradation.degrade import HEAVY, LIGHT
 from training.evaluation.protocol import EvalPair, Row, load_eval_pairs, markdown_table, split_means
+from training.evaluation.tables.picture_grid import save_grid
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

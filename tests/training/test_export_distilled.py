@@ -7,11 +7,11 @@ import torch
 from teasr_core.errors import InputError
 from teasr_core.weight_files.builtin_file import build_velocity, read_base
 from teasr_core.weight_files.lora_file import check_base, fingerprint, read_lora
-from training.cli import main
-from training.config import DataConfig, RunConfig
-from training.distill import Distiller
-from training.distill_config import AdapterConfig, BaseConfig, DistillConfig, DistillOptimConfig, TrainConfig
-from training.export_lora import export_lora
+from training.cli.commands import main
+from training.config.distill import AdapterConfig, BaseConfig, DistillConfig, DistillOptimConfig, TrainConfig
+from training.config.pretrain import DataConfig, RunConfig
+from training.distill.trainer import Distiller
+from training.export.lora import export_lora
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_tiny_distill_writes_what_the_trainer_writes(distilled, tmp_path):
     """The checkpoints that other tests make have the keys and the state of real ones."""
     import tiny_distill
 
-    from training.checkpoint import load_checkpoint, newest_checkpoint
+    from training.run.checkpoint import load_checkpoint, newest_checkpoint
 
     tensors, state = load_checkpoint(newest_checkpoint(distilled("lora").folder))
     made, made_state = load_checkpoint(newest_checkpoint(tiny_distill.write_run(tmp_path / "made")))

@@ -13,8 +13,8 @@ from teasr_core.errors import InputError, ModelFileError, TeasrError
 from teasr_core.model.branch_lora import BLOCK_TARGETS, BranchLora, target_paths
 from teasr_core.weight_files.builtin_file import build_velocity, read_base
 from teasr_core.weight_files.lora_file import PROMPT_KEY, check_base, fingerprint, read_lora
-from training.cli import main
-from training.export_lora import export_lora, without_folders
+from training.cli.commands import main
+from training.export.lora import export_lora, without_folders
 
 KEYS = {
     f"{path}.lora_{half}.weight" for path in target_paths(tiny.ARCHITECTURE.num_layers, BLOCK_TARGETS) for half in "AB"
@@ -278,7 +278,7 @@ def test_the_command_refuses_in_one_line(capsys, tmp_path, out):
 
 
 def test_the_command_writes_a_base_from_a_pretraining_run(capsys, config, out):
-    from training.pretrain import Pretrainer
+    from training.pretrain.trainer import Pretrainer
 
     run = config()
     trainer = Pretrainer(run)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from teasr_core.errors import InputError
-from training.evaluation.metrics import grid_peak
+from training.evaluation.metrics.pictures import grid_peak
 
 NOISE = 10.0
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from training.config import ModelConfig
-from training.initialise import NEIGHBOURS, head_offsets
-from training.pretrain_model import PretrainModel
+from training.config.pretrain import ModelConfig
+from training.pretrain.initialise import NEIGHBOURS, head_offsets
+from training.pretrain.model import PretrainModel
 
 ONE_LAYER = ModelConfig(num_layers=1)
 SIDE = 20  # latent pixels: 10 x 10 tokens
@@ -62,7 +62,7 @@ def test_heads_look_at_their_own_place_and_at_every_neighbour_in_turn():
 
 @pytest.mark.parametrize("offset", [(0, 1), (-1, 0), (1, 1)])
 def test_a_local_head_gathers_from_its_offset(monkeypatch, offset):
-    monkeypatch.setattr("training.initialise.head_offsets", lambda layer, heads: [offset] * heads)
+    monkeypatch.setattr("training.pretrain.initialise.head_offsets", lambda layer, heads: [offset] * heads)
     moved = answer(ONE_LAYER)
     row, column = divmod(int(moved.argmax()), 10)
     assert (4 - row, 5 - column) == offset  # the token that looked that way

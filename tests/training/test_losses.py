@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from teasr_core.model.flow import broadcast_time, interpolate
-from training.losses import (
+from training.objective.losses import (
     consistency_target,
     data_loss,
     flow_target,

@@ -6,9 +6,9 @@ import torch
 
 from teasr_core.model.flow import clean_from_output, interpolate, velocity_from_output
 from teasr_core.model.timesteps import check_target_times
-from training import time_sampling
-from training.draws import draw
-from training.losses import (
+from training.objective import time_sampling
+from training.objective.draws import draw
+from training.objective.losses import (
     MAX_RECTIFICATION,
     adversarial_point,
     adversarial_target,

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from teasr_core.errors import InputError
-from training.lpips_metric import Lpips, load_perceptual
+from training.objective.lpips import Lpips, load_perceptual
 
 pytest.importorskip("lpips", reason="LPIPS needs the package lpips")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.memory_meter import OUTSIDE, Phase, measure_memory, no_phase
+from training.memory.meter import OUTSIDE, Phase, measure_memory, no_phase
 
 CPU = torch.device("cpu")
 K = 1024

@@ -11,8 +11,8 @@ import torch
 
 from teasr_core.errors import InputError
 from teasr_core.image.luma import to_full_y, to_studio_y
-from training.evaluation.metrics import flat_gradient, gmsd, gradient_map, mean_gradient, psnr_y, ssim_y
-from training.evaluation.niqe import fit_aggd, mscn, niqe, niqe_features
+from training.evaluation.metrics.niqe import fit_aggd, mscn, niqe, niqe_features
+from training.evaluation.metrics.pictures import flat_gradient, gmsd, gradient_map, mean_gradient, psnr_y, ssim_y
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -203,7 +203,7 @@ def random_backbone(tmp_path_factory):
 def test_lpips_takes_its_weights_from_the_file_and_stays_frozen(random_backbone):
     from safetensors.torch import load_file
 
-    from training.lpips_metric import LpipsSqueeze
+    from training.objective.lpips import LpipsSqueeze
 
     state = torch.get_rng_state()
     metric = LpipsSqueeze(random_backbone)
@@ -216,7 +216,7 @@ def test_lpips_takes_its_weights_from_the_file_and_stays_frozen(random_backbone)
 
 
 def test_lpips_is_differentiable_on_odd_sizes(random_backbone):
-    from training.lpips_metric import LpipsSqueeze
+    from training.objective.lpips import LpipsSqueeze
 
     metric = LpipsSqueeze(random_backbone)
     hq = to_batch(textured(65, 97, 0), textured(65, 97, 1))
@@ -230,7 +230,7 @@ def test_lpips_is_differentiable_on_odd_sizes(random_backbone):
 def test_lpips_names_the_option_when_the_file_is_missing_or_another(tmp_path, random_backbone):
     from safetensors.torch import load_file, save_file
 
-    from training.lpips_metric import LpipsSqueeze
+    from training.objective.lpips import LpipsSqueeze
 
     (tmp_path / "text.safetensors").write_text("no tensors")
     fewer = load_file(random_backbone)
@@ -244,7 +244,7 @@ def test_lpips_names_the_option_when_the_file_is_missing_or_another(tmp_path, ra
 def test_lpips_with_the_trained_backbone_orders_faults():
     backbone = shared_file("squeezenet1_1_features.safetensors")
     pytest.importorskip("lpips", reason="LPIPS needs the package lpips")
-    from training.lpips_metric import LpipsSqueeze
+    from training.objective.lpips import LpipsSqueeze
 
     metric, clean = LpipsSqueeze(backbone), textured(96, 80)
     faults = [clean, noisy(clean, 4), noisy(clean, 12), noisy(clean, 40)]

@@ -12,8 +12,8 @@ from tiny_objective import WEIGHTS, gradients, objective
 from teasr_core.codec.dct import DctCodec
 from teasr_core.model.branch_lora import DEAD_IN_LAST_BLOCK
 from teasr_core.model.flow import interpolate
-from training.losses import rectification_weight, velocity_loss
-from training.objective import Batch, LossWeights, velocity_calls
+from training.objective.losses import rectification_weight, velocity_loss
+from training.objective.objective import Batch, LossWeights, velocity_calls
 
 BATCH = tiny_objective.batch(dtype=torch.float32)
 DRAWS = tiny_objective.draws(dtype=torch.float32)

@@ -10,8 +10,8 @@ import torch
 from tiny_objective import WEIGHTS, gradients, joint_losses, joint_total, objective
 from torch.utils.checkpoint import CheckpointError
 
-from training.losses import rectification_weight
-from training.objective import ROLES, LossWeights
+from training.objective.losses import rectification_weight
+from training.objective.objective import ROLES, LossWeights
 
 LIMIT = 1e-10
 BATCH, DRAWS = tiny_objective.batch(), tiny_objective.draws()

@@ -14,10 +14,10 @@ import torch
 from tiny_run import ALL_ROLES
 
 from teasr_core.errors import ConfigError, ModelFileError
-from training.checkpoint import list_checkpoints, load_checkpoint
-from training.config import load_config
+from training.config.pretrain import load_config
 from training.errors import DivergedError
-from training.pretrain import Pretrainer, check_resumable
+from training.pretrain.trainer import Pretrainer, check_resumable
+from training.run.checkpoint import list_checkpoints, load_checkpoint
 
 
 def checkpoint(config, step=None):
@@ -164,7 +164,7 @@ def test_kill_9_at_random_moments_changes_nothing(forks, photos, tmp_path):
     path.write_text(TOML.format(folder=str(killed), photos=str(photos)))
     command, delays = ["pretrain", str(path)], []
     for floor in (2, 15):
-        pid = forks.start("training.cli:main", command)
+        pid = forks.start("training.cli.commands:main", command)
         while not any(int(checkpoint.stem[5:]) >= floor for checkpoint in list_checkpoints(killed)):
             assert forks.running(pid), forks.log.read_text()[-2000:]
             time.sleep(0.01)
@@ -172,7 +172,7 @@ def test_kill_9_at_random_moments_changes_nothing(forks, photos, tmp_path):
         time.sleep(delays[-1])
         os.kill(pid, signal.SIGKILL)
         assert forks.wait(pid) == -signal.SIGKILL  # it was still at work
-    pid = forks.start("training.cli:main", command)
+    pid = forks.start("training.cli.commands:main", command)
     Pretrainer(load_config(path, [f"run.output_dir={whole}"])).train()
     assert forks.wait(pid) == 0, forks.log.read_text()[-2000:]
     found, wanted = (load_checkpoint(list_checkpoints(folder)[-1]) for folder in (killed, whole))

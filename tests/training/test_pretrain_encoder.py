@@ -11,11 +11,11 @@ from tiny_run import ALL_ROLES, MODEL
 
 from teasr_core.errors import ConfigError
 from teasr_core.weight_files.builtin_file import encoder_tensors, read_base
-from training.config import ModelConfig, StageConfig, load_config
-from training.export import export_base
-from training.losses import lattice_loss
-from training.pretrain import Pretrainer, learning_rate, pretrain_losses
-from training.pretrain_model import PretrainModel
+from training.config.pretrain import ModelConfig, StageConfig, load_config
+from training.export.base import export_base
+from training.objective.losses import lattice_loss
+from training.pretrain.model import PretrainModel
+from training.pretrain.trainer import Pretrainer, learning_rate, pretrain_losses
 
 WITH_ENCODER = dataclasses.replace(MODEL, encoder_blocks=2, encoder_width=8)
 ENCODER = StageConfig(steps=3, trains="encoder", crop_px=32, batch_size=4, lr_start=2e-3, lr_end=1e-3)
@@ -152,7 +152,9 @@ def test_an_exported_file_has_the_encoder(encoder_run, tmp_path, which):
 def test_previews_show_the_averaged_encoder(encoder_run, photos, tmp_path, monkeypatch):
     seen = []
     Image.open(next(photos.iterdir())).resize((160, 140)).save(tmp_path / "held_out.png")
-    monkeypatch.setattr("training.pretrain.write_preview", lambda _path, _velocity, codec, *_rest: seen.append(codec))
+    monkeypatch.setattr(
+        "training.pretrain.trainer.write_preview", lambda _path, _velocity, codec, *_rest: seen.append(codec)
+    )
     run = encoder_run()
     shown = dataclasses.replace(run.run, preview_every=3, preview_images=(str(tmp_path / "held_out.png"),))
     trainer = Pretrainer(dataclasses.replace(run, run=shown))

@@ -16,17 +16,18 @@ from teasr_core.model.flow import interpolate
 from teasr_core.sampling.sampler import initial_noise, sample
 from teasr_core.sampling.schedule import linear_taus
 from teasr_core.weight_files import builtin_file as builtin
-from training import pretrain, time_sampling
-from training.checkpoint import list_checkpoints, save_checkpoint
-from training.cli import main
-from training.config import PretrainConfig, StageConfig
-from training.dataset import CropDataset
+from training.cli.commands import main
+from training.config.pretrain import PretrainConfig, StageConfig
+from training.config.toml import to_mapping
+from training.data.dataset import CropDataset
 from training.errors import DivergedError
-from training.export import export_base
-from training.losses import consistency_target, lattice_loss, texture_loss
-from training.pretrain import Pretrainer, learning_rate, pretrain_losses, split_roles
-from training.pretrain_model import PretrainModel
-from training.toml_config import to_mapping
+from training.export.base import export_base
+from training.objective import time_sampling
+from training.objective.losses import consistency_target, lattice_loss, texture_loss
+from training.pretrain import trainer as pretrain
+from training.pretrain.model import PretrainModel
+from training.pretrain.trainer import Pretrainer, learning_rate, pretrain_losses, split_roles
+from training.run.checkpoint import list_checkpoints, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

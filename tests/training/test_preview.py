@@ -10,10 +10,10 @@ from tiny_run import MODEL, write_photos
 
 from teasr_core.codec.dct import DctCodec
 from teasr_core.errors import InputError
-from training.distill import Distiller
-from training.pretrain import Pretrainer
-from training.pretrain_model import PretrainModel
-from training.preview import CROP_PX, write_preview
+from training.distill.trainer import Distiller
+from training.pretrain.model import PretrainModel
+from training.pretrain.trainer import Pretrainer
+from training.run.preview import CROP_PX, write_preview
 
 
 def large_photos(folder: Path) -> list[Path]:
@@ -40,7 +40,7 @@ def test_an_untrained_model_shows_the_lq_image_at_every_step(tmp_path):
 
 
 def test_previews_do_not_change_the_run(config, tmp_path):
-    from training.checkpoint import list_checkpoints, load_checkpoint
+    from training.run.checkpoint import list_checkpoints, load_checkpoint
 
     photographs = tuple(str(path) for path in large_photos(tmp_path / "held_out"))
     plain, shown = config("plain"), config("shown", preview_every=2, preview_images=photographs)

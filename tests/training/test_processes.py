@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_distill_run import changed, log_lines, newest
 
-from training.checkpoint import list_checkpoints
-from training.distill import Distiller
-from training.processes import Processes
-from training.toml_config import to_mapping
+from training.config.toml import to_mapping
+from training.distill.trainer import Distiller
+from training.run.checkpoint import list_checkpoints
+from training.run.processes import Processes
 
 LIMIT = 1e-6  # of |difference| / |weights|, over all trained weights and their averages
 RATE = 8e-4  # as the shipped model was distilled with; Adam enlarges rounding errors of small gradients by it

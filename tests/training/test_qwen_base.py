@@ -14,13 +14,13 @@ from teasr_core.errors import ConfigError, InputError, ModelFileError
 from teasr_core.restorer import load_qwen_restorer
 from teasr_core.safetensors_file import read_tensors
 from teasr_core.weight_files.lora_file import fingerprint, read_lora
-from training.checkpoint import list_checkpoints
-from training.config import DataConfig, RunConfig
-from training.distill import Distiller
-from training.distill_config import AdapterConfig, BaseConfig, DistillConfig, DistillOptimConfig, TrainConfig
-from training.export_lora import export_lora
+from training.config.distill import AdapterConfig, BaseConfig, DistillConfig, DistillOptimConfig, TrainConfig
+from training.config.pretrain import DataConfig, RunConfig
+from training.distill.trainer import Distiller
+from training.export.lora import export_lora
+from training.frozen_base.prompt_file import write_prompt
 from training.memory.config import MemoryConfig
-from training.prompt_cache import write_prompt
+from training.run.checkpoint import list_checkpoints
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from PIL import Image
 
 from teasr_core.errors import InputError
 from teasr_core.image.resize import TargetSize, resize
-from training.config import DataConfig
-from training.dataset import CropDataset
-from training.sources import open_sources, pair_scale
+from training.config.pretrain import DataConfig
+from training.data.dataset import CropDataset
+from training.data.sources import open_sources, pair_scale
 
 CROP = 32
 

@@ -11,7 +11,7 @@ from teasr_core.restore import RestoreOptions
 from teasr_core.restorer import load_restorer
 from teasr_core.sampling.schedule import manual_plan
 from teasr_core.weight_files.builtin_file import ASSETS
-from training.degradation import LIGHT, degrade
+from training.degradation.degrade import LIGHT, degrade
 
 SIDE = 256
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")

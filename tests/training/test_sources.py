@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from teasr_core.errors import ConfigError, InputError
-from training.config import DataConfig, PretrainConfig, load_config
-from training.dataset import CropDataset, batches
-from training.photographs import list_source, scan_photographs
-from training.pretrain import check_resumable
-from training.sources import data_summary, open_sources
-from training.toml_config import to_mapping
+from training.config.pretrain import DataConfig, PretrainConfig, load_config
+from training.config.toml import to_mapping
+from training.data.dataset import CropDataset, batches
+from training.data.photographs import list_source, scan_photographs
+from training.data.sources import data_summary, open_sources
+from training.pretrain.trainer import check_resumable
 
 CROP = 16
 SIDE = CROP + 32
@@ -155,7 +155,7 @@ def test_the_summary_says_everything_once(tmp_path):
 
 
 def test_a_run_says_it_and_an_older_checkpoint_still_resumes(config, capsys):
-    from training.pretrain import Pretrainer
+    from training.pretrain.trainer import Pretrainer
 
     run = config()
     Pretrainer(run)

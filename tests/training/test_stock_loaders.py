@@ -14,7 +14,7 @@ from torch import nn
 from teasr_core.model.branch_lora import BranchLora, target_paths
 from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
 from teasr_core.weight_files.lora_file import ALL_TOKENS_PREFIXES, read_lora
-from training.export_lora import export_lora
+from training.export.lora import export_lora
 
 PATHS = target_paths(tiny.ARCHITECTURE.num_layers)
 NO_KEYS = "No LoRA keys associated to QwenImageTransformer2DModel found"

@@ -8,8 +8,8 @@ import torch
 from tiny_objective import WEIGHTS, gradients, objective
 
 from teasr_core.model.flow import interpolate
-from training import losses
-from training.objective import LossWeights
+from training.objective import losses
+from training.objective.objective import LossWeights
 
 BATCH, DRAWS = tiny_objective.batch(), tiny_objective.draws()
 PREDICTIONS = ("velocity", "lq_residual")

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from teasr_core.sampling.schedule import MAX_STEPS
-from training.time_sampling import consistency_times, flow_times, uniform
+from training.objective.time_sampling import consistency_times, flow_times, uniform
 
 COUNT = 200_000
 ROUNDING = 6e-8  # half a unit in the last place of a float32 near 1

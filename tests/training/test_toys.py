@@ -12,9 +12,9 @@ from tiny_gaussian import REAL_STD, SHIFT, GaussianVelocity, channels, score
 from tiny_toy import PointCodec, ToyVelocity, errors, step_gap, train
 
 from teasr_core.model.flow import broadcast_time
-from training import losses
-from training.draws import Draws, draw
-from training.objective import Batch, LossWeights, Objective
+from training.objective import losses
+from training.objective.draws import Draws, draw
+from training.objective.objective import Batch, LossWeights, Objective
 
 PREDICTIONS = ("velocity", "lq_residual")
 

@@ -9,11 +9,11 @@ import tiny_qwen
 from tiny_distill_run import changed, write_toml
 
 from teasr_core.errors import InputError
-from training import qwen_base
-from training.checkpoint import list_checkpoints, load_checkpoint
-from training.cli import main
+from training.cli.commands import main
+from training.frozen_base import qwen_base
+from training.frozen_base.prompt_file import write_prompt
 from training.memory.config import MemoryConfig, vram_gb_of
-from training.prompt_cache import write_prompt
+from training.run.checkpoint import list_checkpoints, load_checkpoint
 
 GROUPS = ("image stream", "text stream", "modulation", "LoRA + optimiser", "activations", "decode + LPIPS")
 

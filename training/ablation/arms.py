@@ -13,14 +13,14 @@ from pathlib import Path
 
 from teasr_core.errors import TeasrError
 
-from .ablation_reuse import check_base_file, check_lora_file
-from .config import PretrainConfig, load_config
-from .distill import Distiller
-from .distill_config import DistillConfig, load_distill_config
-from .export import export_base
-from .export_lora import export_lora
-from .pretrain import Pretrainer
-from .toml_config import from_mapping, read_toml
+from ..config.distill import DistillConfig, load_distill_config
+from ..config.pretrain import PretrainConfig, load_config
+from ..config.toml import from_mapping, read_toml
+from ..distill.trainer import Distiller
+from ..export.base import export_base
+from ..export.lora import export_lora
+from ..pretrain.trainer import Pretrainer
+from .reuse import check_base_file, check_lora_file
 
 
 @dataclass(frozen=True)

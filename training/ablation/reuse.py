@@ -12,14 +12,14 @@ from teasr_core.errors import ConfigError
 from teasr_core.weight_files.builtin_file import read_base
 from teasr_core.weight_files.lora_file import fingerprint, read_lora
 
-from .checkpoint import list_checkpoints, read_state
-from .config import PretrainConfig
-from .distill_config import DistillConfig
-from .distill_resume import check_config
-from .export_lora import EXPORT_KEY, without_folders
-from .pretrain import check_resumable
-from .resume import plain
-from .toml_config import from_mapping, to_mapping
+from ..config.distill import DistillConfig
+from ..config.pretrain import PretrainConfig
+from ..config.toml import from_mapping, to_mapping
+from ..distill.resume import check_config
+from ..export.lora import EXPORT_KEY, without_folders
+from ..pretrain.trainer import check_resumable
+from ..run.checkpoint import list_checkpoints, read_state
+from ..run.resume import plain
 
 
 def check_base_file(path: Path, config: PretrainConfig) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .memory.checkpointing import Checkpointing
-from .memory.costs import MLP, TIME_CHANNELS, Problem, lora_parameters
+from ..memory.checkpointing import Checkpointing
+from ..memory.costs import MLP, TIME_CHANNELS, Problem, lora_parameters
 
 # Rows of a sample in a micro-step, all of them and those with a gradient. `rotate` takes four micro-steps for every
 # role, and needs the one-step result a second time.

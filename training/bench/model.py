@@ -19,13 +19,13 @@ from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.weight_files.file_kind import Kind, KindOfFile
 from teasr_core.weight_files.qwen_file import QwenSource, empty_transformer
 
-from .adapter import lora_scale, new_adapter
-from .base_model import DTYPES, base_dtype
-from .bench_settings import BenchSettings
-from .losses import Perceptual
-from .memory.apply import PreparedMemory, prepare
-from .memory.planner import MemoryPlan
-from .qwen_base import CheckpointedVaeCodec, load_packed
+from ..frozen_base.new_adapter import lora_scale, new_adapter
+from ..frozen_base.qwen_base import CheckpointedVaeCodec, load_packed
+from ..frozen_base.settings import DTYPES, base_dtype
+from ..memory.apply import PreparedMemory, prepare
+from ..memory.planner import MemoryPlan
+from ..objective.losses import Perceptual
+from .settings import BenchSettings
 
 
 @dataclass(frozen=True)

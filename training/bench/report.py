@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from .bench import FULL, PLAIN, BenchResult, StepFigures
-from .memory.planner import GIB
-from .memory_meter import OUTSIDE
+from ..memory.meter import OUTSIDE
+from ..memory.planner import GIB
+from .step import FULL, PLAIN, BenchResult, StepFigures
 
 MIB = 2**20
 TERA = 1e12

@@ -11,9 +11,9 @@ from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QWEN_IMAGE, QwenArchitecture
 from teasr_core.weight_files.builtin_file import shipped_base
 
-from .distill_config import BUILTIN, DistillConfig, check_distill
-from .memory.costs import VAE_BASE_DIM, Problem
-from .toml_config import from_mapping, read_toml
+from ..config.distill import BUILTIN, DistillConfig, check_distill
+from ..config.toml import from_mapping, read_toml
+from ..memory.costs import VAE_BASE_DIM, Problem
 
 NAMED = (BUILTIN, "qwen-image")
 QWEN_PROMPT_TOKENS = 16  # room for the empty prompt's

@@ -18,15 +18,15 @@ from teasr_core.device import choose_device
 from teasr_core.errors import InputError
 from teasr_core.model.timesteps import dual_times
 
-from .base_model import FLOAT32_BUDGET, memory_plan
-from .bench_flops import FULL_ROWS, PLAIN_ROWS, Floor, floor
-from .bench_model import BenchModel, load_random, weights_dtype
-from .bench_settings import BenchSettings
-from .draws import Draws, draw
-from .memory.planner import CONTEXT_GIB, GIB, MemoryPlan
-from .memory_meter import MemoryFigures, Phase, measure_memory, no_phase
-from .objective import Batch, LossWeights, Objective, velocity_calls
-from .optimizers import NamedOptimizer
+from ..frozen_base.settings import FLOAT32_BUDGET, memory_plan
+from ..memory.meter import MemoryFigures, Phase, measure_memory, no_phase
+from ..memory.planner import CONTEXT_GIB, GIB, MemoryPlan
+from ..objective.draws import Draws, draw
+from ..objective.objective import Batch, LossWeights, Objective, velocity_calls
+from ..run.optimizers import NamedOptimizer
+from .flops import FULL_ROWS, PLAIN_ROWS, Floor, floor
+from .model import BenchModel, load_random, weights_dtype
+from .settings import BenchSettings
 
 FULL, PLAIN = "full", "plain"
 

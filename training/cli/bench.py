@@ -28,11 +28,11 @@ def add_parser(commands: Any) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from .bench import run
-    from .bench_report import format_result, to_json
-    from .bench_settings import bench_settings
-    from .memory.config import vram_gb_of
-    from .memory.costs import VAE_BASE_DIM
+    from ..bench.report import format_result, to_json
+    from ..bench.settings import bench_settings
+    from ..bench.step import run
+    from ..memory.config import vram_gb_of
+    from ..memory.costs import VAE_BASE_DIM
 
     config, overrides = args.config, args.overrides
     if config is not None and "=" in config and not Path(config).exists():  # an override stands in CONFIG's place

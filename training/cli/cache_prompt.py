@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
 def _cache_prompt(args: argparse.Namespace) -> int:
     from teasr_core.errors import InputError
 
-    from .prompt_cache import encode_prompt, find_encoder, write_prompt
+    from ..frozen_base.prompt_file import encode_prompt, find_encoder, write_prompt
 
     if args.output.suffix != ".safetensors":
         raise InputError(f"{args.output} ends in '{args.output.suffix}': expected .safetensors")

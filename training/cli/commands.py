@@ -10,7 +10,12 @@ from pathlib import Path
 from teasr_core.cli.commands import OneLineParser, one_line
 from teasr_core.errors import TeasrError
 
-from . import cli_bench, cli_cache_prompt, cli_degrade, cli_doctor, cli_eval, cli_export
+from . import bench as cli_bench
+from . import cache_prompt as cli_cache_prompt
+from . import degrade as cli_degrade
+from . import doctor as cli_doctor
+from . import eval as cli_eval
+from . import export as cli_export
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,8 +67,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    from .config import load_config
-    from .pretrain import Pretrainer
+    from ..config.pretrain import load_config
+    from ..pretrain.trainer import Pretrainer
 
     trainer = Pretrainer(load_config(args.config, args.overrides))
     trainer.train()
@@ -71,9 +76,9 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 
 def _distill(args: argparse.Namespace) -> int:
-    from .distill import Distiller
-    from .distill_config import load_distill_config
-    from .memory.config import vram_gb_of
+    from ..config.distill import load_distill_config
+    from ..distill.trainer import Distiller
+    from ..memory.config import vram_gb_of
 
     vram = [] if args.vram is None else [f"memory.vram_gb={vram_gb_of(args.vram)}"]
     Distiller(load_distill_config(args.config, [*args.overrides, *vram])).train()

@@ -20,16 +20,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the i-th file by name has its own: (seed, i)")
     parser.add_argument("--scale", type=int, default=4, help="how many times smaller LR is; default 4")
     parser.add_argument("--crop-px", type=int, metavar="PX", help="HR = the middle PX x PX; default: the whole picture")
-    parser.add_argument(
-        "--list", type=Path, metavar="TSV", help="crops of a list, such as training/evaluation/eval_list.tsv"
-    )
+    parser.add_argument("--list", type=Path, metavar="TSV", help="crops of a list, such as training/data/eval_list.tsv")
     parser.add_argument("--workers", type=int, default=1, help="threads; the pairs do not depend on it")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.set_defaults(run=_degrade)
 
 
 def _degrade(args: argparse.Namespace) -> int:
-    from .make_pairs import PairOptions, make_pairs
+    from ..data.make_pairs import PairOptions, make_pairs
 
     options = PairOptions(args.preset, args.seed, args.scale, args.crop_px, args.workers, args.overwrite)
     made = make_pairs(args.input, args.output, options, args.list, Progress())

@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from .doctor import MISSING, examine
+    from ..doctor.examine import MISSING, examine
 
     findings = examine(args.config, args.overrides)
     missing = sum(finding.level == MISSING for finding in findings)

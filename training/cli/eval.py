@@ -47,6 +47,6 @@ def add_parser(commands: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from .evaluation.command import evaluate_command
+    from .eval_run import evaluate_command
 
     return evaluate_command(args)

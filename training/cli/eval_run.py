@@ -13,18 +13,18 @@ from teasr_core.precision import choose_dtype, dtype_name
 from teasr_core.restore import AUTO_TILE_PX
 from teasr_core.sampling.schedule import parse_steps
 
-from .ablation_table import ablation_table, arm_of_results
-from .datasets import open_datasets
-from .figures import Metrics, own_metrics
-from .grids import GRID_PICTURES, save_grids
-from .models import EvalModel, EvalSettings, check_settings, parse_models
-from .pictures import PictureStore, check_folder
-from .plot import save_plot
-from .pyiqa_metrics import pyiqa_metrics
-from .report import dataset_report
-from .results import Results, collect, split_rows, versions, write_results
-from .run import HQ, Evaluation, all_jobs, baseline_methods, model_method, run_evaluation
-from .scores import ScoreFile
+from ..evaluation.datasets import open_datasets
+from ..evaluation.metrics.pyiqa import pyiqa_metrics
+from ..evaluation.metrics.registry import Metrics, own_metrics
+from ..evaluation.models import EvalModel, EvalSettings, check_settings, parse_models
+from ..evaluation.result_store import PictureStore, check_folder
+from ..evaluation.run import HQ, Evaluation, all_jobs, baseline_methods, model_method, run_evaluation
+from ..evaluation.scores import ScoreFile
+from ..evaluation.tables.ablation_table import ablation_table, arm_of_results
+from ..evaluation.tables.grids import GRID_PICTURES, save_grids
+from ..evaluation.tables.plot import save_plot
+from ..evaluation.tables.report import dataset_report
+from ..evaluation.tables.results import Results, collect, split_rows, versions, write_results
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
@@ -65,7 +65,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
 
 def ablation_models(path: Path) -> list[EvalModel]:
     """The three arms of the ablation at `path`, trained as far as that is still to be done. Errors as `train_arms`."""
-    from ..ablation import train_arms
+    from ..ablation.arms import train_arms
 
     arms = train_arms(path, note=lambda text: print(text, file=sys.stderr))
     return [EvalModel(arm.settings.name, f"{arm.base}+{arm.lora}", arm.base, arm.lora) for arm in arms]
@@ -73,7 +73,7 @@ def ablation_models(path: Path) -> list[EvalModel]:
 
 def write_ablation(evaluation: Evaluation, folder: Path) -> str:
     """ablation_{dataset}.md for each dataset, in the form of the paper's Table 3. Returns the tables' text."""
-    from ..ablation import ARMS
+    from ..ablation.arms import ARMS
 
     texts = []
     for dataset in evaluation.datasets:

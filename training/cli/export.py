@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
-    from .checkpoint import newest_checkpoint
-    from .export_lora import export_lora, holds_lora
-    from .export_output import check_output
+    from ..export.lora import export_lora, holds_lora
+    from ..export.output import check_output
+    from ..run.checkpoint import newest_checkpoint
 
     source = newest_checkpoint(args.run_dir)
     check_output(args.output, source, args.overwrite)
@@ -42,7 +42,7 @@ def export(args: argparse.Namespace) -> int:
         if not summary["has_prompt"]:
             _warn(f"{args.output.name} holds no prompt embedding: TEASRApplyLoRA's conditioning needs a file that does")
         return 0
-    from .export import export_base
+    from ..export.base import export_base
 
     summary = export_base(source, args.output, args.weights)
     print(f"wrote {args.output}: base, {summary['steps']} steps, {summary['hours']} h")

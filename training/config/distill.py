@@ -10,14 +10,14 @@ from pathlib import Path
 from teasr_core.errors import ConfigError
 from teasr_core.model.branch_lora import BLOCK_TARGETS
 
-from .config import PERCEPTUALS, DataConfig, RunConfig, check_data, check_optim, check_run
-from .losses import MAX_OFFSET, MAX_RECTIFICATION
-from .memory.config import MemoryConfig
-from .objective import LAYOUTS
-from .optimizers import KINDS
-from .stage_config import PERCEPTUAL_CROP_PX
-from .time_sampling import check_boundary_time
-from .toml_config import from_mapping, read_toml
+from ..memory.config import MemoryConfig
+from ..objective.losses import MAX_OFFSET, MAX_RECTIFICATION
+from ..objective.objective import LAYOUTS
+from ..objective.time_sampling import check_boundary_time
+from ..run.optimizers import KINDS
+from .pretrain import PERCEPTUALS, DataConfig, RunConfig, check_data, check_optim, check_run
+from .stage import PERCEPTUAL_CROP_PX
+from .toml import from_mapping, read_toml
 
 BUILTIN = "builtin"
 INITS = ("kaiming", "gaussian", "orthogonal")

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import PREDICTIONS
 
-from .stage_config import StageConfig, check_stage
-from .toml_config import from_mapping, read_toml
+from .stage import StageConfig, check_stage
+from .toml import from_mapping, read_toml
 
 if TYPE_CHECKING:
-    from .distill_config import DistillOptimConfig
+    from .distill import DistillOptimConfig
 
 PERCEPTUALS = ("none", "lpips-squeeze", "lpips-alex", "lpips-vgg")
 
@@ -58,7 +58,9 @@ class ModelConfig:
     prompt_tokens: int = 4
     prediction: str = "lq_residual"
     use_dtc: bool = True
-    local_attention_init: float = 4.0  # query and key bias of local attention; 0 = none (training/initialise.py)
+    local_attention_init: float = (
+        4.0  # query and key bias of local attention; 0 = none (training/pretrain/initialise.py)
+    )
     gate_init: float = 1.0  # bias of the residual gates; 0 = adaLN-Zero
     input_gain: float = 2.0  # of img_in: how much a token starts out as itself beside what attention brings it
     time_scale_init: float = 0.9  # attention inputs start scaled by 1 - this * t; this and the next two with DTC alone
@@ -144,7 +146,7 @@ def _check(config: PretrainConfig) -> None:
 
 
 def check_data(data: DataConfig) -> None:
-    from .degradation import PRESETS
+    from ..degradation.degrade import PRESETS
 
     for preset in data.presets:
         if preset not in PRESETS:

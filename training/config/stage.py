@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from teasr_core.errors import ConfigError
 from teasr_core.sampling.schedule import MAX_STEPS
 
-from .losses import MAX_OFFSET
-from .time_sampling import check_boundary_time
+from ..objective.losses import MAX_OFFSET
+from ..objective.time_sampling import check_boundary_time
 
 PARTS = ("transformer", "encoder")
 ROLES = ("data", "flow", "cons")

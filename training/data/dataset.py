@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from teasr_core.errors import InputError
 from teasr_core.image.resize import TargetSize, resize
 
-from .config import DataConfig
-from .degradation import PRESETS, degrade
+from ..config.pretrain import DataConfig
+from ..degradation.degrade import PRESETS, degrade
 from .photographs import PhotoCache
 from .sources import MARGIN_PX, needed_px, open_sources, pair_scale
 

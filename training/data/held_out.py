@@ -8,7 +8,7 @@ from PIL import Image
 
 from teasr_core.errors import InputError
 
-from .metrics import mean_gradient
+from ..evaluation.metrics.pictures import mean_gradient
 
 CROP_PX = 512
 CANDIDATES = 8

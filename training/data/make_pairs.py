@@ -18,10 +18,10 @@ import torch
 from teasr_core.errors import InputError
 from teasr_core.picture_files.find import Picture, find_images, save_picture
 
-from .degradation import PRESETS, degrade
-from .degradation_ops import to_uint8
-from .evaluation.datasets import read_rgb
-from .evaluation.protocol import SCALE, EvalPair, load_eval_pairs
+from ..degradation.degrade import PRESETS, degrade
+from ..degradation.ops import to_uint8
+from ..evaluation.datasets import read_rgb
+from ..evaluation.protocol import SCALE, EvalPair, load_eval_pairs
 from .photographs import HR_FOLDER, LR_FOLDER
 
 TABLE_NAME = "pairs.tsv"

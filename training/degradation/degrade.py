@@ -10,17 +10,9 @@ import numpy as np
 
 from teasr_core.errors import InputError
 
-from .blur_kernels import KernelSpec, make_kernel, pick, sample_blur, sample_sinc
-from .degradation_ops import (
-    INTERPOLATIONS,
-    add_gaussian_noise,
-    add_poisson_noise,
-    filter_image,
-    jpeg,
-    resize_image,
-    to_uint8,
-)
-from .degradation_settings import HEAVY, LIGHT, PRESETS, Degradation, Range
+from .kernels import KernelSpec, make_kernel, pick, sample_blur, sample_sinc
+from .ops import INTERPOLATIONS, add_gaussian_noise, add_poisson_noise, filter_image, jpeg, resize_image, to_uint8
+from .settings import HEAVY, LIGHT, PRESETS, Degradation, Range
 
 __all__ = ["HEAVY", "LIGHT", "PRESETS", "Degradation", "Plan", "StagePlan", "apply_plan", "degrade", "sample_plan"]
 

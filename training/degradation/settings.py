@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 from teasr_core.errors import ConfigError
 
-from .blur_kernels import BLUR_KINDS
+from .kernels import BLUR_KINDS
 
 Range = tuple[float, float]
 

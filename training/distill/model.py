@@ -13,11 +13,11 @@ from teasr_core.codec.dct import Codec, DctCodec
 from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.weight_files.builtin_file import codec_to_json, encoder_tensors
 
-from .adapter import lora_scale, new_adapter
-from .base_model import DTYPES, load_training_base
-from .distill_config import DistillConfig
-from .export import FROZEN_PREFIX
-from .memory.apply import PreparedMemory
+from ..config.distill import DistillConfig
+from ..export.base import FROZEN_PREFIX
+from ..frozen_base.new_adapter import lora_scale, new_adapter
+from ..frozen_base.settings import DTYPES, load_training_base
+from ..memory.apply import PreparedMemory
 
 
 class DistillModel:

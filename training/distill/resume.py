@@ -7,10 +7,10 @@ from typing import Any
 
 from teasr_core.errors import ConfigError
 
-from .distill_config import DistillConfig
-from .distill_schedule import rectify_ramp
-from .resume import check_same
-from .toml_config import to_mapping
+from ..config.distill import DistillConfig
+from ..config.toml import to_mapping
+from ..run.resume import check_same
+from .schedule import rectify_ramp
 
 
 def check_resumable(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .distill_config import DistillConfig
-from .objective import LossWeights
+from ..config.distill import DistillConfig
+from ..objective.objective import LossWeights
 
 
 def learning_rate(config: DistillConfig, step: int) -> float:

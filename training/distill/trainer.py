@@ -17,26 +17,26 @@ from teasr_core.errors import ConfigError
 from teasr_core.model.timesteps import dual_times
 from teasr_core.report import peak_memory_mb
 
-from . import losses
-from .bad_steps import BadSteps
-from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from .dataset import batches
-from .difference_log import DifferenceLog
-from .distill_config import DistillConfig
-from .distill_model import DistillModel
-from .distill_resume import check_resumable
-from .distill_schedule import learning_rate, loss_weights
-from .draws import Draws, draw
-from .ema import Ema
-from .lpips_metric import load_perceptual
-from .objective import Batch, Figures, LossWeights, Objective, velocity_calls
-from .optimizers import NamedOptimizer
-from .preview import check_preview_images, write_preview
-from .processes import Processes
-from .runlog import Means, RunLog, gain_db
-from .sources import data_summary
-from .stop_request import StopRequest
-from .toml_config import to_mapping
+from ..config.distill import DistillConfig
+from ..config.toml import to_mapping
+from ..data.dataset import batches
+from ..data.sources import data_summary
+from ..objective import losses
+from ..objective.difference_log import DifferenceLog
+from ..objective.draws import Draws, draw
+from ..objective.lpips import load_perceptual
+from ..objective.objective import Batch, Figures, LossWeights, Objective, velocity_calls
+from ..run.bad_steps import BadSteps
+from ..run.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from ..run.ema import Ema
+from ..run.log import Means, RunLog, gain_db
+from ..run.optimizers import NamedOptimizer
+from ..run.preview import check_preview_images, write_preview
+from ..run.processes import Processes
+from ..run.stop_request import StopRequest
+from .model import DistillModel
+from .resume import check_resumable
+from .schedule import learning_rate, loss_weights
 
 LOSSES = ("data", "lpips", "flow", "cons", "adv", "rectify")
 SHOWN = ("lr", "loss", *LOSSES, "gain_db", "grad_norm", "seconds_per_step")

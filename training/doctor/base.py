@@ -8,7 +8,7 @@ from typing import Any
 
 from teasr_core.errors import TeasrError
 
-from .doctor import MISSING, OK, Finding
+from .examine import MISSING, OK, Finding
 
 
 def base_findings(config: Any) -> Iterator[Finding]:
@@ -49,11 +49,11 @@ def _settings(config: Any, is_qwen: bool = False) -> Iterator[Finding]:
     try:
         from teasr_core.weight_files.builtin_file import read_base, shipped_base
 
-        from .base_model import base_dtype, check_dtc
+        from ..frozen_base.settings import base_dtype, check_dtc
 
         path = config.base.path
         if is_qwen:
-            from .qwen_base import check_settings
+            from ..frozen_base.qwen_base import check_settings
 
             check_settings(Path(path), config)
         else:
@@ -72,7 +72,7 @@ def _part(name: str, path: Path) -> Finding:
         return Finding(MISSING, f"base.{name}", f"nothing at {path}", fix)
     try:
         if name == "prompt":
-            from .prompt_cache import read_prompt
+            from ..frozen_base.prompt_file import read_prompt
 
             read_prompt(path)
     except TeasrError as error:

@@ -13,9 +13,9 @@ from typing import Any
 
 from teasr_core.errors import TeasrError
 
-from .doctor import MISSING, NOTE, OK, Finding
-from .doctor_base import base_findings
-from .doctor_run import output_findings
+from .base import base_findings
+from .examine import MISSING, NOTE, OK, Finding
+from .run_folder import output_findings
 
 _DISTILL_TABLES = {"base", "adapter", "ablation", "train", "memory"}  # that pretraining does not have
 _FEATURES = {"squeeze": "squeezenet1_1", "alex": "alexnet", "vgg": "vgg16"}  # LPIPS network -> torchvision's name
@@ -62,13 +62,13 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Asked:
 
 def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, bool]:
     """(config, is it a distillation's). ConfigError as the loaders of the two."""
-    from .toml_config import read_toml
+    from ..config.toml import read_toml
 
     if _DISTILL_TABLES & read_toml(path, overrides).keys():
-        from .distill_config import load_distill_config
+        from ..config.distill import load_distill_config
 
         return load_distill_config(path, overrides), True
-    from .config import load_config
+    from ..config.pretrain import load_config
 
     return load_config(path, overrides), False
 
@@ -76,7 +76,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, bool]:
 def data_findings(data: Any, crop_sizes: Sequence[int]) -> list[Finding]:
     """Images of every source, and what is passed over."""
     try:
-        from .sources import open_sources
+        from ..data.sources import open_sources
 
         sources = [source for crop_px in sorted(set(crop_sizes)) for source in open_sources(data, crop_px)]
     except ImportError as error:
@@ -99,7 +99,7 @@ def _perceptual(name: str, path: str) -> Finding:
     if not Path(path).is_file():
         return Finding(MISSING, "perceptual", f"{name}: no file at '{path}'", fix)
     try:
-        from .lpips_metric import load_perceptual
+        from ..objective.lpips import load_perceptual
 
         load_perceptual(name, path)
     except TeasrError as error:
@@ -118,7 +118,7 @@ def _preview(name: str) -> Finding:
 def _trainer(command: str) -> Finding:
     """Whatever else its modules import is met here rather than when the run begins."""
     try:
-        importlib.import_module(f"training.{command}")
+        importlib.import_module(f"training.{command}.trainer")
     except Exception as error:  # a broken installation raises anything
         cause = " ".join(str(error).split()) or type(error).__name__
         return Finding(MISSING, command, f"the trainer does not import ({cause})", "pip install -e '.[training]'")

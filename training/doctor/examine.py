@@ -76,7 +76,8 @@ ALWAYS = ("torch", "numpy", "PIL", "safetensors", "diffusers", "cv2", "scipy")
 
 def examine(config_path: Path | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
     """All findings, for base use or for a config."""
-    from . import doctor_config, doctor_machine
+    from . import config as doctor_config
+    from . import machine as doctor_machine
 
     findings = [python_finding(sys.version_info[:3]), *doctor_machine.findings()]
     asked = doctor_config.read(config_path, overrides) if config_path is not None else None

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .doctor import MISSING, NOTE, OK, Finding
-from .folders import nearest_existing
+from ..folders import nearest_existing
+from .examine import MISSING, NOTE, OK, Finding
 
 if TYPE_CHECKING:
     import torch

@@ -9,15 +9,15 @@ from typing import Any
 
 from teasr_core.errors import TeasrError
 
-from .doctor import MISSING, NOTE, OK, Finding
-from .folders import nearest_existing
+from ..folders import nearest_existing
+from .examine import MISSING, NOTE, OK, Finding
 
 _NEW_FOLDER = "give the run a new run.output_dir"
 
 
 def output_findings(folder: Path, config: Any, is_distill: bool) -> Iterator[Finding]:
     """Can the run be written, is there room, and is an older run there that it would go on with?"""
-    from .doctor_machine import disk_finding
+    from .machine import disk_finding
 
     nearest, fix = nearest_existing(folder), "set run.output_dir to another folder"
     if not nearest.is_dir():
@@ -36,7 +36,7 @@ def output_findings(folder: Path, config: Any, is_distill: bool) -> Iterator[Fin
 
 def _previous_run(folder: Path, config: Any, is_distill: bool) -> Iterator[Finding]:
     try:
-        from .checkpoint import list_checkpoints, read_state
+        from ..run.checkpoint import list_checkpoints, read_state
     except ImportError:
         return  # named among the packages
     checkpoints = list_checkpoints(folder)
@@ -68,12 +68,12 @@ def _previous_run(folder: Path, config: Any, is_distill: bool) -> Iterator[Findi
 def _check(state: dict[str, Any], config: Any, is_distill: bool) -> int:
     """The processes to go on with. Errors as the trainers'."""
     if not is_distill:
-        from .pretrain import check_resumable
-        from .toml_config import to_mapping
+        from ..config.toml import to_mapping
+        from ..pretrain.trainer import check_resumable
 
         check_resumable(state["config"], to_mapping(config), state["step"])
         return 1
-    from .distill_resume import check_config
+    from ..distill.resume import check_config
 
     accumulation = config.train.accumulation  # times the processes it is what the checkpoint has
     processes, rest = divmod(state["micro_steps"], accumulation)

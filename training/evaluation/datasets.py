@@ -21,9 +21,9 @@ from teasr_core.errors import InputError
 from teasr_core.image.resize import MAX_SCALE, MIN_SCALE, TargetSize, size_by_factor
 from teasr_core.picture_files.find import find_images, load_picture
 
-from ..degradation import PRESETS
-from ..photographs import HR_FOLDER, LR_FOLDER
-from .crops import read_eval_list
+from ..data.held_out import read_eval_list
+from ..data.photographs import HR_FOLDER, LR_FOLDER
+from ..degradation.degrade import PRESETS
 from .protocol import FEW_PICTURES, FEW_PICTURES_FROM, SCALE, load_eval_pairs
 
 LIST, STABLESR, PAIRS, LQ = "list", "stablesr", "pairs", "lq"

@@ -13,9 +13,9 @@ from PIL import Image
 
 from teasr_core.errors import InputError
 
-from ..degradation import Degradation, degrade
-from ..degradation_ops import to_uint8
-from .crops import CROP_PX, LIST_PATH, EvalCrop, read_eval_list
+from ..data.held_out import CROP_PX, LIST_PATH, EvalCrop, read_eval_list
+from ..degradation.degrade import Degradation, degrade
+from ..degradation.ops import to_uint8
 
 SCALE = 4
 FEW_PICTURES = 8

@@ -18,10 +18,10 @@ from teasr_core.errors import InputError
 from teasr_core.image.resize import TargetSize
 
 from .datasets import EvalDataset, EvalPicture
-from .figures import Metric, Metrics
+from .metrics.registry import Metric, Metrics
 from .models import EvalModel, EvalSettings, RestoreFn
-from .pictures import PictureStore
 from .progress import Progress
+from .result_store import PictureStore
 from .scores import ResultKey, Score, ScoreFile
 
 HQ = "HQ"

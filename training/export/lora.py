@@ -22,8 +22,8 @@ from teasr_core.weight_files.lora_file import (
 )
 from teasr_core.weight_files.safetensors_reader import WeightReader, read_header
 
-from .checkpoint import STATE_KEY, newest_checkpoint
-from .export_output import check_output, write_output
+from ..run.checkpoint import STATE_KEY, newest_checkpoint
+from .output import check_output, write_output
 
 RAW_PREFIX = "lora."  # of the adapter in a checkpoint; its average's keys are those of a whole model's
 PREFIXES = {"ema": "ema.", "raw": RAW_PREFIX}

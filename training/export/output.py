@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 
 from teasr_core.errors import InputError
 
-from .checkpoint import write_atomically
-from .folders import nearest_existing
+from ..folders import nearest_existing
+from ..run.checkpoint import write_atomically
 
 
 def check_output(output: Path, source: Path, use_overwrite: bool = True) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.branch_lora import BranchLora, target_paths
 
-from .distill_config import AdapterConfig
+from ..config.distill import AdapterConfig
 
 _PEFT_INIT: dict[str, bool | str] = {"kaiming": True, "gaussian": "gaussian", "orthogonal": "orthogonal"}
 

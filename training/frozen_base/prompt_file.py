@@ -19,7 +19,7 @@ from teasr_core.precision import DTYPES
 from teasr_core.safetensors_file import read_tensors
 from teasr_core.weight_files.lora_file import PROMPT_KEY
 
-from .checkpoint import write_atomically
+from ..run.checkpoint import write_atomically
 
 TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "

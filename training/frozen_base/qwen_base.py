@@ -16,13 +16,13 @@ from teasr_core.weight_files.diffusers_folder import component_folder
 from teasr_core.weight_files.lora_file import fingerprint
 from teasr_core.weight_files.qwen_file import QwenSource, load_qwen_transformer, read_qwen
 
-from .base_model import DTYPES, TrainingBase, base_dtype, memory_plan
-from .distill_config import DistillConfig
-from .memory.apply import prepare
-from .memory.groups import GroupPlan, group_of
-from .memory.quantised_linear import FrozenLinear, replace_linears
-from .memory.vae_decode import decode_checkpointed
-from .prompt_cache import read_prompt
+from ..config.distill import DistillConfig
+from ..memory.apply import prepare
+from ..memory.groups import GroupPlan, group_of
+from ..memory.quantised_linear import FrozenLinear, replace_linears
+from ..memory.vae_decode import decode_checkpointed
+from .prompt_file import read_prompt
+from .settings import DTYPES, TrainingBase, base_dtype, memory_plan
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel

@@ -21,9 +21,9 @@ from teasr_core.weight_files.builtin_file import BuiltinFile
 from teasr_core.weight_files.file_kind import Kind, detect
 from teasr_core.weight_files.lora_file import fingerprint
 
-from .distill_config import BUILTIN, DistillConfig
-from .memory.apply import PreparedMemory, prepare
-from .memory.planner import MemoryPlan, plan
+from ..config.distill import BUILTIN, DistillConfig
+from ..memory.apply import PreparedMemory, prepare
+from ..memory.planner import MemoryPlan, plan
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FLOAT32_BUDGET = "the budget reckons with bf16, these weights are float32"

@@ -21,10 +21,10 @@ from teasr_core.model.flow import clean_from_output, interpolate
 from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.model.timesteps import check_target_times
 
+from ..memory.meter import Phase, no_phase
 from . import losses
 from .draws import Draws
 from .losses import Perceptual
-from .memory_meter import Phase, no_phase
 
 ROLES = ("flow", "cons", "one_step", "adv")
 LAYOUTS = ("sequential", "rotate", "batched")

@@ -17,7 +17,7 @@ from torch import nn
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
 
-    from .config import ModelConfig
+    from ..config.pretrain import ModelConfig
 
 # The two fastest rotary frequencies (1 and about 0.5 radians a token) tell neighbours apart without repeating within a
 # crop; all of them together would hardly differ from one token to the next.

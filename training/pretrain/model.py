@@ -14,8 +14,8 @@ from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
 from teasr_core.weight_files.builtin_file import read_base
 
-from .config import DataConfig, ModelConfig
-from .dataset import batches
+from ..config.pretrain import DataConfig, ModelConfig
+from ..data.dataset import batches
 from .initialise import initialise
 
 STATISTICS_CROPS, STATISTICS_PX = 256, 64

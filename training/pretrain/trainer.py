@@ -25,22 +25,22 @@ from teasr_core.sampling.sampler import sample
 from teasr_core.sampling.schedule import linear_taus
 from teasr_core.weight_files.builtin_file import codec_from_json, codec_to_json
 
-from . import losses, time_sampling
-from .bad_steps import BadSteps
-from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from .config import PretrainConfig
-from .dataset import batches
-from .ema import Ema
-from .losses import Perceptual
-from .lpips_metric import load_perceptual
-from .pretrain_model import PretrainModel, load_start, measure_codec
-from .preview import check_preview_images, write_preview
-from .resume import check_same, plain
-from .runlog import Means, RunLog, gain_db
-from .sources import data_summary
-from .stage_config import StageConfig, split_roles
-from .stop_request import StopRequest
-from .toml_config import to_mapping
+from ..config.pretrain import PretrainConfig
+from ..config.stage import StageConfig, split_roles
+from ..config.toml import to_mapping
+from ..data.dataset import batches
+from ..data.sources import data_summary
+from ..objective import losses, time_sampling
+from ..objective.losses import Perceptual
+from ..objective.lpips import load_perceptual
+from ..run.bad_steps import BadSteps
+from ..run.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from ..run.ema import Ema
+from ..run.log import Means, RunLog, gain_db
+from ..run.preview import check_preview_images, write_preview
+from ..run.resume import check_same, plain
+from ..run.stop_request import StopRequest
+from .model import PretrainModel, load_start, measure_codec
 
 
 def pretrain_losses(

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import DivergedError
-from .runlog import RunLog
+from ..errors import DivergedError
+from .log import RunLog
 
 
 class BadSteps:

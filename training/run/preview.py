@@ -17,7 +17,7 @@ from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.sampling.sampler import initial_noise, sample
 from teasr_core.sampling.schedule import linear_taus
 
-from .degradation import LIGHT, degrade
+from ..degradation.degrade import LIGHT, degrade
 
 CROP_PX, SCALE, STEPS = 128, 4, (1, 2, 4, 8)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from teasr_core.errors import ConfigError
 
-from .toml_config import to_mapping
+from ..config.toml import to_mapping
 
 # Fields that may change when a run is resumed: they do not alter what a step computes.
 FREE_RUN_FIELDS = ("output_dir", "threads", "workers", "log_every", "checkpoint_every", "keep_checkpoints",

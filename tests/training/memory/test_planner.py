@@ -9,11 +9,11 @@ import torch
 
 from teasr_core.errors import ConfigError, InputError
 from teasr_core.model.architecture import QWEN_IMAGE
+from training.config.toml import from_mapping
 from training.memory.checkpointing import Checkpointing
 from training.memory.config import MemoryConfig
 from training.memory.groups import BLOCK_GROUPS
 from training.memory.planner import GIB, MemoryPlan, plan
-from training.toml_config import from_mapping
 
 DOCS = Path(__file__).parents[3] / "docs" / "memory.md"
 CARDS = (80, 48, 24, 16)

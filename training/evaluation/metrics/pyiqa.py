@@ -21,7 +21,7 @@ import torch
 
 from teasr_core.errors import InputError
 
-from .figures import Absent, Metric, Metrics, SetMetric
+from .registry import Absent, Metric, Metrics, SetMetric
 
 # Where the files lie: under `torch.hub.get_dir()`, but for timm's, which are in Hugging Face's cache (pyiqa 0.1.16).
 HUB, HUGGING_FACE = "hub", "hugging face"

@@ -11,10 +11,10 @@ import torch
 
 from teasr_core.errors import InputError
 
+from ..models import file_sha256
 from .columns import Column, column
-from .metrics import flat_gradient, gmsd, grid_peak, mean_gradient, psnr_y, ssim_y
-from .models import file_sha256
 from .niqe import load_niqe_model, niqe
+from .pictures import flat_gradient, gmsd, grid_peak, mean_gradient, psnr_y, ssim_y
 
 LPIPS_MIN_PX = 32
 
@@ -112,7 +112,7 @@ def _grid_peak(picture: np.ndarray, hq: np.ndarray | None) -> float:
 
 
 def _lpips_squeeze(backbone: Path) -> Metric:
-    from ..lpips_metric import LpipsSqueeze  # the package `lpips` is an extra
+    from ...objective.lpips import LpipsSqueeze  # the package `lpips` is an extra
 
     network = LpipsSqueeze(backbone)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from teasr_core.errors import InputError
 
-from .columns import Column, best_values, column
+from ..metrics.columns import Column, best_values, column
 from .results import Results
 
 ARM_NAMES = ("baseline", "+DTC", "+DTC+TAR")

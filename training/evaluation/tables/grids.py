@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .datasets import EvalDataset, EvalPicture
+from ..datasets import EvalDataset, EvalPicture
+from ..run import Evaluation, Method, enlarge, result_key
 from .picture_grid import save_grid
-from .run import Evaluation, Method, enlarge, result_key
 
 GRID_PICTURES = 6
 GRID_CROP_PX = 256

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .columns import NEITHER, Column
+from ..metrics.columns import NEITHER, Column
+from ..run import BASELINES, HQ
 from .report import shown_columns
 from .results import DatasetResult, Results
-from .run import BASELINES, HQ
 
 PANELS_ACROSS = 4
 PANEL_INCHES = (3.2, 2.4)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .columns import COLUMNS, HIDDEN, Column, best_values, column
-from .protocol import Row, markdown_table
+from ..metrics.columns import COLUMNS, HIDDEN, Column, best_values, column
+from ..protocol import Row, markdown_table
+from ..run import HQ
 from .results import DatasetResult, Group
-from .run import HQ
 
 NOTES = {
     "fid": "over few pictures FID is biased upwards; compare it only between rows of one table",

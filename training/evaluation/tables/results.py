@@ -14,11 +14,11 @@ from typing import Any
 
 from teasr_core.errors import InputError
 
-from .columns import COLUMNS, column
-from .datasets import LIST, EvalDataset, Skipped
-from .figures import Absent
-from .protocol import FLAT_RATIO, Row, mean_score
-from .run import Evaluation, Method, result_key, rows_of, set_key
+from ..datasets import LIST, EvalDataset, Skipped
+from ..metrics.columns import COLUMNS, column
+from ..metrics.registry import Absent
+from ..protocol import FLAT_RATIO, Row, mean_score
+from ..run import Evaluation, Method, result_key, rows_of, set_key
 
 FORMAT = 1
 PACKAGES = ("teasr", "torch", "numpy", "pillow", "opencv-python-headless", "scipy", "diffusers", "lpips", "pyiqa")
