@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import comfy_server  # noqa: E402
+from helpers.comfy import server as comfy_server  # noqa: E402
 
 MOVES = (2, 4, 8)
 

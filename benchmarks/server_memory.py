@@ -2,8 +2,8 @@
 
     COMFYUI_PATH=... python -m benchmarks.server_memory [--runs 100] [--warm-up 20]
 
-A real server on the CPU (tests/comfy_server.py; the interpreter is COMFYUI_PYTHON, else this one) restores one small
-picture with TEASRUpscale, every run with another seed and 1 to 8 steps. Resident memory is read after each:
+A real server on the CPU (tests/helpers/comfy/server.py; the interpreter is COMFYUI_PYTHON, else this one) restores one
+small picture with TEASRUpscale, every run with another seed and 1 to 8 steps. Resident memory is read after each:
     growth_mib       after the last run, less that after the warm-up
     per_run_mib      slope of a line through all runs after the warm-up
     limit_mib        what `growth_mib` may be; ComfyUI's own caches and the 256 MiB of visited step counts are in it
@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import comfy_server
+from helpers.comfy import server as comfy_server
 
 LIMIT_MIB = 150.0
 

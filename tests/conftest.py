@@ -111,7 +111,7 @@ def server(comfyui: Path, server_python: str, tmp_path_factory: pytest.TempPathF
     pytest.importorskip("websocket", reason="websocket-client is not installed: pip install websocket-client")
     if not list((ROOT / "teasr_core" / "assets").glob("*_base.safetensors")):
         pytest.skip("the built-in model is missing from teasr_core/assets")
-    import comfy_server
+    from helpers.comfy import server as comfy_server
 
     running = comfy_server.start(comfyui, server_python, tmp_path_factory.mktemp("comfyui"))
     yield running

@@ -6,8 +6,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import comfy_server
 import pytest
+
+from helpers.comfy import server as comfy_server
 
 SCRIPT = Path(__file__).with_name("frontend.cjs")
 # Long, because other work may share the machine: an idle one takes a tenth.

@@ -1,7 +1,8 @@
 """R25: a graph saved with the first release, never edited since (tests/frozen), opens and asks for the same prompt."""
 
-import frozen_v1
 import pytest
+
+from helpers.comfy import frozen_v1
 
 
 @pytest.mark.parametrize("use_vue", [False, True], ids=["classic", "nodes 2.0"])

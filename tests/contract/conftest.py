@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from contract import qwen_on_disk
 
 

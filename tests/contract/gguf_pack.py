@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from contract.qwen_on_disk import Tensors
 
 VARIABLE = "TEASR_GGUF_NODES"

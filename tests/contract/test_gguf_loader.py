@@ -5,9 +5,10 @@ Runs where TEASR_GGUF_NODES names a checkout of ComfyUI-GGUF and the package `gg
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from contract import gguf_pack, qwen_on_disk
 from contract.plain_qwen import PlainQwen, euler, relative
-from safetensors.torch import save_file
 
 TOLERANCE = 1e-5  # max |found - reference| / max |reference|, float32 against float64
 BITE = 1e-3

@@ -8,9 +8,10 @@ the server with the flags themselves where there is a GPU.
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from contract import qwen_on_disk
 from contract.plain_qwen import PlainQwen, euler, relative
-from safetensors.torch import save_file
 
 TOLERANCE = 1e-5  # max |found - reference| / max |reference|, float32 against float64
 BASE = qwen_on_disk.weights()

@@ -8,9 +8,10 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from contract import qwen_on_disk
 from contract.plain_qwen import PlainQwen, euler, relative
-from safetensors.torch import save_file
 
 TOLERANCE = 1e-5  # max |found - reference| / max |reference|, float32 against float64
 BITE = 1e-3  # a wrong model is at least this far off

@@ -5,9 +5,9 @@
 
 import pytest
 import torch
+
 from contract import qwen_on_disk
 from contract.plain_qwen import PlainQwen, euler, relative
-
 from teasr_core.model import branch_lora
 from teasr_core.model import qwen_velocity as qwen
 from teasr_core.sampling import sampler, schedule

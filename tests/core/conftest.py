@@ -18,7 +18,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny base under the shipped one's name."""
-    import tiny
+    from helpers.tiny import model as tiny
 
     return tiny.write_assets(tmp_path_factory.mktemp("assets"))
 

@@ -7,10 +7,10 @@ transformer, and some with the built-in model.
 import types
 
 import pytest
-import random_runs
-import tiny
 import torch
 
+from helpers import random_runs
+from helpers.tiny import model as tiny
 from teasr_core.cli.request import restore_picture, target_size
 from teasr_core.image.alpha import bleed_rgb, resize_alpha
 from teasr_core.image.resize import resize

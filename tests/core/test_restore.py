@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from live_bytes import LiveBytes
 
+from helpers.live_bytes import LiveBytes
+from helpers.tiny import model as tiny
 from teasr_core.errors import InputError, OutputError
 from teasr_core.image.resize import TargetSize, resize
 from teasr_core.report import Report

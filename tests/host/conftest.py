@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy_server
 import pytest
+
+from helpers.comfy import server as comfy_server
 
 
 @pytest.fixture(scope="session")

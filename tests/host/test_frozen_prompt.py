@@ -2,11 +2,12 @@
 
 import json
 
-import comfy_server
-import frozen_v1
 import numpy as np
 import pytest
 from PIL import Image
+
+from helpers.comfy import frozen_v1
+from helpers.comfy import server as comfy_server
 
 SAME_MODEL_DB = 45.0  # another machine's arithmetic; bf16 for fp32 is 63 and more
 OTHER_MODEL_DB = 25.0  # a model trained anew restores the same scene

@@ -3,9 +3,10 @@
 import threading
 import time
 
-import comfy_server
 import numpy as np
 import pytest
+
+from helpers.comfy import server as comfy_server
 
 MOMENTS = 20
 GROWTH_MIB = 150

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import comfy_server
 import numpy as np
 import pytest
 from PIL import Image
+
+from helpers.comfy import server as comfy_server
 
 ROOT = Path(__file__).parents[2]
 NAME = "own.safetensors"

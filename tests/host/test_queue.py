@@ -1,9 +1,10 @@
 """Prompts queued one behind the other share the base model, and each gives the picture that it gives alone."""
 
-import comfy_server
-import frozen_v1
 import numpy as np
 import pytest
+
+from helpers.comfy import frozen_v1
+from helpers.comfy import server as comfy_server
 
 
 def build(picture, strength, seed, lora=None):

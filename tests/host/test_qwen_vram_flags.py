@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import comfy_server
 import pytest
 import torch
-from contract import qwen_on_disk
-from contract.plain_qwen import PlainQwen, euler, relative
 from safetensors.torch import load_file, save_file
 
+from contract import qwen_on_disk
+from contract.plain_qwen import PlainQwen, euler, relative
+from helpers.comfy import server as comfy_server
 from teasr_core.codec.qwen_vae import LATENT_MEAN, LATENT_STD
 from teasr_core.model import branch_lora
 from teasr_core.weight_files import lora_file

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from upscale_run import executor  # noqa: F401, a fixture
+
+from helpers.comfy.upscale_run import executor  # noqa: F401, a fixture
 
 TEXT_WIDTH = 24
 LAYERS = 2

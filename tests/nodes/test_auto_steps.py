@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from upscale_run import upscale_prompt
+
+from helpers.comfy.upscale_run import upscale_prompt
 
 TOLERANCE = 0.02
 

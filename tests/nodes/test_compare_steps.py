@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from upscale_run import upscale_prompt
+
+from helpers.comfy.upscale_run import upscale_prompt
 
 
 def compare_prompt(steps_list="1,2,4", **inputs):

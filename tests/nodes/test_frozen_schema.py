@@ -3,8 +3,9 @@
 import copy
 import json
 
-import frozen_v1
 import pytest
+
+from helpers.comfy import frozen_v1
 
 
 @pytest.fixture

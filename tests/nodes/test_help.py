@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 
 import pytest
-from locale_texts import all_inputs
 from PIL import Image
+
+from helpers.comfy.locale_texts import all_inputs
 
 DOCS = Path(__file__).parents[2] / "web" / "docs"
 MAX_PICTURE_BYTES = 200_000

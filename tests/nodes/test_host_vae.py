@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from wan_vae import random_vae
+
+from helpers.wan_vae import random_vae
 
 F = 8  # what the Qwen VAE shrinks by
 

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 import pytest
-from locale_texts import english_texts, texts_of
+
+from helpers.comfy.locale_texts import english_texts, texts_of
 
 LOCALES = Path(__file__).parents[2] / "locales"
 LANGUAGES = ("en", "zh")

@@ -1,9 +1,10 @@
 """60 of tests/core/test_random_runs.py's runs through TEASRUpscale in ComfyUI's executor, masks and greys included."""
 
 import pytest
-import random_runs
 import torch
-from upscale_run import upscale_prompt
+
+from helpers import random_runs
+from helpers.comfy.upscale_run import upscale_prompt
 
 RUNS = random_runs.random_runs(60)
 

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from upscale_run import upscale_prompt
+
+from helpers.comfy.upscale_run import upscale_prompt
 
 CACHES = ("RAM_PRESSURE", "CLASSIC", "LRU")  # the host's default, --cache-classic, --cache-lru
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from upscale_run import upscale_prompt
-from wan_vae import random_vae
+
+from helpers.comfy.upscale_run import upscale_prompt
+from helpers.wan_vae import random_vae
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import tiny_run
+    from helpers.tiny import run as tiny_run
 
     return tiny_run.write_photos(tmp_path_factory.mktemp("photos"))
 
@@ -27,8 +27,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """config(folder name, stages=..., **run): a tiny run, its codec's statistics from few crops."""
-    import tiny_run
-
+    from helpers.tiny import run as tiny_run
     from training.pretrain import model as pretrain_model
 
     monkeypatch.setattr(pretrain_model, "STATISTICS_CROPS", 8)
@@ -38,7 +37,7 @@ def config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import tiny
+    from helpers.tiny import model as tiny
 
     return tiny.write_base(tmp_path_factory.mktemp("base") / "tiny_base.safetensors")
 
@@ -46,7 +45,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def distillation(photos: Path, tiny_base: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """distillation(folder name, train={...}, ...): the config of a tiny distillation, fields replaced by section."""
-    import tiny_distill_run
+    from helpers.tiny import distill_run as tiny_distill_run
 
     yield lambda name="run", **sections: tiny_distill_run.config(photos, tiny_base, tmp_path / name, **sections)
     torch.set_flush_denormal(False)  # the trainer switches it on
@@ -54,8 +53,8 @@ def distillation(photos: Path, tiny_base: Path, tmp_path: Path) -> Iterator[Call
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Processes that need no time to start (`tests/forks.py`)."""
-    from forks import Forks
+    """Processes that need no time to start (`tests/helpers/forks.py`)."""
+    from helpers.forks import Forks
 
     helper = Forks(tmp_path_factory.mktemp("forks") / "log.txt")
     yield helper

@@ -3,12 +3,12 @@
 from contextlib import nullcontext
 
 import pytest
-import tiny_memory
 import torch
-from live_bytes import LiveBytes
-from tiny_memory import differing, step_gradients
 from torch import nn
 
+from helpers.live_bytes import LiveBytes
+from helpers.tiny import memory as tiny_memory
+from helpers.tiny.memory import differing, step_gradients
 from teasr_core.model.qwen_velocity import build_transformer
 from training.memory.apply import prepare
 from training.memory.checkpointing import Checkpointing

@@ -1,12 +1,12 @@
 """Checkpointed steps equal plain ones bit for bit, and keep what they say they keep."""
 
 import pytest
-import tiny_memory
 import torch
-from live_bytes import saved_tensors
-from tiny_memory import NUM_LAYERS, differing, step_gradients
 from torch.utils.checkpoint import CheckpointError
 
+from helpers.live_bytes import saved_tensors
+from helpers.tiny import memory as tiny_memory
+from helpers.tiny.memory import NUM_LAYERS, differing, step_gradients
 from teasr_core.errors import ConfigError
 from training.memory import checkpointing
 from training.memory.checkpointing import Checkpointing, apply_checkpointing

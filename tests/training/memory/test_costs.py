@@ -5,14 +5,14 @@ import warnings
 
 import lpips
 import pytest
-import tiny
-import tiny_memory
 import torch
-from counted_transformer import SIZES, Counted, problem, saved_under_autocast_on_cuda, velocity
 from diffusers import AutoencoderKLQwenImage
-from live_bytes import LiveBytes
 from torch import nn
 
+from helpers.counted_transformer import SIZES, Counted, problem, saved_under_autocast_on_cuda, velocity
+from helpers.live_bytes import LiveBytes
+from helpers.tiny import memory as tiny_memory
+from helpers.tiny import model as tiny
 from teasr_core.model.architecture import QWEN_IMAGE
 from teasr_core.model.branch_lora import BranchLora, target_paths
 from teasr_core.model.qwen_velocity import build_transformer

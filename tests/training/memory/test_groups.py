@@ -3,9 +3,9 @@
 from collections import Counter
 
 import pytest
-import tiny
 import torch
 
+from helpers.tiny import model as tiny
 from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QWEN_IMAGE
 from teasr_core.model.branch_lora import target_paths

@@ -3,10 +3,10 @@
 from contextlib import nullcontext
 
 import pytest
-import tiny_memory
 import torch
-from tiny_memory import differing, step_gradients
 
+from helpers.tiny import memory as tiny_memory
+from helpers.tiny.memory import differing, step_gradients
 from training.memory.checkpointing import Checkpointing, apply_checkpointing
 from training.memory.groups import GroupPlan
 from training.memory.modulation_sweep import ModulationSweep

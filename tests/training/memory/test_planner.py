@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+from helpers.tiny import model as tiny
 from teasr_core.errors import ConfigError, InputError
 from teasr_core.model.architecture import QWEN_IMAGE
 from training.config.toml import from_mapping

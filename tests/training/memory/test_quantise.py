@@ -1,9 +1,9 @@
 """Packed forms of a frozen weight: their error, their bytes, and that unpacking means the same everywhere."""
 
 import pytest
-import tiny
 import torch
 
+from helpers.tiny import model as tiny
 from teasr_core.errors import ModelFileError
 from training.memory.quantise import nf4_levels, pack, packed_bytes, unpack
 

@@ -3,12 +3,12 @@
 import dataclasses
 
 import pytest
-import tiny
-import tiny_memory
 import torch
-from live_bytes import saved_tensors
 from torch import nn
 
+from helpers.live_bytes import saved_tensors
+from helpers.tiny import memory as tiny_memory
+from helpers.tiny import model as tiny
 from teasr_core.model.branch_lora import target_paths
 from teasr_core.model.qwen_velocity import build_transformer
 from training.memory.groups import BLOCK_GROUPS, GroupPlan

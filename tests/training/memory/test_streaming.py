@@ -1,10 +1,10 @@
 """Streamed weights give the same bits, in any order, with two blocks on the device."""
 
 import pytest
-import tiny_memory
 import torch
-from tiny_memory import NUM_LAYERS, differing, step_gradients
 
+from helpers.tiny import memory as tiny_memory
+from helpers.tiny.memory import NUM_LAYERS, differing, step_gradients
 from training.memory.checkpointing import Checkpointing, apply_checkpointing
 from training.memory.groups import GroupPlan, linears_of
 from training.memory.modulation_sweep import ModulationSweep

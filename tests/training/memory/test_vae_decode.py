@@ -1,11 +1,11 @@
 """The checkpointed decode equals diffusers' own, gradient included, and holds less."""
 
 import pytest
-import tiny
 import torch
 from diffusers import AutoencoderKLQwenImage
-from live_bytes import LiveBytes
 
+from helpers.live_bytes import LiveBytes
+from helpers.tiny import model as tiny
 from training.memory.vae_decode import decode_checkpointed
 
 

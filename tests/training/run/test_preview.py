@@ -1,0 +1,79 @@
+"""Previews: one JPEG, LQ | 1 | 2 | 4 | 8 steps | HQ, from the averaged weights, without disturbing the run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from helpers.tiny.run import MODEL, write_photos
+from teasr_core.codec.dct import DctCodec
+from teasr_core.errors import InputError
+from training.distill.trainer import Distiller
+from training.pretrain.model import PretrainModel
+from training.pretrain.trainer import Pretrainer
+from training.run.preview import CROP_PX, write_preview
+
+
+def large_photos(folder: Path) -> list[Path]:
+    write_photos(folder)
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        Image.open(path).resize((200, 160)).save(path)
+    return paths
+
+
+def test_an_untrained_model_shows_the_lq_image_at_every_step(tmp_path):
+    photographs = large_photos(tmp_path / "photos")
+    state = torch.get_rng_state()
+    codec = DctCodec([0.0] * 48, [0.5] * 48)
+    write_preview(tmp_path / "preview.jpg", PretrainModel(MODEL, seed=0).eval().velocity(), codec, photographs)
+    assert torch.equal(torch.get_rng_state(), state)
+    with Image.open(tmp_path / "preview.jpg") as image:
+        assert image.size == (2 * 6 * CROP_PX, 2 * 2 * CROP_PX)
+        pixels = np.asarray(image)[::2, ::2].astype(int)
+    lq, *restored, hq = np.split(pixels, 6, axis=1)
+    for steps in restored:
+        assert np.abs(steps - lq).mean() < 3  # JPEG, and bf16 in the network
+    assert np.abs(hq - lq).mean() > 0.5
+
+
+def test_previews_do_not_change_the_run(config, tmp_path):
+    from training.run.checkpoint import list_checkpoints, load_checkpoint
+
+    photographs = tuple(str(path) for path in large_photos(tmp_path / "held_out"))
+    plain, shown = config("plain"), config("shown", preview_every=2, preview_images=photographs)
+    for run in (plain, shown):
+        Pretrainer(run).train(last_step=4)
+    assert sorted(p.name for p in (tmp_path / "shown").glob("*.jpg")) == [
+        "preview_00000002.jpg",
+        "preview_00000004.jpg",
+    ]
+    found, wanted = (load_checkpoint(list_checkpoints(Path(run.run.output_dir))[-1])[0] for run in (shown, plain))
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.jpg", "there is no such file"),
+        ("text.png", "it cannot be read"),
+        ("half.jpg", "it cannot be read"),
+        ("small.png", "it has 127x200 px, expected at least 128 px a side"),
+    ],
+)
+def test_photographs_that_give_no_preview_are_refused_at_the_start(config, distillation, tmp_path, name, message):
+    """Not at the first preview, hours later."""
+    good, *_ = large_photos(tmp_path / "held_out")
+    (tmp_path / "text.png").write_text("hello")
+    Image.open(good).save(tmp_path / "half.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "half.jpg").read_bytes()[:-800])
+    Image.open(good).resize((127, 200)).save(tmp_path / "small.png")
+    images = (str(good), str(tmp_path / name))
+    for trainer, run in (
+        (Pretrainer, config(preview_images=images)),
+        (Distiller, distillation(run={"preview_images": images})),
+    ):
+        with pytest.raises(InputError, match=rf"run\.preview_images names '.*{name}': {message}"):
+            trainer(run)
