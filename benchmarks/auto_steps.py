@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from teasr_core.image.resize import TargetSize, resize
+from teasr_core.image.resize import resize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.restorer import Restorer, load_restorer
 from teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, AutoSteps, FirstStep
 from teasr_core.sampling.sampler import initial_noise, sample

@@ -22,8 +22,8 @@ import time
 
 import torch
 
-from teasr_core.image.resize import TargetSize
-from teasr_core.report import peak_memory_mb
+from teasr_core.image.target_size import TargetSize
+from teasr_core.memory import peak_memory_mb
 from teasr_core.restore import RestoreOptions
 from teasr_core.restorer import Restorer, load_restorer
 from teasr_core.sampling.schedule import manual_plan

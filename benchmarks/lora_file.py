@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from teasr_core.memory import peak_memory_mb
 from teasr_core.model.architecture import QWEN_IMAGE
 from teasr_core.model.branch_lora import BLOCK_TARGETS, target_paths
-from teasr_core.report import peak_memory_mb
 from teasr_core.weight_files.lora_file import lora_metadata, lora_tensors, read_lora
 from training.run.checkpoint import write_atomically
 

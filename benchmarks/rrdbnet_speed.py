@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from spandrel.architectures.ESRGAN import ESRGAN
 
-from teasr_core.image.resize import TargetSize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.restore import RestoreOptions
 from teasr_core.restorer import load_restorer
 from teasr_core.sampling.schedule import manual_plan

@@ -6,7 +6,8 @@ import torch
 from comfy_api.latest import io
 
 from ..teasr_core.image.color_fix import COLOR_FIXES, fix_color
-from ..teasr_core.image.resize import TargetSize, crop_to
+from ..teasr_core.image.resize import crop_to
+from ..teasr_core.image.target_size import TargetSize
 from ..teasr_core.restore import check_result
 from .host.images import from_host, to_host
 

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..teasr_core.errors import InputError
 from ..teasr_core.image import resize as geometry
-from ..teasr_core.image.resize import TargetSize
+from ..teasr_core.image.target_size import TargetSize
 
 # Above this factor the model has seen nothing like it (SPEC 6).
 WARN_SCALE = 4.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..teasr_core.precision import DTYPES
+from ..teasr_core.device import DTYPES
 from ..teasr_core.weight_files import builtin_file as builtin
 from ..teasr_core.weight_files.lora_file import LoraFile
 from .model.builtin_model import builtin_patcher

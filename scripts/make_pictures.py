@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from teasr_core.image.labelled_sheet import Cell, comparison_grid  # noqa: E402
-from teasr_core.image.resize import TargetSize, resize  # noqa: E402
+from teasr_core.image.resize import resize  # noqa: E402
+from teasr_core.image.target_size import TargetSize  # noqa: E402
 from teasr_core.restore import RestoreOptions  # noqa: E402
 from teasr_core.restorer import Restorer, load_restorer  # noqa: E402
 from teasr_core.sampling.auto_steps import AutoSteps  # noqa: E402 (the packages need not be installed)

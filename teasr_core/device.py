@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from .errors import InputError
@@ -23,3 +25,45 @@ def choose_device(name: str) -> torch.device:
         here = f"{torch.accelerator.device_count()} {found.type}" if found is not None else "no accelerator"
         raise InputError(f"device is '{name}', torch finds {here}: choose another, auto or cpu")
     return device
+
+
+# bf16 must beat fp32 clearly, so that the choice does not flip between two runs: with AMX it takes a fraction of the
+# time, without any support a multiple.
+WORTH_IT = 0.7
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+STORAGES = ("fp8", "nf4")  # see `weight_storage`
+
+
+OFFLOADS = ("none", "model", "sequential")
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`fp32`, `bf16` or `auto`: bf16 off the CPU; on a CPU only where a short timed matmul says it is faster."""
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise InputError(f"dtype is '{name}': expected auto, {', '.join(DTYPES)}")
+    if device.type != "cpu":
+        return torch.bfloat16
+    times = matmul_seconds()
+    return torch.bfloat16 if times[torch.bfloat16] < WORTH_IT * times[torch.float32] else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+def matmul_seconds(size: int = 1024, rounds: int = 4) -> dict[torch.dtype, float]:
+    """Best time of a size x size product in each dtype, taken in turns so that a busy machine slows both alike."""
+    operands = {dtype: torch.ones(size, size, dtype=dtype) for dtype in DTYPES.values()}
+    best = dict.fromkeys(operands, float("inf"))
+    for _ in range(rounds):
+        for dtype, a in operands.items():
+            start = time.perf_counter()
+            torch.mm(a, a)
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+    return best

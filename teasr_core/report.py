@@ -7,25 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
-
-from .image.resize import TargetSize
+from .image.target_size import TargetSize
+from .memory import peak_memory_mb
 from .sampling.schedule import steps_text
-
-
-def peak_memory_mb() -> float:
-    """Peak memory in MiB: the accelerator's where one is in use, else the process's resident set."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return getattr(psutil.Process().memory_info(), "peak_wset", 0) / 2**20
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @dataclass

@@ -12,18 +12,19 @@ from dataclasses import dataclass
 
 import torch
 
-from .codec.dct import Codec, encode_condition
+from .codec.protocol import Codec, encode_condition
 from .errors import InputError, OutputError
-from .fidelity import check_fidelity
 from .image.color_fix import COLOR_FIXES, apply_strength, fix_color
-from .image.resize import TargetSize, check_image, crop_to, pad_to_multiple, resize
-from .memory import SteppingDown
+from .image.resize import check_image, crop_to, pad_to_multiple, resize
+from .image.target_size import TargetSize
 from .model.velocity import Velocity
 from .report import Report
 from .sampling.auto_steps import AutoSteps
-from .sampling.sampler import StepCallback, initial_noise, sample
+from .sampling.sampler import StepCallback, check_fidelity, initial_noise, sample
 from .sampling.schedule import StepPlan
-from .tiling import TileCallback, TiledVelocity, plan_tiles
+from .sampling.smaller_pieces import SteppingDown
+from .sampling.tiled_velocity import TiledVelocity
+from .tiling import TileCallback, plan_tiles
 
 # What one image's conditioning latent (1, C, h, w) becomes: the clean latent of the same shape.
 LatentSampler = Callable[[torch.Tensor], torch.Tensor]

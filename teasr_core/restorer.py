@@ -13,13 +13,13 @@ from typing import Protocol
 
 import torch
 
-from .codec.dct import Codec
-from .codec.qwen_vae import DOWNSCALE, load_qwen_vae
+from .codec.protocol import Codec
+from .codec.qwen_vae import DOWNSCALE
+from .device import OFFLOADS, STORAGES, choose_dtype, dtype_name
 from .errors import InputError, LoraFileError
 from .model.architecture import QWEN_IMAGE, QwenArchitecture
 from .model.branch_lora import BranchLora
 from .model.qwen_velocity import QwenVelocity
-from .precision import OFFLOADS, STORAGES, choose_dtype, dtype_name
 from .report import Report
 from .restore import (
     AUTO_OVERLAP_PX,
@@ -39,6 +39,7 @@ from .weight_files.diffusers_folder import component_folder
 from .weight_files.lora_file import LoraFile, check_base, read_lora
 from .weight_files.qwen_file import QwenSource, read_qwen
 from .weight_files.qwen_storage import load_stored, offload
+from .weight_files.qwen_vae_file import load_qwen_vae
 
 CPU = torch.device("cpu")
 # Automatic tiles of Qwen-Image: the size it was made for. The nodes take the same.

@@ -13,9 +13,9 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 
+from ...teasr_core.device import choose_dtype
 from ...teasr_core.errors import ModelFileError
 from ...teasr_core.model.architecture import QWEN_IMAGE, QwenArchitecture
-from ...teasr_core.precision import choose_dtype
 from ...teasr_core.weight_files.builtin_file import BuiltinFile, shipped_base
 from .dual_branch import ResidualSampling
 from .latent_format import DctLatentFormat

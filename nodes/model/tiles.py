@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...teasr_core.memory import PieceLimit, SteppingDown
 from ...teasr_core.model.velocity import Velocity
-from ...teasr_core.tiling import TileCallback, TiledVelocity, TilePlan
+from ...teasr_core.sampling.smaller_pieces import PieceLimit, SteppingDown
+from ...teasr_core.sampling.tiled_velocity import TiledVelocity
+from ...teasr_core.tiling import TileCallback, TilePlan
 from ..host.memory import is_out_of_memory, release
 
 

@@ -10,7 +10,8 @@ import torch
 from comfy_api.latest import io
 
 from ...teasr_core.image.alpha import resize_alpha
-from ...teasr_core.image.resize import TargetSize, resize
+from ...teasr_core.image.resize import resize
+from ...teasr_core.image.target_size import TargetSize
 from ...teasr_core.restore import RestoreOptions, finish
 from ..color_fix import color_fix_input, color_strength_input
 from ..host.images import from_host, rgb_and_alpha, to_host

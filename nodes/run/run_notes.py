@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...teasr_core.image.resize import TargetSize
+from ...teasr_core.image.target_size import TargetSize
 from ...teasr_core.report import Report
 
 KEY = "teasr_notes"

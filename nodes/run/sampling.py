@@ -16,9 +16,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from ...teasr_core.fidelity import quieter
 from ...teasr_core.sampling.auto_steps import AutoSteps
-from ...teasr_core.sampling.sampler import initial_noise
+from ...teasr_core.sampling.sampler import initial_noise, quieter
 from ...teasr_core.sampling.schedule import StepPlan
 from ..model.conditioning import Conditioning
 from ..model.dual_branch import KEY, TARGET_SIGMA, TILES

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ...teasr_core.device import DTYPES
 from ...teasr_core.errors import InputError, OutputError
-from ...teasr_core.fidelity import check_fidelity
-from ...teasr_core.memory import PieceLimit
-from ...teasr_core.precision import DTYPES
 from ...teasr_core.sampling.auto_steps import MAX_EVALUATIONS, AutoSteps
+from ...teasr_core.sampling.sampler import check_fidelity
 from ...teasr_core.sampling.schedule import StepPlan
+from ...teasr_core.sampling.smaller_pieces import PieceLimit
 from ...teasr_core.tiling import TilePlan
 from ..model.conditioning import Conditioning, lq_batch, of_image
 from ..model.dual_branch import attached_branch

@@ -17,9 +17,8 @@ import torch
 
 from ...teasr_core.codec import lq_encoder as condition_encoder
 from ...teasr_core.codec.qwen_vae import OVERLAP_PX, TILE_PX
-from ...teasr_core.codec_tiles import convert_in_tiles, plan_codec_tiles
 from ...teasr_core.errors import InputError
-from ...teasr_core.tiling import TilePlan
+from ...teasr_core.tiling import TilePlan, convert_in_tiles, plan_codec_tiles
 from ..host.images import from_host, to_host
 from ..host.memory import has_own_memory, is_out_of_memory, largest_that_fits, release, room, too_large
 from ..model.dct_vae import DctVAE

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cli_signals import stop_signals
+from ..device import DTYPES
 from ..errors import TeasrError
-from ..precision import DTYPES
 from ..sampling.auto_steps import DEFAULT_TOLERANCE
 from ..sampling.schedule import MAX_STEPS, MIN_STEPS
 from .options import (
@@ -28,7 +27,7 @@ from .options import (
     one_line,
     whole,
 )
-from .terminal import allow_any_name, write_line
+from .terminal import allow_any_name, stop_signals, write_line
 
 __all__ = ["OneLineParser", "build_parser", "main", "one_line"]
 

@@ -13,13 +13,14 @@ import torch
 from ..errors import InputError, TeasrError
 from ..image.alpha import bleed_rgb
 from ..image.labelled_sheet import TEXT_PX, Cell, comparison_grid, sheet_pixels
-from ..image.resize import TargetSize, resize
+from ..image.luma import mean_gradient
+from ..image.resize import resize
+from ..image.target_size import TargetSize
 from ..memory import refuse_out_of_memory
 from ..picture_files.find import Picture, check_output, check_profile, find_images, load_picture, save_picture
 from ..restore import RestoreOptions
 from ..restorer import Restorer
 from ..sampling.schedule import manual_plan, parse_steps
-from ..sharpness import mean_gradient
 from .jobs import check_originals, make_folder
 from .options import SOME_FAILED, one_line
 from .progress import Progress

@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
-from ..image.resize import TargetSize, resize
+from ..image.resize import resize
+from ..image.target_size import TargetSize
 from ..picture_files.find import Picture, check_output, save_picture
 from ..restore import RestoreOptions
 from ..restorer import load_restorer

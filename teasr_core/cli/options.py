@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from ..device import DTYPES, OFFLOADS, STORAGES
 from ..image.color_fix import COLOR_FIXES
-from ..precision import DTYPES, OFFLOADS, STORAGES
 from .terminal import write_line
 
 DEFAULT_SCALE = 4.0

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import torch
 
-from ..device import choose_device
+from ..device import STORAGES, choose_device
 from ..errors import InputError
 from ..image import resize as geometry
 from ..image.alpha import bleed_rgb, resize_alpha
-from ..image.resize import TargetSize
+from ..image.target_size import TargetSize
 from ..memory import refuse_out_of_memory
 from ..picture_files.picture import Picture
 from ..picture_files.read import read_size
-from ..precision import STORAGES
 from ..restore import RestoreOptions
 from ..restorer import CPU, Restorer, load_qwen_restorer, load_restorer, qwen_tile
 from ..sampling.auto_steps import AutoSteps

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..picture_files.write import write_whole
-from ..report import Report, peak_memory_mb
+from ..memory import peak_memory_mb
+from ..report import Report
+from ..whole_file import write_whole
 from .options import BAD_INPUT, INTERRUPTED, SOME_FAILED
 from .terminal import write_line
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,26 +18,6 @@ if TYPE_CHECKING:
 BLOCK = 4
 DCT_CHANNELS = 3 * BLOCK * BLOCK
 STRIP = 32  # rows of blocks that a codec transforms at a time
-
-
-class Codec(Protocol):
-    """What `restore` needs of an image codec. Images (B, 3, H, W) in [0, 1], latents (B, C, H/f, W/f) normalised."""
-
-    channels: int
-    downscale: int
-
-    def encode(self, image: torch.Tensor) -> torch.Tensor: ...
-
-    def decode(self, latent: torch.Tensor) -> torch.Tensor: ...
-
-
-def encode_condition(codec: Codec, image: torch.Tensor) -> torch.Tensor:
-    """What the condition branch sees of an LQ image: (B, 3, H, W) -> (B, C, h, w), by the codec's `encode_condition`.
-
-    A codec without one, such as Qwen-Image's VAE, encodes every image alike.
-    """
-    encode = getattr(codec, "encode_condition", codec.encode)
-    return encode(image)
 
 
 def dct_matrix() -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..codec_tiles import convert_in_tiles, plan_codec_tiles
+from ..tiling import convert_in_tiles, plan_codec_tiles
 
 # Side and overlap of tiles in latent pixels, in the nodes too: pictures of up to 512 px are encoded whole.
 TILE, OVERLAP = 128, 32

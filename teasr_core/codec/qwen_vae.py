@@ -6,17 +6,12 @@ their edges left out of the blend, without the narrow last tiles of diffusers' o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from ..codec_tiles import convert_in_tiles, plan_codec_tiles
-from ..errors import ModelFileError
-from ..safetensors_file import read_tensors
-from ..weight_files.file_kind import COMFY_VAE_KEY, Kind, detect, expect
+from ..tiling import convert_in_tiles, plan_codec_tiles
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
@@ -33,16 +28,6 @@ LATENT_STD = (
     2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
-# What every published Qwen-Image VAE has; width and channels are read from a single file's shapes.
-DEFAULT_CONFIG: Mapping[str, Any] = {
-    "dim_mult": [1, 2, 4, 4],
-    "num_res_blocks": 2,
-    "attn_scales": [],
-    "temperal_downsample": [False, True, True],
-    "input_channels": 3,
-    "latents_mean": list(LATENT_MEAN),
-    "latents_std": list(LATENT_STD),
-}
 
 
 class QwenVaeCodec:
@@ -96,57 +81,6 @@ class QwenVaeCodec:
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.vae.parameters()).dtype
-
-
-def load_qwen_vae(
-    path: Path,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    tile_px: int = TILE_PX,
-    overlap_px: int = OVERLAP_PX,
-) -> QwenVaeCodec:
-    """From a diffusers folder (the whole model's or the VAE's), or a single file with ComfyUI's or diffusers' keys.
-
-    ModelFileError for another kind of file, or one that does not hold the VAE whole.
-    """
-    kind = expect(detect(path, "vae"), Kind.QWEN_VAE, "expected a Qwen-Image VAE (folder or safetensors), so give one")
-    tensors: dict[str, torch.Tensor] = {}
-    for file in kind.files:
-        tensors |= read_tensors(file)[0]
-    tensors = {key.removeprefix(kind.prefix): value for key, value in tensors.items()}
-    if COMFY_VAE_KEY in tensors:
-        from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-
-        tensors = convert_wan_vae_to_diffusers(tensors)
-    vae = _empty_vae({**DEFAULT_CONFIG, **_sizes(tensors, path.name), **kind.config})
-    wanted = {name: tuple(value.shape) for name, value in vae.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if wrong:
-        raise ModelFileError(
-            f"{path.name}: {len(wrong)} VAE tensors are missing, unknown or of another shape, first {wrong[:3]}: "
-            "the file is incomplete or of another VAE, get it again"
-        )
-    vae.load_state_dict(tensors, assign=True)
-    nn.Module.to(vae, device, dtype).eval().requires_grad_(False)
-    return QwenVaeCodec(vae, tile_px, overlap_px)
-
-
-def _sizes(tensors: Mapping[str, torch.Tensor], label: str) -> dict[str, int]:
-    try:
-        return {
-            "base_dim": tensors["decoder.norm_out.gamma"].shape[0],
-            "z_dim": tensors["post_quant_conv.weight"].shape[0],
-        }
-    except KeyError as error:
-        raise ModelFileError(f"{label} has no {error}: the file is incomplete, get it again") from None
-
-
-def _empty_vae(config: Mapping[str, Any]) -> AutoencoderKLQwenImage:
-    from diffusers import AutoencoderKLQwenImage
-
-    with torch.device("meta"):
-        return AutoencoderKLQwenImage(**{key: value for key, value in config.items() if not key.startswith("_")})
 
 
 def _statistics(values: Sequence[float]) -> torch.Tensor:

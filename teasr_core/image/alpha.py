@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import InputError
-from .resize import TargetSize, check_image, resize
+from .resize import check_image, resize
+from .target_size import TargetSize
 
 _SNAP = 1e-6  # filter weights sum to 1 only up to rounding: opaque must stay exactly opaque
 

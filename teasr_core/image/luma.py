@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from ..errors import InputError
+from .resize import check_image
 
 
 def unit_rgb(rgb: np.ndarray) -> np.ndarray:
@@ -33,3 +35,21 @@ def to_full_y(rgb: np.ndarray) -> np.ndarray:
     Source: BT.601 weights as in MATLAB's rgb2gray, on which GMSD and NIQE are defined.
     """
     return unit_rgb(rgb) @ np.array([0.298936, 0.587043, 0.114021]) * 255.0
+
+
+def gradient_map(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) to (H - 1, W - 1): magnitude of the forward differences of the studio-range Y, in 8-bit levels."""
+    y = to_studio_y(rgb)
+    return np.hypot(y[:-1, 1:] - y[:-1, :-1], y[1:, :-1] - y[:-1, :-1])
+
+
+def mean_gradient(image: torch.Tensor) -> float:
+    """Mean of `gradient_map` over pictures (B, 3, H, W) in [0, 1], rounded to 8 bits as saved ones are.
+
+    In 8-bit levels per pixel. A picture without two pixels in both directions has 0.
+    """
+    check_image(image, "image", channels=3)
+    if min(image.shape[-2:]) < 2:
+        return 0.0
+    pixels = (image.clamp(0, 1) * 255 + 0.5).floor().byte().permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
+    return float(np.mean([gradient_map(picture) for picture in pixels]))

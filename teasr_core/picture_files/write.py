@@ -1,9 +1,7 @@
 """A `Picture` to a file: whole or not at all, the same bytes every time, profile, EXIF and resolution kept."""
 
 import io
-import os
 import struct
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ from PIL import ExifTags, Image
 
 from ..errors import InputError, OutputError
 from ..memory import is_out_of_memory
+from ..whole_file import write_whole
 from .picture import Picture
 from .write_16bit import encode_png16, encode_tiff
 
@@ -152,17 +151,3 @@ def _exif_for(picture: Picture, with_dpi: bool) -> bytes | None:
             if tag in details:
                 details[tag] = side
     return exif.tobytes()
-
-
-def write_whole(data: bytes, path: Path) -> None:
-    """A file that appears under its name at once or not at all. InputError, one line, where it cannot be written."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        cause = error.strerror or type(error).__name__
-        raise InputError(f"{path} cannot be written ({cause}); expected a writable place with room; free it") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 
-from ..fidelity import quieter
+from ..errors import InputError
 from ..model.velocity import Velocity
 
 StepCallback = Callable[[int, torch.Tensor], None]
@@ -52,3 +53,15 @@ def sample(
             z.sub_(v, alpha=float(taus[i] - taus[i + 1]))
             del v  # or it would live on beside the next
     return z
+
+
+def check_fidelity(fidelity: float) -> float:
+    """InputError unless it is a number from 0 to 1."""
+    if not (math.isfinite(fidelity) and 0 <= fidelity <= 1):
+        raise InputError(f"fidelity is {fidelity}: expected a number from 0 to 1")
+    return fidelity
+
+
+def quieter(noise: torch.Tensor, fidelity: float) -> torch.Tensor:
+    """(1 - fidelity) noise, any shape: a new tensor, at fidelity 0 with the noise's values."""
+    return noise * (1 - check_fidelity(fidelity))

@@ -19,8 +19,8 @@ from ..codec.dct import DCT_CHANNELS, DctCodec
 from ..codec.lq_encoder import ConditionEncoder, load_condition_encoder
 from ..errors import ModelFileError
 from ..model.architecture import PREDICTIONS, QwenArchitecture
-from ..safetensors_file import read_tensors
 from .lora_file import PROMPT_KEY, LoraFile, check_base, read_lora
+from .safetensors_reader import read_tensors
 
 if TYPE_CHECKING:
     from ..model.qwen_velocity import QwenVelocity

@@ -19,7 +19,7 @@ import torch
 from ..errors import LoraFileError
 from ..model.architecture import QwenArchitecture
 from ..model.branch_lora import BLOCK_TARGETS, target_paths
-from ..safetensors_file import read_tensors
+from .safetensors_reader import read_tensors
 
 PREFIX = "teasr."
 ALL_TOKENS_PREFIXES = ("transformer.", "diffusion_model.")  # stock loaders apply these to every token

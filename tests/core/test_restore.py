@@ -11,7 +11,8 @@ import torch
 from helpers.live_bytes import LiveBytes
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError, OutputError
-from teasr_core.image.resize import TargetSize, resize
+from teasr_core.image.resize import resize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.report import Report
 from teasr_core.restore import RestoreOptions, check_result, latent_sampler, restore
 from teasr_core.restorer import Restorer

@@ -69,7 +69,7 @@ def test_sheets_of_a_batch_are_as_wide_as_the_widest(host):
 
 
 def test_labels_tell_number_time_and_sharpness(host):
-    parts, sharpness = host.pack("nodes.parts.compare_parts"), host.pack("teasr_core.sharpness")
+    parts, sharpness = host.pack("nodes.parts.compare_parts"), host.pack("teasr_core.image.luma")
     images = torch.rand(2, 8, 9, 3, generator=torch.Generator().manual_seed(1))
     column = parts.Column(1, (images,), ((0.5, 12.345),))
     cell = parts.cell(column, 0, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from teasr_core.precision import choose_dtype, dtype_name
+from teasr_core.device import choose_dtype, dtype_name
 from teasr_core.restore import AUTO_TILE_PX
 from teasr_core.sampling.schedule import parse_steps
 

@@ -19,7 +19,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from teasr_core.errors import InputError
-from teasr_core.image.resize import TargetSize, resize
+from teasr_core.image.resize import resize
+from teasr_core.image.target_size import TargetSize
 
 from ..config.pretrain import DataConfig
 from ..degradation.degrade import PRESETS, degrade

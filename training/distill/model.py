@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from teasr_core.codec.dct import Codec, DctCodec
+from teasr_core.codec.dct import DctCodec
+from teasr_core.codec.protocol import Codec
 from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.weight_files.builtin_file import codec_to_json, encoder_tensors
 

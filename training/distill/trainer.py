@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from teasr_core.errors import ConfigError
+from teasr_core.memory import peak_memory_mb
 from teasr_core.model.timesteps import dual_times
-from teasr_core.report import peak_memory_mb
 
 from ..config.distill import DistillConfig
 from ..config.toml import to_mapping

@@ -41,7 +41,7 @@ def findings() -> Iterator[Finding]:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    from teasr_core.precision import choose_dtype, dtype_name, matmul_seconds
+    from teasr_core.device import choose_dtype, dtype_name, matmul_seconds
 
     cpu = torch.device("cpu")
     times = matmul_seconds()
@@ -62,7 +62,7 @@ def _devices() -> Iterator[Finding]:
 def _accelerator(device: torch.device) -> Finding:
     import torch
 
-    from teasr_core.precision import choose_dtype, dtype_name
+    from teasr_core.device import choose_dtype, dtype_name
 
     module = torch.get_device_module(device)
     name = module.get_device_name(device) if hasattr(module, "get_device_name") else device.type

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from teasr_core.errors import InputError
-from teasr_core.image.resize import MAX_SCALE, MIN_SCALE, TargetSize, size_by_factor
+from teasr_core.image.target_size import MAX_SCALE, MIN_SCALE, TargetSize, size_by_factor
 from teasr_core.picture_files.find import find_images, load_picture
 
 from ..data.held_out import read_eval_list

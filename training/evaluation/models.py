@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from teasr_core.device import DTYPES
 from teasr_core.errors import InputError, ModelFileError
-from teasr_core.image.resize import TargetSize
-from teasr_core.precision import DTYPES
+from teasr_core.image.target_size import TargetSize
 from teasr_core.restore import RestoreOptions, tile_in_latent
 from teasr_core.restorer import Restorer
-from teasr_core.safetensors_file import read_tensors
 from teasr_core.sampling.schedule import manual_plan
 from teasr_core.weight_files import builtin_file as builtin
 from teasr_core.weight_files.lora_file import LoraFile, check_base, read_lora
+from teasr_core.weight_files.safetensors_reader import read_tensors
 
 BUILTIN, BUILTIN_BASE = "builtin", "builtin-base"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

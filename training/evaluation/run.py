@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from teasr_core.errors import InputError
-from teasr_core.image.resize import TargetSize
+from teasr_core.image.target_size import TargetSize
 
 from .datasets import EvalDataset, EvalPicture
 from .metrics.registry import Metric, Metrics

@@ -11,7 +11,6 @@ import torch
 
 from teasr_core.errors import InputError, LoraFileError
 from teasr_core.model.branch_lora import target_paths
-from teasr_core.safetensors_file import read_tensors
 from teasr_core.weight_files.lora_file import (
     ALL_TOKENS_PREFIXES,
     PREFIX,
@@ -20,7 +19,7 @@ from teasr_core.weight_files.lora_file import (
     lora_tensors,
     parse_lora,
 )
-from teasr_core.weight_files.safetensors_reader import WeightReader, read_header
+from teasr_core.weight_files.safetensors_reader import WeightReader, read_header, read_tensors
 
 from ..run.checkpoint import STATE_KEY, newest_checkpoint
 from .output import check_output, write_output

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from teasr_core.device import DTYPES
 from teasr_core.errors import InputError, ModelFileError, OutputError
-from teasr_core.precision import DTYPES
-from teasr_core.safetensors_file import read_tensors
 from teasr_core.weight_files.lora_file import PROMPT_KEY
+from teasr_core.weight_files.safetensors_reader import read_tensors
 
 from ..run.checkpoint import write_atomically
 

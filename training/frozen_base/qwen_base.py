@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from teasr_core.codec.qwen_vae import QwenVaeCodec, load_qwen_vae
+from teasr_core.codec.qwen_vae import QwenVaeCodec
 from teasr_core.errors import ConfigError, InputError, ModelFileError
 from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.weight_files.diffusers_folder import component_folder
 from teasr_core.weight_files.lora_file import fingerprint
 from teasr_core.weight_files.qwen_file import QwenSource, load_qwen_transformer, read_qwen
+from teasr_core.weight_files.qwen_vae_file import load_qwen_vae
 
 from ..config.distill import DistillConfig
 from ..memory.apply import prepare

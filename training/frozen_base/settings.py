@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from teasr_core.codec.dct import Codec
+from teasr_core.codec.protocol import Codec
 from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.qwen_velocity import QwenVelocity

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from teasr_core.codec.dct import Codec, encode_condition
+from teasr_core.codec.protocol import Codec, encode_condition
 from teasr_core.model.flow import clean_from_output, interpolate
 from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.model.timesteps import check_target_times

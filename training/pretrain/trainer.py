@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from teasr_core.codec.dct import DctCodec, encode_condition
+from teasr_core.codec.dct import DctCodec
+from teasr_core.codec.protocol import encode_condition
 from teasr_core.errors import ConfigError
 from teasr_core.model.flow import clean_from_output, interpolate
 from teasr_core.sampling.sampler import sample

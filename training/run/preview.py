@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from teasr_core.codec.dct import Codec, encode_condition
+from teasr_core.codec.protocol import Codec, encode_condition
 from teasr_core.errors import InputError
-from teasr_core.image.resize import TargetSize, resize
+from teasr_core.image.resize import resize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.sampling.sampler import initial_noise, sample
 from teasr_core.sampling.schedule import linear_taus

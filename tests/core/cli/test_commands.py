@@ -136,7 +136,8 @@ def test_sizes_in_pixels_are_measured_against_the_image(tmp_path, run, options):
 def test_strength_0_is_the_plain_resize(tmp_path, upscale):
     source = tiny.write_picture(tmp_path / "in.png")
     upscale(source, tmp_path / "out.png", "--strength", "0", "--scale", "2")
-    from teasr_core.image.resize import TargetSize, resize
+    from teasr_core.image.resize import resize
+    from teasr_core.image.target_size import TargetSize
 
     wanted = resize(load_picture(source).rgb, TargetSize(20, 14))
     assert torch.equal((wanted * 255).round(), (load_picture(tmp_path / "out.png").rgb * 255).round())

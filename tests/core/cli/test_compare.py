@@ -12,10 +12,11 @@ from teasr_core.cli import compare as cli_compare
 from teasr_core.cli import request as cli_request
 from teasr_core.errors import InputError
 from teasr_core.image.labelled_sheet import GAP_PX, TEXT_PX, Cell, comparison_grid
-from teasr_core.image.resize import TargetSize, resize
+from teasr_core.image.luma import mean_gradient
+from teasr_core.image.resize import resize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.picture_files.find import load_picture
 from teasr_core.sampling.schedule import parse_steps
-from teasr_core.sharpness import mean_gradient
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 SIZE = ("--width", "300", "--height", "64")  # wider than any text under it

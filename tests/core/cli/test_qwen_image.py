@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from helpers.tiny import model as tiny
 from helpers.tiny import qwen as tiny_qwen
 from teasr_core.cli import request as cli_request
+from teasr_core.device import OFFLOADS
 from teasr_core.errors import InputError
-from teasr_core.image.resize import TargetSize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.picture_files.find import load_picture
-from teasr_core.precision import OFFLOADS
 from teasr_core.restore import RestoreOptions
 from teasr_core.restorer import load_qwen_restorer, qwen_tile
 from teasr_core.sampling.schedule import manual_plan

@@ -8,10 +8,11 @@ from safetensors.torch import load_file, save_file
 
 from helpers.tiny import model as tiny
 from teasr_core.codec import lq_encoder as condition_encoder
-from teasr_core.codec.dct import DCT_CHANNELS, DctCodec, encode_condition
+from teasr_core.codec.dct import DCT_CHANNELS, DctCodec
 from teasr_core.codec.lq_encoder import ConditionEncoder, load_condition_encoder
+from teasr_core.codec.protocol import encode_condition
 from teasr_core.errors import ModelFileError
-from teasr_core.image.resize import TargetSize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.restore import RestoreOptions, restore
 from teasr_core.weight_files.builtin_file import ENCODER_KEY, ENCODER_PREFIX, read_base
 from training.objective.losses import weighted_mse

@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from helpers.tiny import model as tiny
 from helpers.tiny import qwen as tiny_qwen
-from teasr_core.codec.qwen_vae import LATENT_MEAN, LATENT_STD, QwenVaeCodec, load_qwen_vae
-from teasr_core.codec_tiles import convert_in_tiles, plan_codec_tiles
+from teasr_core.codec.qwen_vae import LATENT_MEAN, LATENT_STD, QwenVaeCodec
 from teasr_core.errors import ModelFileError
-from teasr_core.tiling import plan_tiles
+from teasr_core.tiling import convert_in_tiles, plan_codec_tiles, plan_tiles
+from teasr_core.weight_files.qwen_vae_file import load_qwen_vae
 
 TOLERANCE = 1e-5
 
@@ -182,7 +182,7 @@ def test_what_is_local_hardly_notices_tiles(seed):
 
 def test_a_tile_that_counts_to_its_edge_would_be_noticed(monkeypatch):
     """The guard on the test above: the plain linear blend of `tiling`."""
-    from teasr_core import codec_tiles
+    from teasr_core import tiling as codec_tiles
     from teasr_core.tiling import blend_window
 
     def plain(tile, offset, offsets, size):

@@ -5,7 +5,8 @@ import torch
 
 from teasr_core.errors import InputError
 from teasr_core.image.alpha import bleed_rgb, resize_alpha, split_alpha
-from teasr_core.image.resize import RESAMPLES, TargetSize, resize
+from teasr_core.image.resize import RESAMPLES, resize
+from teasr_core.image.target_size import TargetSize
 
 
 def _disc(height: int, width: int, radius: float, soft: bool) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from teasr_core.image import flat_areas
 from teasr_core.image.color_fix import fix_color
 from teasr_core.image.flat_areas import REACH_PX, SOFT_PX, keep_flat_
-from teasr_core.image.resize import TargetSize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.restore import RestoreOptions
 from teasr_core.restorer import load_restorer
 from teasr_core.sampling.schedule import manual_plan

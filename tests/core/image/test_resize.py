@@ -10,7 +10,8 @@ from skimage.registration import phase_cross_correlation
 
 from teasr_core.errors import InputError
 from teasr_core.image import resize as geometry
-from teasr_core.image.resize import Padding, TargetSize
+from teasr_core.image.resize import Padding
+from teasr_core.image.target_size import TargetSize
 
 
 def _random_image(*shape: int) -> torch.Tensor:

@@ -8,13 +8,14 @@ import torch
 
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError, OutputError
-from teasr_core.image.resize import TargetSize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.restore import RestoreOptions, conditioning_image
 from teasr_core.restorer import Restorer
 from teasr_core.sampling.auto_steps import MAX_EVALUATIONS, AutoSteps, FirstStep
 from teasr_core.sampling.sampler import initial_noise
 from teasr_core.sampling.schedule import MAX_STEPS, linear_taus, manual_plan
-from teasr_core.tiling import TiledVelocity, plan_tiles
+from teasr_core.sampling.tiled_velocity import TiledVelocity
+from teasr_core.tiling import plan_tiles
 from teasr_core.weight_files.builtin_file import build_velocity
 
 TOLERANCES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)

@@ -8,11 +8,10 @@ import torch
 
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError
-from teasr_core.fidelity import quieter
-from teasr_core.image.resize import TargetSize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.restore import RestoreOptions
 from teasr_core.restorer import Restorer
-from teasr_core.sampling.sampler import initial_noise, sample
+from teasr_core.sampling.sampler import initial_noise, quieter, sample
 from teasr_core.sampling.schedule import linear_taus, manual_plan
 from teasr_core.weight_files.builtin_file import build_velocity
 

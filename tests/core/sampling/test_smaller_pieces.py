@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from teasr_core.errors import InputError
-from teasr_core.memory import PieceLimit, SteppingDown, is_out_of_memory, refuse_out_of_memory
-from teasr_core.tiling import TiledVelocity, plan_tiles
+from teasr_core.memory import is_out_of_memory, refuse_out_of_memory
+from teasr_core.sampling.smaller_pieces import PieceLimit, SteppingDown
+from teasr_core.sampling.tiled_velocity import TiledVelocity
+from teasr_core.tiling import plan_tiles
 
 ONE, ZERO = torch.ones(1), torch.zeros(1)
 

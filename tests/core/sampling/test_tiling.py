@@ -12,7 +12,8 @@ from teasr_core.errors import InputError
 from teasr_core.restore import AUTO_OVERLAP_PX, AUTO_TILE_PX, tile_in_latent
 from teasr_core.sampling.sampler import initial_noise, sample
 from teasr_core.sampling.schedule import linear_taus
-from teasr_core.tiling import TiledVelocity, TilePlan, blend_window, plan_tiles, tile_offsets
+from teasr_core.sampling.tiled_velocity import TiledVelocity
+from teasr_core.tiling import TilePlan, blend_window, plan_tiles, tile_offsets
 
 MULTIPLE = 4
 

@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 
 from helpers.tiny import model as tiny
 from helpers.tiny import qwen as tiny_qwen
+from teasr_core.device import OFFLOADS
 from teasr_core.errors import InputError
 from teasr_core.model.branch_lora import BranchLora
 from teasr_core.model.qwen_velocity import QwenVelocity
-from teasr_core.precision import OFFLOADS
 from teasr_core.weight_files.qwen_file import read_qwen
 from teasr_core.weight_files.qwen_storage import FP8, load_stored, offload
 

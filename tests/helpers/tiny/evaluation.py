@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from teasr_core.image.resize import TargetSize
+from teasr_core.image.target_size import TargetSize
 from training.evaluation.datasets import LIST, EvalDataset, EvalPicture
 from training.evaluation.metrics.registry import Metrics, own_metrics
 from training.evaluation.models import EvalSettings

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from helpers.tiny import run as tiny_run
-from teasr_core.image.resize import TargetSize, resize
+from teasr_core.image.resize import resize
+from teasr_core.image.target_size import TargetSize
 from training.config.pretrain import DataConfig
 from training.data.dataset import CropDataset
 from training.data.photographs import PhotoCache, list_source

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from teasr_core.errors import InputError
-from teasr_core.image.resize import TargetSize, resize
+from teasr_core.image.resize import resize
+from teasr_core.image.target_size import TargetSize
 from training.config.pretrain import DataConfig
 from training.data.dataset import CropDataset
 from training.data.sources import open_sources, pair_scale

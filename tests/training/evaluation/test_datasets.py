@@ -9,7 +9,7 @@ from PIL import Image
 
 from helpers.tiny import evaluation as tiny_eval
 from teasr_core.errors import InputError
-from teasr_core.image.resize import TargetSize
+from teasr_core.image.target_size import TargetSize
 from training.data.held_out import read_eval_list
 from training.degradation.degrade import PRESETS
 from training.evaluation import protocol

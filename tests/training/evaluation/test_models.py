@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from helpers.tiny import evaluation as tiny_eval
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError, LoraFileError, ModelFileError
-from teasr_core.image.resize import TargetSize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.weight_files import builtin_file as builtin
 from training.evaluation.models import EvalSettings, parse_models
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from teasr_core.errors import InputError, ModelFileError, OutputError
-from teasr_core.safetensors_file import read_tensors
 from teasr_core.weight_files.lora_file import PROMPT_KEY
+from teasr_core.weight_files.safetensors_reader import read_tensors
 from training.cli.commands import main
 from training.frozen_base import prompt_file as prompt_cache
 from training.frozen_base.prompt_file import (

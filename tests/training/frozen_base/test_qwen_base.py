@@ -12,8 +12,8 @@ from helpers.tiny import qwen as tiny_qwen
 from helpers.tiny import run as tiny_run
 from teasr_core.errors import ConfigError, InputError, ModelFileError
 from teasr_core.restorer import load_qwen_restorer
-from teasr_core.safetensors_file import read_tensors
 from teasr_core.weight_files.lora_file import fingerprint, read_lora
+from teasr_core.weight_files.safetensors_reader import read_tensors
 from training.config.distill import AdapterConfig, BaseConfig, DistillConfig, DistillOptimConfig, TrainConfig
 from training.config.pretrain import DataConfig, RunConfig
 from training.distill.trainer import Distiller

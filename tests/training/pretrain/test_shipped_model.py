@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from teasr_core.image.resize import TargetSize, resize
+from teasr_core.image.resize import resize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.restore import RestoreOptions
 from teasr_core.restorer import load_restorer
 from teasr_core.sampling.schedule import manual_plan

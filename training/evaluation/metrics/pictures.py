@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 
 from teasr_core.errors import InputError
-from teasr_core.image.luma import to_full_y, to_studio_y
-from teasr_core.sharpness import gradient_map
+from teasr_core.image.luma import gradient_map, to_full_y, to_studio_y
 
 _SSIM_RADIUS = 5
 _SSIM_SIGMA = 1.5

@@ -1,0 +1,80 @@
+"""Qwen-Image's VAE from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import ModelFileError
+from .file_kind import COMFY_VAE_KEY, Kind, detect, expect
+from .safetensors_reader import read_tensors
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLQwenImage
+from ..codec.qwen_vae import LATENT_MEAN, LATENT_STD, OVERLAP_PX, TILE_PX, QwenVaeCodec
+
+# What every published Qwen-Image VAE has; width and channels are read from a single file's shapes.
+DEFAULT_CONFIG: Mapping[str, Any] = {
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+    "input_channels": 3,
+    "latents_mean": list(LATENT_MEAN),
+    "latents_std": list(LATENT_STD),
+}
+
+
+def load_qwen_vae(
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    tile_px: int = TILE_PX,
+    overlap_px: int = OVERLAP_PX,
+) -> QwenVaeCodec:
+    """From a diffusers folder (the whole model's or the VAE's), or a single file with ComfyUI's or diffusers' keys.
+
+    ModelFileError for another kind of file, or one that does not hold the VAE whole.
+    """
+    kind = expect(detect(path, "vae"), Kind.QWEN_VAE, "expected a Qwen-Image VAE (folder or safetensors), so give one")
+    tensors: dict[str, torch.Tensor] = {}
+    for file in kind.files:
+        tensors |= read_tensors(file)[0]
+    tensors = {key.removeprefix(kind.prefix): value for key, value in tensors.items()}
+    if COMFY_VAE_KEY in tensors:
+        from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+        tensors = convert_wan_vae_to_diffusers(tensors)
+    vae = _empty_vae({**DEFAULT_CONFIG, **_sizes(tensors, path.name), **kind.config})
+    wanted = {name: tuple(value.shape) for name, value in vae.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if wrong:
+        raise ModelFileError(
+            f"{path.name}: {len(wrong)} VAE tensors are missing, unknown or of another shape, first {wrong[:3]}: "
+            "the file is incomplete or of another VAE, get it again"
+        )
+    vae.load_state_dict(tensors, assign=True)
+    nn.Module.to(vae, device, dtype).eval().requires_grad_(False)
+    return QwenVaeCodec(vae, tile_px, overlap_px)
+
+
+def _sizes(tensors: Mapping[str, torch.Tensor], label: str) -> dict[str, int]:
+    try:
+        return {
+            "base_dim": tensors["decoder.norm_out.gamma"].shape[0],
+            "z_dim": tensors["post_quant_conv.weight"].shape[0],
+        }
+    except KeyError as error:
+        raise ModelFileError(f"{label} has no {error}: the file is incomplete, get it again") from None
+
+
+def _empty_vae(config: Mapping[str, Any]) -> AutoencoderKLQwenImage:
+    from diffusers import AutoencoderKLQwenImage
+
+    with torch.device("meta"):
+        return AutoencoderKLQwenImage(**{key: value for key, value in config.items() if not key.startswith("_")})
