@@ -17,7 +17,7 @@ from teasr_core.memory import peak_memory_mb
 from teasr_core.model.architecture import QWEN_IMAGE
 from teasr_core.model.branch_lora import BLOCK_TARGETS, target_paths
 from teasr_core.weight_files.lora_file import lora_metadata, lora_tensors, read_lora
-from training.run.checkpoint import write_atomically
+from teasr_core.weight_files.safetensors_writer import write_atomically
 
 FACTORS = {"img_mlp.net.0.proj": (1, 4), "img_mlp.net.2": (4, 1), "img_mod.1": (1, 6)}  # (in, out) in widths
 

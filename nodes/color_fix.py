@@ -5,32 +5,12 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..teasr_core.image.color_fix import COLOR_FIXES, fix_color
+from ..teasr_core.image.color_fix import fix_color
 from ..teasr_core.image.resize import crop_to
 from ..teasr_core.image.target_size import TargetSize
 from ..teasr_core.restore import check_result
 from .host.images import from_host, to_host
-
-
-def color_fix_input() -> io.Combo.Input:
-    return io.Combo.Input(
-        "color_fix",
-        options=list(COLOR_FIXES),
-        default="wavelet",
-        tooltip="wavelet follows local colour, adain and lab match the whole picture's, off leaves the model's.",
-    )
-
-
-def color_strength_input(use_advanced: bool) -> io.Float.Input:
-    return io.Float.Input(
-        "color_strength",
-        default=1.0,
-        min=0.0,
-        max=1.0,
-        step=0.05,
-        advanced=use_advanced,
-        tooltip="How much of the colour fix is applied; 0 is none.",
-    )
+from .inputs import color_fix_input, color_strength_input
 
 
 class TEASRColorFix(io.ComfyNode):

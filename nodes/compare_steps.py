@@ -12,11 +12,18 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
 from ..teasr_core.sampling.schedule import parse_steps
-from .color_fix import color_fix_input, color_strength_input
-from .inputs import max_megapixels_input, size_input
+from .inputs import (
+    color_fix_input,
+    color_strength_input,
+    fidelity_input,
+    max_megapixels_input,
+    model_inputs,
+    seed_input,
+    size_input,
+    strength_input,
+    tile_inputs,
+)
 from .parts.expansion import Link, ModelWires, add_condition, add_source
-from .sampler import fidelity_input, seed_input, tile_inputs
-from .upscale import model_inputs, strength_input
 
 DEFAULT_STEPS = "1,2,4,8"
 

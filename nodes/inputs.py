@@ -10,7 +10,10 @@ from comfy_api.latest import io
 
 from ..teasr_core.errors import InputError
 from ..teasr_core.image import resize as geometry
+from ..teasr_core.image.color_fix import COLOR_FIXES
 from ..teasr_core.image.target_size import TargetSize
+from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, MAX_TOLERANCE
+from ..teasr_core.sampling.schedule import MAX_STEPS, MIN_STEPS
 
 # Above this factor the model has seen nothing like it (SPEC 6).
 WARN_SCALE = 4.0
@@ -103,3 +106,143 @@ def target_size(size: Mapping[str, Any], max_megapixels: float, width: int, heig
 def size_values(size: Mapping[str, Any]) -> dict[str, Any]:
     """The DynamicCombo's value as a prompt writes it: {"size": "factor", "size.scale": 4}."""
     return {key if key == "size" else f"size.{key}": value for key, value in size.items()}
+
+
+def color_fix_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "color_fix",
+        options=list(COLOR_FIXES),
+        default="wavelet",
+        tooltip="wavelet follows local colour, adain and lab match the whole picture's, off leaves the model's.",
+    )
+
+
+def color_strength_input(use_advanced: bool) -> io.Float.Input:
+    return io.Float.Input(
+        "color_strength",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        advanced=use_advanced,
+        tooltip="How much of the colour fix is applied; 0 is none.",
+    )
+
+
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+
+
+MAX_TILE_PX = 16384
+
+
+def seed_input() -> io.Int.Input:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        control_after_generate=True,
+        tooltip="The noise. Same seed, same noise, on any device and with any tiles.",
+    )
+
+
+def tile_inputs() -> list[io.Int.Input]:
+    return [
+        io.Int.Input(
+            "tile_px",
+            default=0,
+            min=0,
+            max=MAX_TILE_PX,
+            step=32,
+            advanced=True,
+            tooltip="Side of a tile in pixels. 0 is automatic; a tile as large as the image means no tiles.",
+        ),
+        io.Int.Input(
+            "overlap_px",
+            default=0,
+            min=0,
+            max=MAX_TILE_PX // 2,
+            step=16,
+            advanced=True,
+            tooltip="How far neighbouring tiles overlap, at most half a tile. 0 is automatic.",
+        ),
+    ]
+
+
+def fidelity_input() -> io.Float.Input:
+    return io.Float.Input(
+        "fidelity",
+        optional=True,
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        advanced=True,
+        tooltip="0 is the model as trained; towards 1 it starts from less noise, adds less texture and stays closer to "
+        "the input.",
+    )
+
+
+STEP_MODES = ("manual", "auto")
+
+
+def steps_input() -> io.Int.Input:
+    return io.Int.Input(
+        "steps",
+        default=1,
+        min=MIN_STEPS,
+        max=MAX_STEPS,
+        display_mode=io.NumberDisplay.slider,
+        tooltip="1 is the fastest and closest to the input; more steps add texture. Every number works.",
+    )
+
+
+def mode_input(name: str) -> io.Combo.Input:
+    return io.Combo.Input(
+        name,
+        options=list(STEP_MODES),
+        default="manual",
+        tooltip="manual: the number of steps on the slider. auto: as many as the picture needs, whatever the slider "
+        "says.",
+    )
+
+
+def tolerance_input() -> io.Float.Input:
+    return io.Float.Input(
+        "tolerance",
+        optional=True,
+        default=DEFAULT_TOLERANCE,
+        min=0.001,
+        max=MAX_TOLERANCE,
+        step=0.005,
+        advanced=True,
+        tooltip="auto: the error a step may have. Smaller takes more steps.",
+    )
+
+
+def strength_input() -> io.Float.Input:
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        display_mode=io.NumberDisplay.slider,
+        tooltip="1 is the restored picture, 0 the plain resize (then no model runs).",
+    )
+
+
+def model_inputs() -> list[io.Input]:
+    """What may be wired beside the picture. Raw links, as the picture."""
+    return [
+        io.Model.Input(
+            "model", optional=True, raw_link=True, tooltip="Another TEASR model, with vae and conditioning."
+        ),
+        io.Vae.Input("vae", optional=True, raw_link=True, tooltip="The VAE that belongs to the wired model."),
+        io.Conditioning.Input(
+            "conditioning", optional=True, raw_link=True, tooltip="The prompt that belongs to the wired model."
+        ),
+        io.Mask.Input(
+            "mask", optional=True, raw_link=True, tooltip="The picture's transparency, as LoadImage gives it."
+        ),
+    ]

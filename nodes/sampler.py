@@ -8,59 +8,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from .inputs import fidelity_input, seed_input, tile_inputs
 from .model.conditioning import Conditioning
 from .run.sampling_jobs import image_batch
-
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
-MAX_TILE_PX = 16384
-
-
-def seed_input() -> io.Int.Input:
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=MAX_SEED,
-        control_after_generate=True,
-        tooltip="The noise. Same seed, same noise, on any device and with any tiles.",
-    )
-
-
-def tile_inputs() -> list[io.Int.Input]:
-    return [
-        io.Int.Input(
-            "tile_px",
-            default=0,
-            min=0,
-            max=MAX_TILE_PX,
-            step=32,
-            advanced=True,
-            tooltip="Side of a tile in pixels. 0 is automatic; a tile as large as the image means no tiles.",
-        ),
-        io.Int.Input(
-            "overlap_px",
-            default=0,
-            min=0,
-            max=MAX_TILE_PX // 2,
-            step=16,
-            advanced=True,
-            tooltip="How far neighbouring tiles overlap, at most half a tile. 0 is automatic.",
-        ),
-    ]
-
-
-def fidelity_input() -> io.Float.Input:
-    return io.Float.Input(
-        "fidelity",
-        optional=True,
-        default=0.0,
-        min=0.0,
-        max=1.0,
-        step=0.05,
-        advanced=True,
-        tooltip="0 is the model as trained; towards 1 it starts from less noise, adds less texture and stays closer to "
-        "the input.",
-    )
 
 
 class TEASRSampler(io.ComfyNode):

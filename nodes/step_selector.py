@@ -8,48 +8,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..teasr_core.errors import InputError
-from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, MAX_TOLERANCE, AutoSteps
-from ..teasr_core.sampling.schedule import MAX_STEPS, MIN_STEPS, StepPlan, manual_plan
+from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, AutoSteps
+from ..teasr_core.sampling.schedule import StepPlan, manual_plan
 from .host.text import own_id, show_on_node
+from .inputs import MAX_SEED, STEP_MODES, mode_input, steps_input, tolerance_input
 from .model.conditioning import Conditioning
 from .run.sampling_jobs import image_batch, summary
-from .sampler import MAX_SEED
-
-STEP_MODES = ("manual", "auto")
-
-
-def steps_input() -> io.Int.Input:
-    return io.Int.Input(
-        "steps",
-        default=1,
-        min=MIN_STEPS,
-        max=MAX_STEPS,
-        display_mode=io.NumberDisplay.slider,
-        tooltip="1 is the fastest and closest to the input; more steps add texture. Every number works.",
-    )
-
-
-def mode_input(name: str) -> io.Combo.Input:
-    return io.Combo.Input(
-        name,
-        options=list(STEP_MODES),
-        default="manual",
-        tooltip="manual: the number of steps on the slider. auto: as many as the picture needs, whatever the slider "
-        "says.",
-    )
-
-
-def tolerance_input() -> io.Float.Input:
-    return io.Float.Input(
-        "tolerance",
-        optional=True,
-        default=DEFAULT_TOLERANCE,
-        min=0.001,
-        max=MAX_TOLERANCE,
-        step=0.005,
-        advanced=True,
-        tooltip="auto: the error a step may have. Smaller takes more steps.",
-    )
 
 
 def check_mode(mode: str) -> None:

@@ -13,40 +13,22 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE
-from .color_fix import color_fix_input, color_strength_input
 from .host.text import own_id
-from .inputs import max_megapixels_input, size_input
+from .inputs import (
+    color_fix_input,
+    color_strength_input,
+    fidelity_input,
+    max_megapixels_input,
+    mode_input,
+    model_inputs,
+    seed_input,
+    size_input,
+    steps_input,
+    strength_input,
+    tile_inputs,
+    tolerance_input,
+)
 from .parts.expansion import Link, ModelWires, add_condition, add_source
-from .sampler import fidelity_input, seed_input, tile_inputs
-from .step_selector import mode_input, steps_input, tolerance_input
-
-
-def strength_input() -> io.Float.Input:
-    return io.Float.Input(
-        "strength",
-        default=1.0,
-        min=0.0,
-        max=1.0,
-        step=0.05,
-        display_mode=io.NumberDisplay.slider,
-        tooltip="1 is the restored picture, 0 the plain resize (then no model runs).",
-    )
-
-
-def model_inputs() -> list[io.Input]:
-    """What may be wired beside the picture. Raw links, as the picture."""
-    return [
-        io.Model.Input(
-            "model", optional=True, raw_link=True, tooltip="Another TEASR model, with vae and conditioning."
-        ),
-        io.Vae.Input("vae", optional=True, raw_link=True, tooltip="The VAE that belongs to the wired model."),
-        io.Conditioning.Input(
-            "conditioning", optional=True, raw_link=True, tooltip="The prompt that belongs to the wired model."
-        ),
-        io.Mask.Input(
-            "mask", optional=True, raw_link=True, tooltip="The picture's transparency, as LoadImage gives it."
-        ),
-    ]
 
 
 class TEASRUpscale(io.ComfyNode):

@@ -19,3 +19,8 @@ def write_whole(data: bytes, path: Path) -> None:
         raise InputError(f"{path} cannot be written ({cause}); expected a writable place with room; free it") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def nearest_existing(path: Path) -> Path:
+    """`path`, or the nearest one above it that exists."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())

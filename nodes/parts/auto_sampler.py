@@ -8,10 +8,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ...teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, AutoSteps
+from ..inputs import fidelity_input, seed_input, tile_inputs, tolerance_input
 from ..model.conditioning import Conditioning
 from ..run.sampling_jobs import image_batch, summary
-from ..sampler import fidelity_input, seed_input, tile_inputs
-from ..step_selector import tolerance_input
 
 
 class TEASRUpscaleAutoSampler(io.ComfyNode):

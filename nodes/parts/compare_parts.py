@@ -12,8 +12,8 @@ from comfy_api.latest import io
 from ...teasr_core.image.labelled_sheet import Cell, comparison_grid
 from ...teasr_core.image.luma import mean_gradient
 from ...teasr_core.sampling.schedule import steps_text
-from ..color_fix import color_fix_input, color_strength_input
 from ..host.images import from_host, to_host
+from ..inputs import color_fix_input, color_strength_input
 from ..run.run_notes import notes_of
 from .upscale_parts import aligned, finish_image
 

@@ -13,10 +13,9 @@ from ...teasr_core.image.alpha import resize_alpha
 from ...teasr_core.image.resize import resize
 from ...teasr_core.image.target_size import TargetSize
 from ...teasr_core.restore import RestoreOptions, finish
-from ..color_fix import color_fix_input, color_strength_input
 from ..host.images import from_host, rgb_and_alpha, to_host
 from ..host.text import show_on_node
-from ..inputs import max_megapixels_input, size_input, target_size
+from ..inputs import color_fix_input, color_strength_input, max_megapixels_input, size_input, target_size
 from ..run.run_notes import KEY, Phase, RunNotes, notes_of
 from ..run.vae import HostVae
 

@@ -20,8 +20,9 @@ from ..model.conditioning import Conditioning, lq_batch, of_image
 from ..model.dual_branch import attached_branch
 from ..model.tiles import HostTiles
 from .latent_cache import VISITED, Visit, digest
+from .progress import Progress
 from .run_notes import KEY, Phase, notes_of
-from .sampling import ImageJob, Progress, choose_steps, sample_image
+from .sampling import ImageJob, choose_steps, sample_image
 from .tile_plan import host_plan
 
 

@@ -36,7 +36,8 @@ class Forks:
         path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
         with log.open("w") as output:
             self._helper = subprocess.Popen(
-                [sys.executable, "-u", "-m", "helpers.forks"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
+                [sys.executable, "-u", "-m", "helpers.forks"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 text=True, bufsize=1, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
 

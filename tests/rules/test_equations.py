@@ -90,9 +90,7 @@ def small(tmp_path):
         (tmp_path / package).mkdir()
     (tmp_path / "docs").mkdir()
     (tmp_path / "training" / "losses.py").write_text('class A:\n    def f(self):\n        """Loss. Eq. 5"""\n')
-    (tmp_path / "docs" / "equations.md").write_text(
-        "| 5 | flow | `training/objective/losses.py:A.f` |\n| 9 | real score | |\n"
-    )
+    (tmp_path / "docs" / "equations.md").write_text("| 5 | flow | `training/losses.py:A.f` |\n| 9 | real score | |\n")
     return tmp_path
 
 
@@ -103,10 +101,10 @@ def test_a_small_table_agrees(small):
 def test_the_check_bites(small):
     losses = small / "training" / "losses.py"
     losses.write_text(losses.read_text().replace("Eq. 5", "Eq. 6"))
-    assert table(small)[0] - pairs_in_code(small) == {("5", "training/objective/losses.py:A.f")}
-    assert pairs_in_code(small) - table(small)[0] == {("6", "training/objective/losses.py:A.f")}
+    assert table(small)[0] - pairs_in_code(small) == {("5", "training/losses.py:A.f")}
+    assert pairs_in_code(small) - table(small)[0] == {("6", "training/losses.py:A.f")}
     losses.write_text("")
-    assert table(small)[0] - pairs_in_code(small) == {("5", "training/objective/losses.py:A.f")}
-    (small / "docs" / "equations.md").write_text("| 5 | flow | training/objective/losses.py |\n")
+    assert table(small)[0] - pairs_in_code(small) == {("5", "training/losses.py:A.f")}
+    (small / "docs" / "equations.md").write_text("| 5 | flow | training/losses.py |\n")
     with pytest.raises(AssertionError, match="another form"):
         table(small)

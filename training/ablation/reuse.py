@@ -17,7 +17,7 @@ from ..config.pretrain import PretrainConfig
 from ..config.toml import from_mapping, to_mapping
 from ..distill.resume import check_config
 from ..export.lora import EXPORT_KEY, without_folders
-from ..pretrain.trainer import check_resumable
+from ..pretrain.resume import check_resumable
 from ..run.checkpoint import list_checkpoints, read_state
 from ..run.resume import plain
 

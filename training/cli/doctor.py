@@ -19,7 +19,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from ..doctor.examine import MISSING, examine
+    from ..doctor.examine import examine
+    from ..doctor.finding import MISSING
 
     findings = examine(args.config, args.overrides)
     missing = sum(finding.level == MISSING for finding in findings)

@@ -14,8 +14,7 @@ from ..memory.config import MemoryConfig
 from ..objective.losses import MAX_OFFSET, MAX_RECTIFICATION
 from ..objective.objective import LAYOUTS
 from ..objective.time_sampling import check_boundary_time
-from ..run.optimizers import KINDS
-from .pretrain import PERCEPTUALS, DataConfig, RunConfig, check_data, check_optim, check_run
+from .shared import KINDS, PERCEPTUALS, DataConfig, DistillOptimConfig, RunConfig, check_data, check_optim, check_run
 from .stage import PERCEPTUAL_CROP_PX
 from .toml import from_mapping, read_toml
 
@@ -67,19 +66,6 @@ class DistillLossConfig:
     adv: float = 1.0
     rectify: float = 0.25
     w_max: float = MAX_RECTIFICATION  # cap of w(s); inf = the paper's
-
-
-@dataclass(frozen=True)
-class DistillOptimConfig:
-    kind: str = "adamw"  # adamw | adamw-8bit | adamw-cpu (optimizers.py)
-    lr: float = 5e-5
-    lr_end: float = 5e-5  # reached linearly at the last step
-    warmup_steps: int = 0
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
 
 
 @dataclass(frozen=True)

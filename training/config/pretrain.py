@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,37 +14,13 @@ from .stage import StageConfig, check_stage
 from .toml import from_mapping, read_toml
 
 if TYPE_CHECKING:
-    from .distill import DistillOptimConfig
-
-PERCEPTUALS = ("none", "lpips-squeeze", "lpips-alex", "lpips-vgg")
+    pass
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    output_dir: str = "runs/pretrain"
-    seed: int = 0
-    threads: int = 0  # CPU threads of the training process, 0 = torch's default
-    workers: int = 1  # data processes; the training process prepares no data unless this is 0
-    autocast: bool = True  # bf16 autocast
-    device: str = "auto"  # of distill: auto (an accelerator where there is one) | cpu
-    compile: bool = False  # torch.compile of the transformer blocks
-    log_every: int = 50
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    preview_every: int = 1000
-    use_tensorboard: bool = True
-    preview_images: tuple[str, ...] = ()  # held-out photographs; empty = no previews
+from teasr_core.codec.dct import DCT_CHANNELS
+from teasr_core.model.architecture import QwenArchitecture
 
-
-@dataclass(frozen=True)
-class DataConfig:
-    folders: tuple[str, ...] = ()  # photographs: folders, searched without recursion, or .txt lists of paths
-    pairs: tuple[str, ...] = ()  # folders of ready pairs, each with test_HR and test_LR
-    weights: tuple[float, ...] = ()  # share of each of folders, then of each of pairs; empty = every image alike
-    presets: Mapping[str, float] = field(default_factory=lambda: {"light": 1.0})  # degradation preset -> weight
-    scales: Mapping[str, float] = field(default_factory=lambda: {"4": 0.7, "2": 0.2, "1": 0.1})  # factor -> weight
-    min_zoom: float = 0.6  # scale jitter: the photograph is shrunk by a factor in [min_zoom, 1] first
-    cache_mb: int = 1500  # decoded photographs kept by each data process
+from .shared import DataConfig, LossConfig, OptimConfig, RunConfig, check_data, check_loss, check_optim, check_run
 
 
 @dataclass(frozen=True)
@@ -69,24 +44,6 @@ class ModelConfig:
     encoder_blocks: int = 0  # residual blocks of the condition encoder; 0 = none
     encoder_width: int = 64
     start: str = ""  # base file whose transformer, prompt and, where it has one, encoder the run starts from
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-12  # squared pixel errors are small; 1e-8 may hold back the high frequencies
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    warmup_steps: int = 100
-    ema_decay: float = 0.999
-    max_bad_steps: int = 10  # steps in a row without a finite gradient before the run gives up
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    loss_space: str = "pixel"  # pixel | latent (SPEC 9)
-    perceptual: str = "none"  # none | lpips-squeeze | lpips-alex | lpips-vgg
-    perceptual_backbone: str = ""  # local file with the ImageNet features of that network (lpips_metric.py)
 
 
 @dataclass(frozen=True)
@@ -145,54 +102,12 @@ def _check(config: PretrainConfig) -> None:
         check_stage(f"stages[{index}]", stage, config.model.encoder_blocks > 0, config.loss.perceptual != "none")
 
 
-def check_data(data: DataConfig) -> None:
-    from ..degradation.degrade import PRESETS
-
-    for preset in data.presets:
-        if preset not in PRESETS:
-            raise ConfigError(f"data.presets names '{preset}': known presets are {', '.join(PRESETS)}")
-    for scale in data.scales:
-        if not scale.replace(".", "", 1).isdigit() or float(scale) < 1:
-            raise ConfigError(f"data.scales names '{scale}': expected factors of at least 1, such as 4")
-    for name, weights in (("presets", data.presets), ("scales", data.scales)):
-        if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
-            raise ConfigError(f"data.{name} is {dict(weights)}: expected weights of at least 0, not all of them 0")
-    count, shares = len(data.folders) + len(data.pairs), data.weights
-    if shares and (len(shares) != count or min(shares) < 0 or not 0 < sum(shares) < float("inf")):
-        raise ConfigError(
-            f"data.weights is {list(shares)}: expected {count} weights of at least 0, one for each of data.folders "
-            "and data.pairs, not all of them 0"
-        )
-    if not 0 < data.min_zoom <= 1:
-        raise ConfigError(f"data.min_zoom is {data.min_zoom:g}: expected more than 0 and at most 1")
-
-
-def check_run(run: RunConfig) -> None:
-    if run.device not in ("auto", "cpu"):
-        raise ConfigError(f"run.device is '{run.device}': expected auto or cpu")
-    lowest = {"seed": 0, "threads": 0, "workers": 0}
-    lowest |= dict.fromkeys(("log_every", "checkpoint_every", "keep_checkpoints", "preview_every"), 1)
-    for name, least in lowest.items():
-        if getattr(run, name) < least:
-            raise ConfigError(f"run.{name} is {getattr(run, name)}: expected at least {least}")
-
-
-def check_loss(loss: LossConfig) -> None:
-    if loss.perceptual not in PERCEPTUALS:
-        raise ConfigError(f"loss.perceptual is '{loss.perceptual}': expected {', '.join(PERCEPTUALS)}")
-    if loss.loss_space not in ("pixel", "latent"):
-        raise ConfigError(f"loss.loss_space is '{loss.loss_space}': expected pixel or latent")
-
-
-def check_optim(optim: OptimConfig | DistillOptimConfig) -> None:
-    """What both trainers' optimisers have in common."""
-    for name, fits, expected in (
-        ("warmup_steps", optim.warmup_steps >= 0, "at least 0"),
-        ("betas", all(0 <= beta < 1 for beta in optim.betas), "two values of at least 0 and less than 1"),
-        ("eps", 0 < optim.eps < math.inf, "more than 0"),
-        ("weight_decay", 0 <= optim.weight_decay < math.inf, "at least 0"),
-        ("clip_norm", optim.clip_norm > 0, "more than 0"),
-        ("ema_decay", 0 <= optim.ema_decay < 1, "at least 0 and less than 1"),
-    ):
-        if not fits:
-            raise ConfigError(f"optim.{name} is {getattr(optim, name)}: expected {expected}")
+def architecture_of(config: ModelConfig) -> QwenArchitecture:
+    return QwenArchitecture(
+        latent_channels=DCT_CHANNELS,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        rope_axes=config.rope_axes,
+        text_width=config.text_width,
+    )

@@ -22,7 +22,7 @@ from teasr_core.errors import InputError
 from teasr_core.image.resize import resize
 from teasr_core.image.target_size import TargetSize
 
-from ..config.pretrain import DataConfig
+from ..config.shared import DataConfig
 from ..degradation.degrade import PRESETS, degrade
 from .photographs import PhotoCache
 from .sources import MARGIN_PX, needed_px, open_sources, pair_scale

@@ -7,8 +7,10 @@ import numpy as np
 from PIL import Image
 
 from teasr_core.errors import InputError
+from teasr_core.image.luma import gradient_map
 
-from ..evaluation.metrics.pictures import mean_gradient
+from ..degradation.degrade import Degradation, degrade
+from ..degradation.ops import to_uint8
 
 CROP_PX = 512
 CANDIDATES = 8
@@ -66,9 +68,55 @@ def choose_crop(photo: np.ndarray, index: int) -> tuple[int, int]:
         raise InputError(f"evaluation crop: found {width}x{height} pixels, expected {CROP_PX} a side; leave it out")
     rng = np.random.default_rng([0, index])
     candidates = [(_offset(width, rng), _offset(height, rng)) for _ in range(CANDIDATES)]
-    return max(candidates, key=lambda at: mean_gradient(photo[at[1] : at[1] + CROP_PX, at[0] : at[0] + CROP_PX]))
+    return max(candidates, key=lambda at: gradient_map(photo[at[1] : at[1] + CROP_PX, at[0] : at[0] + CROP_PX]).mean())
 
 
 def _offset(side: int, rng: np.random.Generator) -> int:
     offsets = [offset for offset in range(side - CROP_PX + 1) if offset % 8] or [0]
     return offsets[int(rng.integers(len(offsets)))]
+
+
+SCALE = 4
+
+
+@dataclass(frozen=True, eq=False)
+class EvalPair:
+    """One picture: lr (128, 128, 3) and hq (512, 512, 3), uint8 RGB."""
+
+    name: str
+    lr: np.ndarray
+    hq: np.ndarray
+
+
+def load_eval_pairs(
+    eval_dir: str | Path, preset: Degradation, seed: int = 0, list_path: str | Path = LIST_PATH
+) -> list[EvalPair]:
+    """The crops of the committed list with their degraded quarter-size versions, in the list's order.
+
+    The i-th picture is degraded with `numpy.random.default_rng([seed, i])`, so it does not depend on the others.
+    Raises InputError for a photograph that is missing, cannot be read or is smaller than its crop.
+    """
+    pairs = []
+    for index, crop in enumerate(read_eval_list(list_path)):
+        hq = _read_crop(Path(eval_dir), crop)
+        rng = np.random.default_rng([seed, index])
+        lr = to_uint8(degrade(hq.astype(np.float32) / np.float32(255.0), preset, SCALE, rng))
+        pairs.append(EvalPair(Path(crop.file).stem, lr, hq))
+    return pairs
+
+
+def _read_crop(eval_dir: Path, crop: EvalCrop) -> np.ndarray:
+    path = eval_dir / crop.file
+    if not path.is_file():
+        raise InputError(f"evaluation: found no photograph at {path}, expected those of the list; give their folder")
+    try:
+        with Image.open(path) as image:
+            hq = np.asarray(image.convert("RGB"))[crop.y : crop.y + CROP_PX, crop.x : crop.x + CROP_PX]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, by format
+        raise InputError(f"evaluation: {path} is damaged ({error}): get the photograph again") from None
+    if hq.shape[:2] != (CROP_PX, CROP_PX):
+        raise InputError(
+            f"evaluation: {path} leaves {hq.shape[1]}x{hq.shape[0]} pixels at ({crop.x}, {crop.y}), expected "
+            f"{CROP_PX} a side; use the photographs the list was made from"
+        )
+    return hq

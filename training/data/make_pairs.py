@@ -20,9 +20,8 @@ from teasr_core.picture_files.find import Picture, find_images, save_picture
 
 from ..degradation.degrade import PRESETS, degrade
 from ..degradation.ops import to_uint8
-from ..evaluation.datasets import read_rgb
-from ..evaluation.protocol import SCALE, EvalPair, load_eval_pairs
-from .photographs import HR_FOLDER, LR_FOLDER
+from .held_out import SCALE, EvalPair, load_eval_pairs
+from .photographs import HR_FOLDER, LR_FOLDER, read_rgb
 
 TABLE_NAME = "pairs.tsv"
 MAX_PAIR_SCALE = 16

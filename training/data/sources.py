@@ -8,7 +8,7 @@ from pathlib import Path
 
 from teasr_core.errors import InputError
 
-from ..config.pretrain import DataConfig
+from ..config.shared import DataConfig
 from .photographs import list_pairs, list_source, name_some, scan_photographs
 
 MARGIN_PX = 16  # around a crop, so that its borders are made from real content

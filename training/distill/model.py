@@ -15,10 +15,11 @@ from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.weight_files.builtin_file import codec_to_json, encoder_tensors
 
 from ..config.distill import DistillConfig
-from ..export.base import FROZEN_PREFIX
+from ..frozen_base.load import load_training_base
 from ..frozen_base.new_adapter import lora_scale, new_adapter
-from ..frozen_base.settings import DTYPES, load_training_base
+from ..frozen_base.settings import DTYPES
 from ..memory.apply import PreparedMemory
+from ..run.checkpoint import FROZEN_PREFIX
 
 
 class DistillModel:

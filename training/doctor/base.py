@@ -8,7 +8,7 @@ from typing import Any
 
 from teasr_core.errors import TeasrError
 
-from .examine import MISSING, OK, Finding
+from .finding import MISSING, OK, Finding
 
 
 def base_findings(config: Any) -> Iterator[Finding]:

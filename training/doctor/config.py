@@ -14,7 +14,7 @@ from typing import Any
 from teasr_core.errors import TeasrError
 
 from .base import base_findings
-from .examine import MISSING, NOTE, OK, Finding
+from .finding import MISSING, NOTE, OK, Finding
 from .run_folder import output_findings
 
 _DISTILL_TABLES = {"base", "adapter", "ablation", "train", "memory"}  # that pretraining does not have

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..folders import nearest_existing
-from .examine import MISSING, NOTE, OK, Finding
+from teasr_core.whole_file import nearest_existing
+
+from .finding import MISSING, NOTE, OK, Finding
 
 if TYPE_CHECKING:
     import torch

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from teasr_core.errors import TeasrError
+from teasr_core.whole_file import nearest_existing
 
-from ..folders import nearest_existing
-from .examine import MISSING, NOTE, OK, Finding
+from .finding import MISSING, NOTE, OK, Finding
 
 _NEW_FOLDER = "give the run a new run.output_dir"
 
@@ -69,7 +69,7 @@ def _check(state: dict[str, Any], config: Any, is_distill: bool) -> int:
     """The processes to go on with. Errors as the trainers'."""
     if not is_distill:
         from ..config.toml import to_mapping
-        from ..pretrain.trainer import check_resumable
+        from ..pretrain.resume import check_resumable
 
         check_resumable(state["config"], to_mapping(config), state["step"])
         return 1

@@ -19,12 +19,12 @@ import numpy as np
 
 from teasr_core.errors import InputError
 from teasr_core.image.target_size import MAX_SCALE, MIN_SCALE, TargetSize, size_by_factor
-from teasr_core.picture_files.find import find_images, load_picture
+from teasr_core.picture_files.find import find_images
 
-from ..data.held_out import read_eval_list
-from ..data.photographs import HR_FOLDER, LR_FOLDER
+from ..data.held_out import SCALE, load_eval_pairs, read_eval_list
+from ..data.photographs import HR_FOLDER, LR_FOLDER, read_rgb
 from ..degradation.degrade import PRESETS
-from .protocol import FEW_PICTURES, FEW_PICTURES_FROM, SCALE, load_eval_pairs
+from .protocol import FEW_PICTURES, FEW_PICTURES_FROM
 
 LIST, STABLESR, PAIRS, LQ = "list", "stablesr", "pairs", "lq"
 
@@ -164,12 +164,6 @@ def open_datasets(
     if layout == PAIRS:
         return [paired_dataset(folder / "LR", folder / "HR", name)]
     return list_datasets(folder, presets or ["light"], seed)
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8, upright; 16 bit is rounded to 8, alpha dropped. Errors as `load_picture`."""
-    rgb = load_picture(path).rgb[0].permute(1, 2, 0).numpy()  # (H, W, 3)
-    return np.rint(rgb * 255.0).astype(np.uint8)
 
 
 def _layout(folder: Path, lr: Path | None, hr: Path | None) -> str:

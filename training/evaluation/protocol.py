@@ -6,18 +6,9 @@ Tune on the first 12 pictures; report the other 12 and all of them apart. Many s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from teasr_core.errors import InputError
-
-from ..data.held_out import CROP_PX, LIST_PATH, EvalCrop, read_eval_list
-from ..degradation.degrade import Degradation, degrade
-from ..degradation.ops import to_uint8
-
-SCALE = 4
 FEW_PICTURES = 8
 FEW_PICTURES_FROM = 16
 SPLITS = (
@@ -31,38 +22,12 @@ _FLAT_KEYS = ("flat_gradient", "hq_flat_gradient")
 _FLAT_FLOOR = 0.25  # 8-bit levels
 
 
-@dataclass(frozen=True, eq=False)
-class EvalPair:
-    """One picture: lr (128, 128, 3) and hq (512, 512, 3), uint8 RGB."""
-
-    name: str
-    lr: np.ndarray
-    hq: np.ndarray
-
-
 @dataclass(frozen=True)
 class Row:
     """The scores of one method: metric name -> one value per picture, in the order of the pairs."""
 
     name: str
     scores: dict[str, list[float]]
-
-
-def load_eval_pairs(
-    eval_dir: str | Path, preset: Degradation, seed: int = 0, list_path: str | Path = LIST_PATH
-) -> list[EvalPair]:
-    """The crops of the committed list with their degraded quarter-size versions, in the list's order.
-
-    The i-th picture is degraded with `numpy.random.default_rng([seed, i])`, so it does not depend on the others.
-    Raises InputError for a photograph that is missing, cannot be read or is smaller than its crop.
-    """
-    pairs = []
-    for index, crop in enumerate(read_eval_list(list_path)):
-        hq = _read_crop(Path(eval_dir), crop)
-        rng = np.random.default_rng([seed, index])
-        lr = to_uint8(degrade(hq.astype(np.float32) / np.float32(255.0), preset, SCALE, rng))
-        pairs.append(EvalPair(Path(crop.file).stem, lr, hq))
-    return pairs
 
 
 def mean_score(scores: Mapping[str, Sequence[float]], metric: str, part: slice = slice(None)) -> float:
@@ -109,20 +74,3 @@ def markdown_table(rows: Sequence[Row]) -> str:
                 cells.append("-" if value is None else format(value, digits))
             lines.append(f"| {split} | {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _read_crop(eval_dir: Path, crop: EvalCrop) -> np.ndarray:
-    path = eval_dir / crop.file
-    if not path.is_file():
-        raise InputError(f"evaluation: found no photograph at {path}, expected those of the list; give their folder")
-    try:
-        with Image.open(path) as image:
-            hq = np.asarray(image.convert("RGB"))[crop.y : crop.y + CROP_PX, crop.x : crop.x + CROP_PX]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, by format
-        raise InputError(f"evaluation: {path} is damaged ({error}): get the photograph again") from None
-    if hq.shape[:2] != (CROP_PX, CROP_PX):
-        raise InputError(
-            f"evaluation: {path} leaves {hq.shape[1]}x{hq.shape[0]} pixels at ({crop.x}, {crop.y}), expected "
-            f"{CROP_PX} a side; use the photographs the list was made from"
-        )
-    return hq

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from teasr_core.errors import InputError
+from teasr_core.whole_file import nearest_existing
 
-from ..folders import nearest_existing
 from .scores import ResultKey
 
 

@@ -15,13 +15,10 @@ from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.weight_files.builtin_file import base_metadata, codec_from_json, encoder_from_file
 from teasr_core.weight_files.lora_file import PROMPT_KEY
 
-from ..config.pretrain import ModelConfig
+from ..config.pretrain import ModelConfig, architecture_of
 from ..config.toml import from_mapping
-from ..pretrain.model import architecture_of
-from ..run.checkpoint import load_checkpoint, newest_checkpoint
+from ..run.checkpoint import FROZEN_PREFIX, load_checkpoint, newest_checkpoint
 from .output import check_output, write_output
-
-FROZEN_PREFIX = "frozen."  # in a checkpoint: tensors of the exported file that are not trained
 
 
 def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]:

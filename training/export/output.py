@@ -9,9 +9,8 @@ import torch
 from safetensors import SafetensorError
 
 from teasr_core.errors import InputError
-
-from ..folders import nearest_existing
-from ..run.checkpoint import write_atomically
+from teasr_core.weight_files.safetensors_writer import write_atomically
+from teasr_core.whole_file import nearest_existing
 
 
 def check_output(output: Path, source: Path, use_overwrite: bool = True) -> None:

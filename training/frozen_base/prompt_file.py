@@ -18,8 +18,7 @@ from teasr_core.device import DTYPES
 from teasr_core.errors import InputError, ModelFileError, OutputError
 from teasr_core.weight_files.lora_file import PROMPT_KEY
 from teasr_core.weight_files.safetensors_reader import read_tensors
-
-from ..run.checkpoint import write_atomically
+from teasr_core.weight_files.safetensors_writer import write_atomically
 
 TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "

@@ -6,9 +6,7 @@ prompt are files of their own (`qwen_base.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -16,13 +14,10 @@ from teasr_core.codec.protocol import Codec
 from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.qwen_velocity import QwenVelocity
-from teasr_core.weight_files import builtin_file as builtin
 from teasr_core.weight_files.builtin_file import BuiltinFile
-from teasr_core.weight_files.file_kind import Kind, detect
-from teasr_core.weight_files.lora_file import fingerprint
 
-from ..config.distill import BUILTIN, DistillConfig
-from ..memory.apply import PreparedMemory, prepare
+from ..config.distill import DistillConfig
+from ..memory.apply import PreparedMemory
 from ..memory.planner import MemoryPlan, plan
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -40,22 +35,6 @@ class TrainingBase:
     base_id: str
     base_fingerprint: str
     file: BuiltinFile | None = None
-
-
-def load_training_base(config: DistillConfig, device: torch.device, note: Callable[[str], None]) -> TrainingBase:
-    """The base that the config names; `note` is told the memory plan before any weight is read.
-
-    Raises ModelFileError for a damaged file or one of another kind, InputError when no plan fits the card,
-    ConfigError for a setting that does not go with the base.
-    """
-    if config.base.path == BUILTIN:
-        return _teasr_base(builtin.shipped_base(), config, device, note)
-    path = Path(config.base.path)
-    if detect(path, "transformer").kind == Kind.QWEN_TRANSFORMER:
-        from .qwen_base import load_qwen_base
-
-        return load_qwen_base(path, config, device, note)
-    return _teasr_base(builtin.read_base(path), config, device, note)
 
 
 def memory_plan(config: DistillConfig, architecture: QwenArchitecture, prompt_tokens: int) -> MemoryPlan:
@@ -102,26 +81,3 @@ def check_dtc(file: BuiltinFile, config: DistillConfig) -> None:
             f"ablation.dtc is {config.ablation.dtc}, '{file.path.name}' was trained with {file.use_dtc}: "
             "give each arm its own base (docs/training.md)"
         )
-
-
-def _teasr_base(
-    file: BuiltinFile, config: DistillConfig, device: torch.device, note: Callable[[str], None]
-) -> TrainingBase:
-    check_dtc(file, config)
-    found = memory_plan(config, file.architecture, file.prompt_embeds.shape[0])
-    dtype = base_dtype(config, "fp32")
-    if config.adapter.trainable == "lora":  # the budget is that of a LoRA's training
-        note(found.format_table())
-        if dtype == torch.float32:
-            note(FLOAT32_BUDGET)
-    velocity = builtin.build_velocity(file, dtype=dtype)
-    velocity.prompt_embeds = velocity.prompt_embeds.to(device)
-    return TrainingBase(
-        velocity=velocity,
-        codec=file.codec,
-        memory=prepare(velocity.transformer, found, device),
-        architecture=file.architecture,
-        base_id=file.path.stem.removesuffix("_base"),
-        base_fingerprint=fingerprint(file.tensors),
-        file=file,
-    )

@@ -10,26 +10,15 @@ from torch import nn
 from teasr_core.codec.dct import DCT_CHANNELS, DctCodec, image_to_coefficients
 from teasr_core.codec.lq_encoder import ConditionEncoder
 from teasr_core.errors import ConfigError
-from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
 from teasr_core.weight_files.builtin_file import read_base
 
-from ..config.pretrain import DataConfig, ModelConfig
+from ..config.pretrain import ModelConfig, architecture_of
+from ..config.shared import DataConfig
 from ..data.dataset import batches
 from .initialise import initialise
 
 STATISTICS_CROPS, STATISTICS_PX = 256, 64
-
-
-def architecture_of(config: ModelConfig) -> QwenArchitecture:
-    return QwenArchitecture(
-        latent_channels=DCT_CHANNELS,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        head_dim=config.head_dim,
-        rope_axes=config.rope_axes,
-        text_width=config.text_width,
-    )
 
 
 class PretrainModel(nn.Module):

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import DivergedError
+from teasr_core.errors import TeasrError
+
 from .log import RunLog
 
 
@@ -54,3 +55,7 @@ class BadSteps:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`; a checkpoint from before it counts as one of a run without bad steps."""
         self.in_a_row, self.skipped = state.get("bad_steps", 0), state.get("skipped", 0)
+
+
+class DivergedError(TeasrError):
+    """Training met too many steps without a finite gradient."""

@@ -7,7 +7,6 @@ pickle. A file is written under a temporary name, flushed to disk and renamed, s
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,26 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from teasr_core.errors import InputError, ModelFileError
+from teasr_core.weight_files.safetensors_writer import write_atomically
 
 STATE_KEY = "teasr.checkpoint"  # metadata: the run's state as JSON
 _NAME = re.compile(r"step_(\d{8})\.safetensors")
-
-
-def write_atomically(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Save tensors and string metadata; on any failure the old file stays and the temporary one goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata=dict(metadata))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # safetensors makes files that nobody else may read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(
@@ -106,3 +91,6 @@ def _state(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             f"{path} is no training checkpoint: expected a file written by `python -m training pretrain`"
         )
     return json.loads(metadata[STATE_KEY])
+
+
+FROZEN_PREFIX = "frozen."  # in a checkpoint: tensors of the exported file that are not trained

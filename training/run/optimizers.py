@@ -12,8 +12,6 @@ import torch
 
 from teasr_core.errors import ConfigError
 
-KINDS = ("adamw", "adamw-8bit", "adamw-cpu")
-
 
 class OptimSettings(Protocol):
     @property

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.config.pretrain import DataConfig, ModelConfig, OptimConfig, PretrainConfig, RunConfig, StageConfig
+from training.config.pretrain import ModelConfig, PretrainConfig, StageConfig
+from training.config.shared import DataConfig, OptimConfig, RunConfig
 
 MODEL = ModelConfig(2, 2, 32, (8, 12, 12), text_width=16, prompt_tokens=2, local_attention_init=4.0)
 ALL_ROLES = StageConfig(

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from teasr_core.errors import InputError
-from training.config.pretrain import DataConfig
+from training.config.shared import DataConfig
 from training.data.dataset import CropDataset, batches
 from training.data.photographs import PhotoCache, list_source
 from training.data.sources import MARGIN_PX, open_sources

@@ -14,7 +14,7 @@ import torch
 from helpers.tiny import run as tiny_run
 from teasr_core.image.resize import resize
 from teasr_core.image.target_size import TargetSize
-from training.config.pretrain import DataConfig
+from training.config.shared import DataConfig
 from training.data.dataset import CropDataset
 from training.data.photographs import PhotoCache, list_source
 from training.degradation.degrade import PRESETS, degrade

@@ -9,9 +9,9 @@ from PIL import Image
 from teasr_core.picture_files.find import load_picture
 from training.cli.commands import main
 from training.data import make_pairs
+from training.data.held_out import load_eval_pairs
 from training.data.make_pairs import central_crop, degrade_uint8
 from training.degradation.degrade import PRESETS
-from training.evaluation.protocol import load_eval_pairs
 
 
 def texture(height, width, seed=0):
@@ -241,7 +241,7 @@ def test_a_failure_leaves_no_half_file_and_no_table(run, photos, tmp_path, monke
 
 def test_pairs_train(run, photos, tmp_path):
     """What degrade writes is what data.pairs reads."""
-    from training.config.pretrain import DataConfig
+    from training.config.shared import DataConfig
     from training.data.dataset import CropDataset
 
     assert run(photos, tmp_path / "out")[0] == 0

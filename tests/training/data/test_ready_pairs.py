@@ -8,7 +8,7 @@ from PIL import Image
 from teasr_core.errors import InputError
 from teasr_core.image.resize import resize
 from teasr_core.image.target_size import TargetSize
-from training.config.pretrain import DataConfig
+from training.config.shared import DataConfig
 from training.data.dataset import CropDataset
 from training.data.sources import open_sources, pair_scale
 

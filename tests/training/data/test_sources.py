@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from teasr_core.errors import ConfigError, InputError
-from training.config.pretrain import DataConfig, PretrainConfig, load_config
+from training.config.pretrain import PretrainConfig, load_config
+from training.config.shared import DataConfig
 from training.config.toml import to_mapping
 from training.data.dataset import CropDataset, batches
 from training.data.photographs import list_source, scan_photographs
 from training.data.sources import data_summary, open_sources
-from training.pretrain.trainer import check_resumable
+from training.pretrain.resume import check_resumable
 
 CROP = 16
 SIDE = CROP + 32

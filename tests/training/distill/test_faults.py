@@ -15,7 +15,7 @@ from helpers.tiny.distill_run import assert_equal, changed, log_lines, newest, w
 from teasr_core.errors import InputError
 from training.cli.commands import main
 from training.distill.trainer import Distiller
-from training.errors import DivergedError
+from training.run.bad_steps import DivergedError
 from training.run.checkpoint import list_checkpoints, load_checkpoint
 
 

@@ -20,19 +20,9 @@ from training.config.pretrain import load_config
 from training.config.toml import read_toml, to_mapping
 from training.distill.trainer import Distiller
 from training.doctor.config import read
-from training.doctor.examine import (
-    MISSING,
-    NOTE,
-    OK,
-    PACKAGES,
-    Finding,
-    Package,
-    comfyui_findings,
-    numbers,
-    package_finding,
-    python_finding,
-)
+from training.doctor.finding import MISSING, NOTE, OK, Finding
 from training.doctor.machine import builtin_finding, disk_finding
+from training.doctor.packages import PACKAGES, Package, comfyui_findings, numbers, package_finding, python_finding
 from training.frozen_base.prompt_file import write_prompt
 from training.run.checkpoint import save_checkpoint
 

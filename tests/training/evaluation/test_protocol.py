@@ -9,9 +9,9 @@ from PIL import Image
 
 from helpers.tiny.evaluation import shrunk, smooth
 from teasr_core.errors import InputError
-from training.data.held_out import CROP_PX, choose_crop, read_eval_list
+from training.data.held_out import CROP_PX, EvalPair, choose_crop, load_eval_pairs, read_eval_list
 from training.degradation.degrade import HEAVY, LIGHT
-from training.evaluation.protocol import EvalPair, Row, load_eval_pairs, markdown_table, split_means
+from training.evaluation.protocol import Row, markdown_table, split_means
 from training.evaluation.tables.picture_grid import save_grid
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -8,8 +8,8 @@ from teasr_core.errors import InputError
 from teasr_core.weight_files.builtin_file import build_velocity, read_base
 from teasr_core.weight_files.lora_file import check_base, fingerprint, read_lora
 from training.cli.commands import main
-from training.config.distill import AdapterConfig, BaseConfig, DistillConfig, DistillOptimConfig, TrainConfig
-from training.config.pretrain import DataConfig, RunConfig
+from training.config.distill import AdapterConfig, BaseConfig, DistillConfig, TrainConfig
+from training.config.shared import DataConfig, DistillOptimConfig, RunConfig
 from training.distill.trainer import Distiller
 from training.export.lora import export_lora
 

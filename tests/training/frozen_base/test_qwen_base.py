@@ -14,8 +14,8 @@ from teasr_core.errors import ConfigError, InputError, ModelFileError
 from teasr_core.restorer import load_qwen_restorer
 from teasr_core.weight_files.lora_file import fingerprint, read_lora
 from teasr_core.weight_files.safetensors_reader import read_tensors
-from training.config.distill import AdapterConfig, BaseConfig, DistillConfig, DistillOptimConfig, TrainConfig
-from training.config.pretrain import DataConfig, RunConfig
+from training.config.distill import AdapterConfig, BaseConfig, DistillConfig, TrainConfig
+from training.config.shared import DataConfig, DistillOptimConfig, RunConfig
 from training.distill.trainer import Distiller
 from training.export.lora import export_lora
 from training.frozen_base.prompt_file import write_prompt

@@ -11,15 +11,14 @@ from training.objective.losses import (
     consistency_target,
     data_loss,
     flow_target,
-    lattice_loss,
     perceptual_offset,
     perceptual_window,
     residual_time_weight,
-    texture_loss,
     velocity_loss,
     weighted_mse,
     with_boundary,
 )
+from training.objective.texture import lattice_loss, texture_loss
 
 SHAPE = (3, 48, 6, 10)
 ONES = torch.ones(1, 48, 1, 1)

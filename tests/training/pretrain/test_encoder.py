@@ -13,9 +13,11 @@ from teasr_core.errors import ConfigError
 from teasr_core.weight_files.builtin_file import encoder_tensors, read_base
 from training.config.pretrain import ModelConfig, StageConfig, load_config
 from training.export.base import export_base
-from training.objective.losses import lattice_loss
+from training.objective.texture import lattice_loss
+from training.pretrain.losses import pretrain_losses
 from training.pretrain.model import PretrainModel
-from training.pretrain.trainer import Pretrainer, learning_rate, pretrain_losses
+from training.pretrain.schedule import learning_rate
+from training.pretrain.trainer import Pretrainer
 
 WITH_ENCODER = dataclasses.replace(MODEL, encoder_blocks=2, encoder_width=8)
 ENCODER = StageConfig(steps=3, trains="encoder", crop_px=32, batch_size=4, lr_start=2e-3, lr_end=1e-3)

@@ -15,8 +15,9 @@ import torch
 from helpers.tiny.run import ALL_ROLES
 from teasr_core.errors import ConfigError, ModelFileError
 from training.config.pretrain import load_config
-from training.errors import DivergedError
-from training.pretrain.trainer import Pretrainer, check_resumable
+from training.pretrain.resume import check_resumable
+from training.pretrain.trainer import Pretrainer
+from training.run.bad_steps import DivergedError
 from training.run.checkpoint import list_checkpoints, load_checkpoint
 
 

@@ -20,13 +20,16 @@ from training.cli.commands import main
 from training.config.pretrain import PretrainConfig, StageConfig
 from training.config.toml import to_mapping
 from training.data.dataset import CropDataset
-from training.errors import DivergedError
 from training.export.base import export_base
 from training.objective import time_sampling
-from training.objective.losses import consistency_target, lattice_loss, texture_loss
+from training.objective.losses import consistency_target
+from training.objective.texture import lattice_loss, texture_loss
 from training.pretrain import trainer as pretrain
+from training.pretrain.losses import pretrain_losses
 from training.pretrain.model import PretrainModel
-from training.pretrain.trainer import Pretrainer, learning_rate, pretrain_losses, split_roles
+from training.pretrain.schedule import learning_rate
+from training.pretrain.trainer import Pretrainer, split_roles
+from training.run.bad_steps import DivergedError
 from training.run.checkpoint import list_checkpoints, save_checkpoint
 
 ROOT = Path(__file__).parents[3]

@@ -7,7 +7,8 @@ import torch
 
 from helpers.tiny import model as tiny
 from teasr_core.errors import ModelFileError
-from training.run.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, write_atomically
+from teasr_core.weight_files.safetensors_writer import write_atomically
+from training.run.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from training.run.ema import Ema
 
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from teasr_core.errors import ConfigError
-from training.config.distill import DistillOptimConfig
-from training.run.optimizers import KINDS, NamedOptimizer
+from training.config.shared import KINDS, DistillOptimConfig
+from training.run.optimizers import NamedOptimizer
 
 SHAPES = {"a.lora_A.weight": (64, 80), "a.lora_B.weight": (80, 64), "b.bias": (7,)}  # 8 bits from 4096 values on
 RATES = (1e-2, 3e-3, 1e-3, 2e-2, 1e-3, 1e-3)

@@ -1,0 +1,31 @@
+"""The frozen base of a distillation, whichever kind its config names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from teasr_core.weight_files import builtin_file as builtin
+from teasr_core.weight_files.file_kind import Kind, detect
+
+from ..config.distill import BUILTIN, DistillConfig
+from .settings import TrainingBase
+from .teasr_base import _teasr_base
+
+
+def load_training_base(config: DistillConfig, device: torch.device, note: Callable[[str], None]) -> TrainingBase:
+    """The base that the config names; `note` is told the memory plan before any weight is read.
+
+    Raises ModelFileError for a damaged file or one of another kind, InputError when no plan fits the card,
+    ConfigError for a setting that does not go with the base.
+    """
+    if config.base.path == BUILTIN:
+        return _teasr_base(builtin.shipped_base(), config, device, note)
+    path = Path(config.base.path)
+    if detect(path, "transformer").kind == Kind.QWEN_TRANSFORMER:
+        from .qwen_base import load_qwen_base
+
+        return load_qwen_base(path, config, device, note)
+    return _teasr_base(builtin.read_base(path), config, device, note)

@@ -1,0 +1,119 @@
+"""The losses of one pretraining batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from teasr_core.codec.dct import DctCodec
+from teasr_core.codec.protocol import encode_condition
+from teasr_core.model.flow import clean_from_output, interpolate
+from teasr_core.sampling.sampler import sample
+from teasr_core.sampling.schedule import linear_taus
+
+from ..config.stage import StageConfig, split_roles
+from ..objective import losses, time_sampling
+from ..objective.losses import Perceptual
+from .model import PretrainModel
+
+
+def pretrain_losses(
+    model: PretrainModel,
+    codec: DctCodec,
+    lq: torch.Tensor,
+    hq: torch.Tensor,
+    stage: StageConfig,
+    loss_space: str,
+    perceptual: Perceptual | None,
+    generator: torch.Generator,
+    forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> dict[str, torch.Tensor]:
+    """The losses of one batch, each already multiplied by its share of rows; their sum is to be differentiated.
+
+    lq, hq: (B, 3, H, W) in [0, 1]. Returns scalars `data`, `lpips`, `flow`, `cons`, those with rows only.
+    The one-step result (Eq. 6) is formed here. data_steps is as in DMD2's backward simulation (arXiv 2405.14867): the
+    last step learns to clean up what the steps before it leave. A stage that trains the condition
+    encoder has `data` and `lpips` alone, of the encoder's own picture.
+    forward_context: entered around the network that is trained alone, e.g. autocast; codec, losses and a frozen
+    condition encoder stay float32, as in `distill` and at inference.
+    """
+    if stage.trains == "encoder":
+        assert model.condition_encoder is not None  # checked with the config
+        plain = codec.encode(lq)  # (B, C, h, w)
+        with forward_context():
+            encoded = model.condition_encoder(plain)  # (B, C, h, w)
+        return picture_losses(codec, encoded.float(), hq, stage, perceptual, generator, share=1.0)
+    network = model.velocity()
+
+    def velocity(z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
+        with forward_context():
+            return network(z_t, t_cur, z_lq, t_tar)  # (B, C, h, w)
+
+    num_data, num_flow, num_cons = split_roles(stage)
+    z_0, z_lq = codec.encode(hq), encode_condition(codec, lq)  # (B, C, h, w)
+    noise = torch.randn(z_0.shape, generator=generator)  # (B, C, h, w)
+    t_flow = time_sampling.flow_times(num_flow, generator)  # (F,)
+    t_cons, s_cons = time_sampling.consistency_times(num_cons, generator, stage.boundary_time)  # (K,)
+    taus = linear_taus(time_sampling.one_of(stage.data_steps, generator))  # (N+1,)
+    t = torch.cat([taus[-2].expand(num_data), t_flow, t_cons])  # (B,)
+    t_tar = torch.cat([torch.zeros(num_data), t_flow, s_cons])  # (B,)
+    start = noise[:num_data]  # (D, C, h, w)
+    if num_data and len(taus) > 2:
+        start = sample(velocity, start, z_lq[:num_data], taus[:-1])
+    others = slice(num_data, None)
+    z_t = torch.cat([start, interpolate(z_0[others], noise[others], t[others])])  # (B, C, h, w)
+    with forward_context():
+        output = network.network_output(z_t, t, z_lq, t_tar)  # (B, C, h, w)
+    output = output.float()
+
+    batch = stage.batch_size
+    data, flow, cons = (slice(0, num_data), slice(num_data, num_data + num_flow), slice(batch - num_cons, batch))
+    weight = codec.pixel_weights if loss_space == "pixel" else torch.ones_like(codec.pixel_weights)  # (1, C, 1, 1)
+    kind = model.config.prediction
+    result: dict[str, torch.Tensor] = {}
+    if num_data:
+        clean = clean_from_output(kind, output[data], z_t[data], z_lq[data], t[data])
+        result |= picture_losses(codec, clean, hq[data], stage, perceptual, generator, num_data / batch, len(taus) - 1)
+    if num_flow:
+        target = losses.flow_target(z_0[flow], noise[flow])
+        result["flow"] = losses.velocity_loss(kind, output[flow], target, z_t[flow], z_lq[flow], t[flow], weight) * (
+            num_flow / batch
+        )
+    if num_cons:
+        target = losses.consistency_target(velocity, z_t[cons], t[cons], z_lq[cons], t_tar[cons])
+        flow_target = losses.flow_target(z_0[cons], noise[cons])
+        target = losses.with_boundary(target, flow_target, t[cons], t_tar[cons], stage.boundary_time)
+        result["cons"] = losses.velocity_loss(kind, output[cons], target, z_t[cons], z_lq[cons], t[cons], weight) * (
+            num_cons / batch
+        )
+    return result
+
+
+def picture_losses(
+    codec: DctCodec,
+    clean: torch.Tensor,
+    hq: torch.Tensor,
+    stage: StageConfig,
+    perceptual: Perceptual | None,
+    generator: torch.Generator,
+    share: float,
+    steps: int = 1,
+) -> dict[str, torch.Tensor]:
+    """`data` (Eq. 12), and where the stage asks for them `lpips` (Eq. 13), `lattice` and `texture`, times `share`.
+
+    clean: (B, C, h, w). hq: (B, 3, H, W) in [0, 1]. steps: how many made it; `lpips` and `lattice` count that
+    often, `texture` once less, so that more steps give more texture at the price of fidelity and one step gives none.
+    """
+    x_fake, x_0 = 2 * codec.decode(clean) - 1, 2 * hq - 1  # (B, 3, H, W)
+    result = {"data": losses.data_loss(x_fake, x_0) * share}
+    if perceptual is not None and stage.perceptual_weight > 0:
+        window = losses.perceptual_window(x_0, losses.perceptual_offset(generator))
+        lpips = losses.perceptual_loss(perceptual, x_fake[window], x_0[window])
+        result["lpips"] = lpips * (stage.perceptual_weight * share * steps)
+    if stage.lattice_weight > 0:
+        result["lattice"] = losses.lattice_loss(x_fake, x_0) * (stage.lattice_weight * share * steps)
+    if stage.texture_weight > 0 and steps > 1:
+        result["texture"] = losses.texture_loss(x_fake, x_0) * (stage.texture_weight * share * (steps - 1))
+    return result

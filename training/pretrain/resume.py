@@ -1,0 +1,40 @@
+"""What may change when a pretraining run is resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from teasr_core.errors import ConfigError
+
+from ..config.pretrain import PretrainConfig
+from ..run.resume import check_same, plain
+
+
+def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) -> None:
+    """ConfigError naming the first field that would make the resumed run another run.
+
+    Bookkeeping may change, and stages that have not begun; a stage under way may only change its end, to one that has
+    not passed.
+    """
+    if "stages" not in saved:
+        raise ConfigError(
+            f"run.output_dir '{wanted['run']['output_dir']}' holds a checkpoint that pretrain did not write, its "
+            f"config has {', '.join(saved)}: give the run a run.output_dir of its own"
+        )
+    check_same(saved, wanted, PretrainConfig(), ("data", "model", "optim", "loss", "run"))
+    saved, wanted = plain(saved), plain(wanted)
+    begin = 0
+    for index, old in enumerate(saved["stages"]):
+        if begin >= step:
+            break
+        new = wanted["stages"][index] if index < len(wanted["stages"]) else None
+        finished = begin + old["steps"] <= step
+        fixed = {k: v for k, v in old.items() if finished or k not in ("steps", "lr_end")}
+        if new is None or any(new[k] != v for k, v in fixed.items()):
+            raise ConfigError(f"stages[{index}] has begun and was changed: restore it or use a new run.output_dir")
+        if not finished and begin + new["steps"] < step:
+            raise ConfigError(
+                f"stages[{index}].steps is {new['steps']}, the checkpoint has done {step - begin} of them: "
+                f"give it at least as many, it had {old['steps']}"
+            )
+        begin += old["steps"]
