@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..teasr_core.errors import InputError
-from ..teasr_core.image import resize as geometry
+from ..teasr_core.image import target_size as sizes
 from ..teasr_core.image.color_fix import COLOR_FIXES
 from ..teasr_core.image.target_size import TargetSize
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, MAX_TOLERANCE
@@ -33,8 +33,8 @@ def size_input() -> io.DynamicCombo.Input:
                     io.Float.Input(
                         "scale",
                         default=4.0,
-                        min=geometry.MIN_SCALE,
-                        max=geometry.MAX_SCALE,
+                        min=sizes.MIN_SCALE,
+                        max=sizes.MAX_SCALE,
                         step=0.25,
                         tooltip="Both sides times this. 1 restores without enlarging; below 1 makes the image smaller.",
                     )
@@ -83,18 +83,18 @@ def target_size(size: Mapping[str, Any], max_megapixels: float, width: int, heig
     """Exact target of an image of width x height. `size` is the combo's value: {"size": "factor", "scale": 4}."""
     mode = size["size"]
     if mode == "factor":
-        target = geometry.size_by_factor(width, height, size["scale"])
+        target = sizes.size_by_factor(width, height, size["scale"])
     elif mode == "shortest":
-        target = geometry.size_by_shortest(width, height, size["px"])
+        target = sizes.size_by_shortest(width, height, size["px"])
     elif mode == "longest":
-        target = geometry.size_by_longest(width, height, size["px"])
+        target = sizes.size_by_longest(width, height, size["px"])
     elif mode == "exact":
-        target = geometry.size_exact(width, height, size["width"], size["height"])
+        target = sizes.size_exact(width, height, size["width"], size["height"])
     elif mode == "megapixels":
-        target = geometry.size_by_megapixels(width, height, size["mp"])
+        target = sizes.size_by_megapixels(width, height, size["mp"])
     else:
         raise InputError(f"size is {mode!r}: expected factor, shortest, longest, exact or megapixels")
-    target = geometry.cap_megapixels(target, max_megapixels)
+    target = sizes.cap_megapixels(target, max_megapixels)
     if target.width > WARN_SCALE * width or target.height > WARN_SCALE * height:
         logging.warning(
             "TEASR: %d x %d to %d x %d is more than %g times: expect less detail",

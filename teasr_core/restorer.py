@@ -34,7 +34,7 @@ from .sampling.auto_steps import AutoSteps
 from .sampling.sampler import StepCallback
 from .sampling.schedule import StepPlan
 from .tiling import TileCallback
-from .weight_files import builtin_file as builtin
+from .weight_files import builtin_file
 from .weight_files.diffusers_folder import component_folder
 from .weight_files.lora_file import LoraFile, check_base, read_lora
 from .weight_files.qwen_file import QwenSource, read_qwen
@@ -140,15 +140,15 @@ def load_restorer(
 
     base_path: another base file in place of the shipped one; the shipped adapter does not belong to it.
     """
-    base = builtin.shipped_base() if base_path is None else builtin.read_base(base_path)
+    base = builtin_file.shipped_base() if base_path is None else builtin_file.read_base(base_path)
     lora = None
     if lora_path is not None:
         lora = read_lora(lora_path)
         check_base(lora, base.architecture, base.prediction, base.tensors, allow_other_base)
     elif base_path is None:
-        lora = builtin.shipped_lora(base)
+        lora = builtin_file.shipped_lora(base)
     chosen = choose_dtype(dtype, device)
-    velocity = builtin.build_velocity(base, lora, lora_strength, chosen)
+    velocity = builtin_file.build_velocity(base, lora, lora_strength, chosen)
     torch.nn.Module.to(velocity.transformer, device)
     if velocity.lora is not None:
         velocity.lora.to(device)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import comfy.model_management
 import torch
 
-from ...teasr_core import memory as out_of_memory
+from ...teasr_core import memory
 
 
 def has_own_memory(device: torch.device) -> bool:
@@ -43,7 +43,7 @@ def too_large(side_px: int, needed: float, free: float) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocator ran out. The host is asked first: it also clears what CUDA left behind."""
-    return comfy.model_management.is_oom(error) or out_of_memory.is_out_of_memory(error)
+    return comfy.model_management.is_oom(error) or memory.is_out_of_memory(error)
 
 
 def release() -> None:

@@ -15,7 +15,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ...teasr_core.codec import lq_encoder as condition_encoder
+from ...teasr_core.codec import lq_encoder
 from ...teasr_core.codec.qwen_vae import OVERLAP_PX, TILE_PX
 from ...teasr_core.errors import InputError
 from ...teasr_core.tiling import TilePlan, convert_in_tiles, plan_codec_tiles
@@ -114,8 +114,8 @@ class HostVae:
         """The tiles of the built-in model's condition encoder, those of the command line unless memory ran out."""
         if not self.vae.has_condition_encoder:
             return TilePlan(height, width, (0,), (0,))
-        side = min(condition_encoder.TILE, self.sides_px[0] // f)
-        return plan_codec_tiles(height, width, side, min(condition_encoder.OVERLAP, side // 4))
+        side = min(lq_encoder.TILE, self.sides_px[0] // f)
+        return plan_codec_tiles(height, width, side, min(lq_encoder.OVERLAP, side // 4))
 
     def _step_down(self, failed_px: int) -> None:
         smaller = tuple(side for side in self.sides_px if side < failed_px)

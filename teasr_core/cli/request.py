@@ -12,7 +12,7 @@ import torch
 
 from ..device import STORAGES, choose_device
 from ..errors import InputError
-from ..image import resize as geometry
+from ..image import target_size as sizes
 from ..image.alpha import bleed_rgb, resize_alpha
 from ..image.target_size import TargetSize
 from ..memory import refuse_out_of_memory
@@ -56,13 +56,13 @@ def check_options(args: argparse.Namespace) -> None:
 def _check_numbers(args: argparse.Namespace) -> None:
     """Refuse sizes that suit no image at all; whether they suit one is known with its own size (`target_size`)."""
     if args.scale is not None:
-        geometry.size_by_factor(1, 1, args.scale)
+        sizes.size_by_factor(1, 1, args.scale)
     for name in ("shortest", "longest", "width", "height"):
         if getattr(args, name) is not None:
-            geometry.check_side(getattr(args, name), f"--{name}")
+            target_size.check_side(getattr(args, name), f"--{name}")
     if args.megapixels is not None:
-        geometry.check_megapixels(args.megapixels)
-    geometry.cap_megapixels(TargetSize(1, 1), args.max_megapixels)
+        sizes.check_megapixels(args.megapixels)
+    sizes.cap_megapixels(TargetSize(1, 1), args.max_megapixels)
 
 
 def _is_teasr_base(path: Path) -> bool:
@@ -72,16 +72,16 @@ def _is_teasr_base(path: Path) -> bool:
 def target_size(args: argparse.Namespace, width: int, height: int) -> TargetSize:
     """The exact output size of an image of width x height under the size options."""
     if args.shortest is not None:
-        size = geometry.size_by_shortest(width, height, args.shortest)
+        size = sizes.size_by_shortest(width, height, args.shortest)
     elif args.longest is not None:
-        size = geometry.size_by_longest(width, height, args.longest)
+        size = sizes.size_by_longest(width, height, args.longest)
     elif args.width is not None:
-        size = geometry.size_exact(width, height, args.width, args.height)
+        size = sizes.size_exact(width, height, args.width, args.height)
     elif args.megapixels is not None:
-        size = geometry.size_by_megapixels(width, height, args.megapixels)
+        size = sizes.size_by_megapixels(width, height, args.megapixels)
     else:
-        size = geometry.size_by_factor(width, height, DEFAULT_SCALE if args.scale is None else args.scale)
-    return geometry.cap_megapixels(size, args.max_megapixels)
+        size = sizes.size_by_factor(width, height, DEFAULT_SCALE if args.scale is None else args.scale)
+    return sizes.cap_megapixels(size, args.max_megapixels)
 
 
 def expected_size(path: Path, args: argparse.Namespace) -> TargetSize | None:

@@ -58,7 +58,7 @@ def test_the_vae_of_a_single_file_is_the_hosts(host, tmp_path):
         value.copy_(1 + 0.1 * noise if "gamma" in key else noise * value[0].numel() ** -0.5)
     path = tmp_path / "qwen_image_vae.safetensors"
     save_file(theirs.state_dict(), path)
-    codec = host.pack("teasr_core.codec.qwen_vae").load_qwen_vae(path)
+    codec = host.pack("teasr_core.weight_files.qwen_vae_file").load_qwen_vae(path)
     image, latent_format = torch.rand(2, 3, 48, 64), Wan21()
     with torch.no_grad():
         raw = theirs.encode(2 * image[:, :, None] - 1)  # (B, 16, 1, 6, 8)

@@ -8,8 +8,7 @@ import torch
 
 from contract import qwen_on_disk
 from contract.plain_qwen import PlainQwen, euler, relative
-from teasr_core.model import branch_lora
-from teasr_core.model import qwen_velocity as qwen
+from teasr_core.model import branch_lora, qwen_velocity
 from teasr_core.sampling import sampler, schedule
 from teasr_core.weight_files import lora_file, qwen_file
 
@@ -37,7 +36,7 @@ def restore(source, lora, noise, z_lq, steps, strength=1.0):
     lora_file.check_base(lora, source.architecture, source.prediction, source.fingerprint_tensors(), True)
     transformer = qwen_file.load_qwen_transformer(source, torch.float32)
     adapter = branch_lora.BranchLora.from_tensors(lora.tensors).float()
-    velocity = qwen.QwenVelocity(transformer, lora.prompt_embeds.float(), source.prediction, adapter, strength)
+    velocity = qwen_velocity.QwenVelocity(transformer, lora.prompt_embeds.float(), source.prediction, adapter, strength)
     return sampler.sample(velocity, noise, z_lq.expand_as(noise), schedule.linear_taus(steps))
 
 

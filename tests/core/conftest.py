@@ -26,9 +26,9 @@ def tiny_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_model(tiny_assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny base in place of the shipped one."""
-    from teasr_core.weight_files import builtin_file as builtin
+    from teasr_core.weight_files import builtin_file
 
-    monkeypatch.setattr(builtin, "ASSETS", tiny_assets)
+    monkeypatch.setattr(builtin_file, "ASSETS", tiny_assets)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def core_parts(host, model, made, seed, tiles=None):
         return (z_t - denoised) / t_cur.reshape(-1, 1, 1, 1, 1)
 
     if tiles is not None:
-        velocity = host.pack("teasr_core.tiling").TiledVelocity(velocity, tiles)
+        velocity = host.pack("teasr_core.sampling.tiled_velocity").TiledVelocity(velocity, tiles)
     return velocity, sampler.initial_noise(seed, lq.shape[1], *lq.shape[-2:])[:, :, None], lq
 
 

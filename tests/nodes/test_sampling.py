@@ -12,7 +12,7 @@ def relative(a, b):
 
 def core_sample(host, model, made, steps, seed, plan=None):
     """The core's `sample` on a velocity that calls the MODEL itself, tiled by the core if `plan` is given."""
-    sampler, tiling = host.pack("teasr_core.sampling.sampler"), host.pack("teasr_core.tiling")
+    sampler, tiled = host.pack("teasr_core.sampling.sampler"), host.pack("teasr_core.sampling.tiled_velocity")
     bridge, taus = host.pack("nodes.model.dual_branch"), host.pack("teasr_core.sampling.schedule").linear_taus(steps)
     embeds, values = made.conditioning[0]
     base = model.model
@@ -28,7 +28,7 @@ def core_sample(host, model, made, steps, seed, plan=None):
         return (z_t - denoised) / t_cur.reshape(-1, 1, 1, 1, 1)
 
     noise = sampler.initial_noise(seed, lq.shape[1], *lq.shape[-2:])[:, :, None]
-    velocity = velocity if plan is None else tiling.TiledVelocity(velocity, plan)
+    velocity = velocity if plan is None else tiled.TiledVelocity(velocity, plan)
     latent = sampler.sample(velocity, noise, lq, taus)
     model.cleanup()
     return base.process_latent_out(latent)

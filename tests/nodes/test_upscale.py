@@ -12,9 +12,9 @@ CACHES = ("RAM_PRESSURE", "CLASSIC", "LRU")  # the host's default, --cache-class
 
 def by_hand(host, builtin, image, steps=2, seed=7, strength=1.0, color_fix="wavelet", factor=2.0):
     """The core's own path (`restore.finish` and friends), fed by the nodes' sampler."""
-    restore, geometry = host.pack("teasr_core.restore"), host.pack("teasr_core.image.resize")
-    size = geometry.size_by_factor(image.shape[2], image.shape[1], factor)
-    resized = geometry.resize(image.movedim(-1, 1).contiguous(), size)
+    restore, target_size = host.pack("teasr_core.restore"), host.pack("teasr_core.image.target_size")
+    size = target_size.size_by_factor(image.shape[2], image.shape[1], factor)
+    resized = host.pack("teasr_core.image.resize").resize(image.movedim(-1, 1).contiguous(), size)
     made = host.run(
         "TEASRCondition",
         image=image,

@@ -14,7 +14,7 @@ from teasr_core.restore import AUTO_TILE_PX
 from teasr_core.sampling.schedule import parse_steps
 
 from ..evaluation.datasets import open_datasets
-from ..evaluation.metrics.pyiqa import pyiqa_metrics
+from ..evaluation.metrics.pyiqa_metrics import pyiqa_metrics
 from ..evaluation.metrics.registry import Metrics, own_metrics
 from ..evaluation.models import EvalModel, EvalSettings, check_settings, parse_models
 from ..evaluation.result_store import PictureStore, check_folder

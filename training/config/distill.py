@@ -59,7 +59,7 @@ class DistillLossConfig:
     perceptual_windows: bool = False  # LPIPS at random offsets: no lattice along the tokens (losses.perceptual_window)
     data: float = 1.0
     lpips: float = 1.0
-    lattice: float = 0.0  # against what repeats from token to token (losses.lattice_loss)
+    lattice: float = 0.0  # against what repeats from token to token (texture.lattice_loss)
     flow: float = 1.0
     cons: float = 1.0
     boundary_time: float = 0.0  # cons steps from below it to 0 have flow's target (losses.with_boundary); 0 = none

@@ -31,8 +31,8 @@ class StageConfig:
     cons_share: float = 0.0  # rows compared with their own two half steps (Eq. 1-4)
     boundary_time: float = 0.0  # cons rows from below it to 0 have the flow's target (`losses.with_boundary`); 0 = none
     perceptual_weight: float = 0.0  # of LPIPS on the data rows (Eq. 13), times the number of steps they took
-    lattice_weight: float = 0.0  # of `losses.lattice_loss`, likewise: against what LPIPS would bring along
-    texture_weight: float = 0.0  # of `losses.texture_loss` on the data rows, times the steps they took but one
+    lattice_weight: float = 0.0  # of `texture.lattice_loss`, likewise: against what LPIPS would bring along
+    texture_weight: float = 0.0  # of `texture.texture_loss` on the data rows, times the steps they took but one
     lr_start: float = 5e-4
     lr_end: float = 5e-4
 

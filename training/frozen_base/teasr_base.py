@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from teasr_core.weight_files import builtin_file as builtin
+from teasr_core.weight_files import builtin_file
 from teasr_core.weight_files.builtin_file import BuiltinFile
 from teasr_core.weight_files.lora_file import fingerprint
 
@@ -25,7 +25,7 @@ def _teasr_base(
         note(found.format_table())
         if dtype == torch.float32:
             note(FLOAT32_BUDGET)
-    velocity = builtin.build_velocity(file, dtype=dtype)
+    velocity = builtin_file.build_velocity(file, dtype=dtype)
     velocity.prompt_embeds = velocity.prompt_embeds.to(device)
     return TrainingBase(
         velocity=velocity,

@@ -22,7 +22,7 @@ from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.model.timesteps import check_target_times
 
 from ..memory.meter import Phase, no_phase
-from . import losses
+from . import losses, texture
 from .draws import Draws
 from .losses import Perceptual
 
@@ -43,7 +43,7 @@ class LossWeights:
     cons: float = 1.0
     adv: float = 1.0
     rectify: float = 0.25
-    lattice: float = 0.0  # of `losses.lattice_loss` at the pitch of a token
+    lattice: float = 0.0  # of `texture.lattice_loss` at the pitch of a token
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Objective:
             result["lpips"] = losses.perceptual_loss(self.perceptual, x_fake[window], batch.x_0[window])
         if weights.lattice:
             pitch = self.codec.downscale * self.velocity.patch_size
-            result["lattice"] = losses.lattice_loss(x_fake, batch.x_0, pitch)
+            result["lattice"] = texture.lattice_loss(x_fake, batch.x_0, pitch)
         return result
 
     @staticmethod

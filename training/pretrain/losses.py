@@ -14,7 +14,7 @@ from teasr_core.sampling.sampler import sample
 from teasr_core.sampling.schedule import linear_taus
 
 from ..config.stage import StageConfig, split_roles
-from ..objective import losses, time_sampling
+from ..objective import losses, texture, time_sampling
 from ..objective.losses import Perceptual
 from .model import PretrainModel
 
@@ -113,7 +113,7 @@ def picture_losses(
         lpips = losses.perceptual_loss(perceptual, x_fake[window], x_0[window])
         result["lpips"] = lpips * (stage.perceptual_weight * share * steps)
     if stage.lattice_weight > 0:
-        result["lattice"] = losses.lattice_loss(x_fake, x_0) * (stage.lattice_weight * share * steps)
+        result["lattice"] = texture.lattice_loss(x_fake, x_0) * (stage.lattice_weight * share * steps)
     if stage.texture_weight > 0 and steps > 1:
-        result["texture"] = losses.texture_loss(x_fake, x_0) * (stage.texture_weight * share * (steps - 1))
+        result["texture"] = texture.texture_loss(x_fake, x_0) * (stage.texture_weight * share * (steps - 1))
     return result

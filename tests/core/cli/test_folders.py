@@ -14,7 +14,6 @@ from teasr_core.cli import request as cli_request
 from teasr_core.cli import upscale as cli_upscale
 from teasr_core.cli.jobs import plan_jobs
 from teasr_core.errors import InputError
-from teasr_core.picture_files import write as picture_write
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
@@ -249,7 +248,7 @@ def handlers():
 @pytest.mark.parametrize("moment", ["restoring", "before it has its name"])
 def test_an_interrupted_run_leaves_whole_images_and_goes_on(upscale, tmp_path, monkeypatch, number, moment):
     assert upscale(target=tmp_path / "whole")[0] == 0
-    module, name = (cli_upscale, "restore_picture") if moment == "restoring" else (picture_write.os, "replace")
+    module, name = (cli_upscale, "restore_picture") if moment == "restoring" else (os, "replace")
     original, calls = getattr(module, name), []
 
     def interrupted(*args, **options):

@@ -222,9 +222,9 @@ def test_a_lora_of_another_base_can_be_allowed(tmp_path, run):
 
 
 def test_a_missing_or_broken_built_in_model(tmp_path, refused, monkeypatch):
-    from teasr_core.weight_files import builtin_file as builtin
+    from teasr_core.weight_files import builtin_file
 
-    monkeypatch.setattr(builtin, "ASSETS", tmp_path)
+    monkeypatch.setattr(builtin_file, "ASSETS", tmp_path)
     source = tiny.write_picture(tmp_path / "in.png")
     refused("upscale", source, "-o", tmp_path / "out.png")
     refused("demo", "-o", tmp_path / "out.png")

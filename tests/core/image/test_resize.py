@@ -9,7 +9,7 @@ import torch
 from skimage.registration import phase_cross_correlation
 
 from teasr_core.errors import InputError
-from teasr_core.image import resize as geometry
+from teasr_core.image import resize, target_size
 from teasr_core.image.resize import Padding
 from teasr_core.image.target_size import TargetSize
 
@@ -41,7 +41,7 @@ def _centre(plane: torch.Tensor) -> tuple[float, float]:
     [((203, 101), 1, (203, 101)), ((5, 3), 0.5, (3, 2)), ((1, 1), 0.25, (1, 1)), ((3, 7), 8, (24, 56))],
 )
 def test_factor_rounds_half_up_and_keeps_a_pixel(size, scale, expected):
-    assert geometry.size_by_factor(*size, scale) == TargetSize(*expected)
+    assert target_size.size_by_factor(*size, scale) == TargetSize(*expected)
 
 
 def test_edge_modes_hit_the_named_edge():
@@ -50,40 +50,40 @@ def test_edge_modes_hit_the_named_edge():
         width, height = rng.randint(1, 3000), rng.randint(1, 3000)
         short, long = min(width, height), max(width, height)
         px = rng.randint(math.ceil(short / 4), short * 8)
-        by_short = geometry.size_by_shortest(width, height, px)
+        by_short = target_size.size_by_shortest(width, height, px)
         assert min(by_short.width, by_short.height) == px
         assert abs(max(by_short.width, by_short.height) - long * px / short) <= 0.5
         px = rng.randint(math.ceil(long / 4), long * 8)
-        by_long = geometry.size_by_longest(width, height, px)
+        by_long = target_size.size_by_longest(width, height, px)
         assert max(by_long.width, by_long.height) == px
 
 
 def test_megapixels_and_exact():
-    assert geometry.size_by_megapixels(1024, 1024, 4) == TargetSize(2048, 2048)
-    assert geometry.size_by_megapixels(2048, 512, 1) == TargetSize(2048, 512)
-    assert geometry.size_exact(100, 50, 101, 399) == TargetSize(101, 399)
+    assert target_size.size_by_megapixels(1024, 1024, 4) == TargetSize(2048, 2048)
+    assert target_size.size_by_megapixels(2048, 512, 1) == TargetSize(2048, 512)
+    assert target_size.size_exact(100, 50, 101, 399) == TargetSize(101, 399)
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -1, 0, 0.249, 8.001, "much", None])
 def test_bad_factor_is_refused(scale):
     with pytest.raises(InputError, match="scale"):
-        geometry.size_by_factor(64, 64, scale)
+        target_size.size_by_factor(64, 64, scale)
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: geometry.size_exact(100, 100, 24, 100),
-        lambda: geometry.size_exact(100, 100, 100, 801),
-        lambda: geometry.size_exact(100, 100, 100.5, 100),
-        lambda: geometry.size_exact(100, 0, 100, 100),
-        lambda: geometry.size_by_shortest(100, 200, 24),
-        lambda: geometry.size_by_longest(100, 200, 1601),
-        lambda: geometry.size_by_megapixels(64, 64, math.nan),
-        lambda: geometry.size_by_megapixels(64, 64, 0),
-        lambda: geometry.size_by_megapixels(64, 64, 4),
-        lambda: geometry.cap_megapixels(TargetSize(64, 64), math.nan),
-        lambda: geometry.cap_megapixels(TargetSize(64, 64), -1),
+        lambda: target_size.size_exact(100, 100, 24, 100),
+        lambda: target_size.size_exact(100, 100, 100, 801),
+        lambda: target_size.size_exact(100, 100, 100.5, 100),
+        lambda: target_size.size_exact(100, 0, 100, 100),
+        lambda: target_size.size_by_shortest(100, 200, 24),
+        lambda: target_size.size_by_longest(100, 200, 1601),
+        lambda: target_size.size_by_megapixels(64, 64, math.nan),
+        lambda: target_size.size_by_megapixels(64, 64, 0),
+        lambda: target_size.size_by_megapixels(64, 64, 4),
+        lambda: target_size.cap_megapixels(TargetSize(64, 64), math.nan),
+        lambda: target_size.cap_megapixels(TargetSize(64, 64), -1),
     ],
 )
 def test_impossible_sizes_are_refused_in_one_line(call):
@@ -98,17 +98,17 @@ def test_cap_holds_keeps_aspect_and_never_upsizes():
     for _ in range(200):
         size = TargetSize(rng.randint(1, 9000), rng.randint(1, 9000))
         cap = rng.choice([0.01, 0.5, 1, 4, 16])
-        capped = geometry.cap_megapixels(size, cap)
+        capped = target_size.cap_megapixels(size, cap)
         pixels = capped.width * capped.height
-        assert pixels <= cap * geometry.PIXELS_PER_MEGAPIXEL
+        assert pixels <= cap * target_size.PIXELS_PER_MEGAPIXEL
         assert 1 <= capped.width <= size.width and 1 <= capped.height <= size.height
-        if size.width * size.height <= cap * geometry.PIXELS_PER_MEGAPIXEL:
+        if size.width * size.height <= cap * target_size.PIXELS_PER_MEGAPIXEL:
             assert capped == size
         elif min(capped.width, capped.height) > 50:
             assert capped.width / capped.height == pytest.approx(size.width / size.height, rel=0.04)
-            assert pixels > 0.9 * cap * geometry.PIXELS_PER_MEGAPIXEL
-    assert geometry.cap_megapixels(TargetSize(9000, 9000), 0) == TargetSize(9000, 9000)
-    assert geometry.cap_megapixels(TargetSize(1, 10**8), 1) == TargetSize(1, 1024 * 1024)
+            assert pixels > 0.9 * cap * target_size.PIXELS_PER_MEGAPIXEL
+    assert target_size.cap_megapixels(TargetSize(9000, 9000), 0) == TargetSize(9000, 9000)
+    assert target_size.cap_megapixels(TargetSize(1, 10**8), 1) == TargetSize(1, 1024 * 1024)
 
 
 def test_200_random_resizes_have_the_exact_size_range_and_untouched_input():
@@ -117,7 +117,7 @@ def test_200_random_resizes_have_the_exact_size_range_and_untouched_input():
         image = _random_image(2, 3, rng.choice([1, 2, 3, 17, 40, 51]), rng.choice([1, 2, 5, 23, 38, 63]))
         before = image.clone()
         size = TargetSize(rng.randint(1, 80), rng.randint(1, 80))
-        out = geometry.resize(image, size, rng.choice(geometry.RESAMPLES))
+        out = resize.resize(image, size, rng.choice(resize.RESAMPLES))
         assert out.shape == (2, 3, size.height, size.width)
         assert out.dtype == torch.float32
         assert out.min() >= 0.0 and out.max() <= 1.0
@@ -126,7 +126,7 @@ def test_200_random_resizes_have_the_exact_size_range_and_untouched_input():
 
 def test_same_size_gives_the_same_values_in_a_new_tensor():
     image = _random_image(2, 3, 7, 5)
-    out = geometry.resize(image, TargetSize(5, 7))
+    out = resize.resize(image, TargetSize(5, 7))
     assert torch.equal(out, image)
     out.zero_()
     assert image.max() > 0
@@ -134,16 +134,16 @@ def test_same_size_gives_the_same_values_in_a_new_tensor():
 
 def test_resize_is_finer_than_8_bits():
     ramp = torch.linspace(0.5, 0.502, 64).expand(1, 3, 8, 64)
-    out = geometry.resize(ramp, TargetSize(128, 8))
+    out = resize.resize(ramp, TargetSize(128, 8))
     assert len(out[0, 0, 4].unique()) > 100
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("resample", geometry.RESAMPLES)
+@pytest.mark.parametrize("resample", resize.RESAMPLES)
 def test_constant_in_constant_out(value, resample):
     for height, width in ((1, 1), (1, 9), (31, 17)):
         image = torch.full((1, 3, height, width), value)
-        out = geometry.resize(image, TargetSize(53, 29), resample)
+        out = resize.resize(image, TargetSize(53, 29), resample)
         assert (out - value).abs().max() < 1e-6
 
 
@@ -153,11 +153,11 @@ def test_no_shift_on_20_odd_sizes():
         height, width = rng.randrange(61, 130, 2), rng.randrange(61, 130, 2)
         image = _smooth_image(height, width)
         up_size = TargetSize(rng.randrange(151, 400, 2), rng.randrange(151, 400, 2))
-        up = geometry.resize(image, up_size)
+        up = resize.resize(image, up_size)
         centre_in, centre_up = _centre(image[0, 0]), _centre(up[0, 0])
         assert abs(centre_up[0] - centre_in[0]) * up_size.height < 0.1
         assert abs(centre_up[1] - centre_in[1]) * up_size.width < 0.1
-        back = geometry.resize(up, TargetSize(width, height))
+        back = resize.resize(up, TargetSize(width, height))
         shift, *_ = phase_cross_correlation(
             image[0, 0].numpy(), back[0, 0].numpy(), upsample_factor=50, normalization=None
         )
@@ -178,21 +178,21 @@ def test_pad_then_crop_is_the_identity(multiple):
     ]
     for height, width in sizes:
         image = _random_image(2, 3, height, width)
-        padded, padding = geometry.pad_to_multiple(image, multiple)
+        padded, padding = resize.pad_to_multiple(image, multiple)
         assert padded.shape == (2, 3, height + padding.bottom, width + padding.right)
         assert padded.shape[2] % multiple == 0 and padded.shape[3] % multiple == 0
         assert 0 <= padding.right < multiple and 0 <= padding.bottom < multiple
-        assert torch.equal(geometry.crop_to(padded, TargetSize(width, height)), image)
+        assert torch.equal(resize.crop_to(padded, TargetSize(width, height)), image)
 
 
 def test_padding_is_mirrored_or_replicated():
     image = _random_image(1, 3, 10, 14)
-    padded, padding = geometry.pad_to_multiple(image, 16)
+    padded, padding = resize.pad_to_multiple(image, 16)
     assert padding == Padding(right=2, bottom=6)
     assert torch.equal(padded[0, :, :10, 14:], image[0, :, :, [12, 11]])
     assert torch.equal(padded[0, :, 10:, :14], image[0, :, [8, 7, 6, 5, 4, 3]])
     short = _random_image(1, 3, 8, 5)  # pads 8 and 11: neither side is longer than its pad
-    padded, _ = geometry.pad_to_multiple(short, 16)
+    padded, _ = resize.pad_to_multiple(short, 16)
     assert torch.equal(padded[0, :, 8:, :5], short[0, :, 7:8].expand(-1, 8, -1))
     assert torch.equal(padded[0, :, :, 5:], padded[0, :, :, 4:5].expand(-1, -1, 11))
 
@@ -202,10 +202,10 @@ def test_wrong_tensors_are_refused():
     size = TargetSize(4, 4)
     for bad in (image[0], image.double(), image.half(), image[:, :, :0], image.numpy(), None):
         with pytest.raises(InputError, match="expected"):
-            geometry.resize(bad, size)
+            resize.resize(bad, size)
     with pytest.raises(InputError, match="nearest"):
-        geometry.resize(image, size, "nearest")
+        resize.resize(image, size, "nearest")
     with pytest.raises(InputError, match="cannot crop 8 x 8 to 9 x 8"):
-        geometry.crop_to(image, TargetSize(9, 8))
+        resize.crop_to(image, TargetSize(9, 8))
     with pytest.raises(InputError, match="multiple"):
-        geometry.pad_to_multiple(image, 0)
+        resize.pad_to_multiple(image, 0)

@@ -101,10 +101,10 @@ def train_until_killed_in_a_save(values: Mapping[str, Any], moment: str, save: i
     moment: "half" of the file is written, or it is whole and about to be "flushed" or "renamed", or it has its name and
     an older one is about to be "deleted".
     """
-    from training.run import checkpoint
+    from teasr_core.weight_files import safetensors_writer
 
     saves = 0
-    save_file, fsync, replace, unlink = checkpoint.save_file, os.fsync, os.replace, Path.unlink
+    save_file, fsync, replace, unlink = safetensors_writer.save_file, os.fsync, os.replace, Path.unlink
 
     def die_at(name: str) -> None:
         if moment == name and saves == save:
@@ -131,7 +131,7 @@ def train_until_killed_in_a_save(values: Mapping[str, Any], moment: str, save: i
             die_at("deleted")
         unlink(path, missing_ok)
 
-    checkpoint.save_file, os.fsync, os.replace = watched_save, watched_fsync, watched_replace
+    safetensors_writer.save_file, os.fsync, os.replace = watched_save, watched_fsync, watched_replace
     Path.unlink = watched_unlink  # type: ignore[method-assign]
     train(values)
 

@@ -18,7 +18,7 @@ from teasr_core.codec.lq_encoder import ConditionEncoder
 from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.branch_lora import BLOCK_TARGETS, BranchLora, target_paths
 from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
-from teasr_core.weight_files import builtin_file as builtin
+from teasr_core.weight_files import builtin_file
 from teasr_core.weight_files.builtin_file import BASE_NAME, base_metadata, encoder_tensors
 from teasr_core.weight_files.lora_file import PROMPT_KEY, fingerprint, lora_metadata, lora_tensors
 
@@ -152,8 +152,8 @@ def write_lora(path: Path, architecture: QwenArchitecture = ARCHITECTURE, **chan
     return path
 
 
-def read_tiny_base(folder: Path) -> builtin.BuiltinFile:
-    return builtin.read_base(write_base(folder / BASE_NAME))
+def read_tiny_base(folder: Path) -> builtin_file.BuiltinFile:
+    return builtin_file.read_base(write_base(folder / BASE_NAME))
 
 
 def pixels(height: int, width: int, channels: int, dtype: type = np.uint8) -> np.ndarray:

@@ -118,7 +118,7 @@ def test_a_disk_that_fills_up_under_the_command(forks, distillation, tmp_path):
     Distiller(parts).train(last_step=2)
     (path,) = list_checkpoints(Path(parts.run.output_dir))
     toml = write_toml(tmp_path / "run.toml", parts)
-    pid = forks.start("tiny_distill_run:command_with_small_files", str(toml), path.stat().st_size // 2)
+    pid = forks.start("helpers.tiny.distill_run:command_with_small_files", str(toml), path.stat().st_size // 2)
     assert forks.wait(pid) == 2
     assert "step_00000004.safetensors cannot be written (" in forks.log.read_text()
     assert list_checkpoints(path.parent) == [path] and list(path.parent.glob(".*")) == []

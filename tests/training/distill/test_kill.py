@@ -52,13 +52,13 @@ def test_kill_9_at_random_moments_changes_nothing(forks, short_run):
     whole, killed = short_run("whole", steps), short_run("killed", steps)
     folder, moments = Path(killed.run.output_dir), random.Random(SEED)
     begin = time.perf_counter()
-    assert forks.wait(forks.start("tiny_distill_run:train", to_mapping(whole))) == 0
+    assert forks.wait(forks.start("helpers.tiny.distill_run:train", to_mapping(whole))) == 0
     step_seconds = (time.perf_counter() - begin) / steps
     wanted = newest(whole, steps)
 
     met = [0]
     for _ in range(KILLS):
-        pid = forks.start("tiny_distill_run:train", to_mapping(killed))
+        pid = forks.start("helpers.tiny.distill_run:train", to_mapping(killed))
         if moments.random() >= EARLY:
             while newest_step(folder) == met[-1]:
                 assert forks.running(pid), forks.log.read_text()[-2000:]
@@ -71,14 +71,14 @@ def test_kill_9_at_random_moments_changes_nothing(forks, short_run):
         met.append(max([0, *whole_checkpoints(folder, shapes_of(wanted))]))
     assert met == sorted(met)
     assert KILLS / 2 < met[-1] < steps
-    assert forks.wait(forks.start("tiny_distill_run:train", to_mapping(killed))) == 0
+    assert forks.wait(forks.start("helpers.tiny.distill_run:train", to_mapping(killed))) == 0
     assert_equal(newest(killed, steps), wanted)
 
 
 def test_kill_9_within_a_save_changes_nothing(forks, short_run):
     whole, killed = short_run("whole", 14), short_run("killed", 14)
     folder = Path(killed.run.output_dir)
-    assert forks.wait(forks.start("tiny_distill_run:train", to_mapping(whole))) == 0
+    assert forks.wait(forks.start("helpers.tiny.distill_run:train", to_mapping(whole))) == 0
     wanted = newest(whole, 14)
     for moment, kept, leaves_temporary in (
         ("half", [1, 2], True),
@@ -86,11 +86,11 @@ def test_kill_9_within_a_save_changes_nothing(forks, short_run):
         ("renamed", [5, 6], True),
         ("deleted", [7, 8, 9], False),
     ):
-        pid = forks.start("tiny_distill_run:train_until_killed_in_a_save", to_mapping(killed), moment, 3)
+        pid = forks.start("helpers.tiny.distill_run:train_until_killed_in_a_save", to_mapping(killed), moment, 3)
         assert forks.wait(pid) == -signal.SIGKILL, forks.log.read_text()[-2000:]
         assert whole_checkpoints(folder, shapes_of(wanted)) == kept, moment
         assert bool(list(folder.glob(".step_*.tmp"))) == leaves_temporary, moment
-    assert forks.wait(forks.start("tiny_distill_run:train", to_mapping(killed))) == 0
+    assert forks.wait(forks.start("helpers.tiny.distill_run:train", to_mapping(killed))) == 0
     assert_equal(newest(killed, 14), wanted)
     assert [path.name for path in folder.glob(".*")] == []
     assert whole_checkpoints(folder, shapes_of(wanted)) == [13, 14]

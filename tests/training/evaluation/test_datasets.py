@@ -10,9 +10,9 @@ from PIL import Image
 from helpers.tiny import evaluation as tiny_eval
 from teasr_core.errors import InputError
 from teasr_core.image.target_size import TargetSize
+from training.data import held_out
 from training.data.held_out import read_eval_list
 from training.degradation.degrade import PRESETS
-from training.evaluation import protocol
 from training.evaluation.datasets import open_datasets
 
 
@@ -106,11 +106,11 @@ def test_the_committed_list_becomes_a_dataset_for_each_preset(tmp_path, monkeypa
     crops = read_eval_list()[4:5]
     for crop in crops:
         save(tmp_path / crop.file, crop.x + 512, crop.y + 512)
-    monkeypatch.setattr(protocol, "read_eval_list", lambda path: crops)
+    monkeypatch.setattr(held_out, "read_eval_list", lambda path: crops)
     light, heavy = open_datasets(tmp_path, ["light", "heavy"])
     assert (light.name, heavy.name, light.layout) == ("light", "heavy", "list")
     for dataset in (light, heavy):
-        pairs = protocol.load_eval_pairs(tmp_path, PRESETS[dataset.name])
+        pairs = held_out.load_eval_pairs(tmp_path, PRESETS[dataset.name])
         for picture, pair in zip(dataset.pictures, pairs, strict=True):
             lr, hq = picture.read()
             assert np.array_equal(lr, pair.lr) and np.array_equal(hq, pair.hq)

@@ -7,7 +7,7 @@ import pytest
 
 from teasr_core.errors import InputError
 from training.evaluation.metrics.columns import column
-from training.evaluation.metrics.pyiqa import WANTED, missing_files, no_network, pyiqa_metrics
+from training.evaluation.metrics.pyiqa_metrics import WANTED, missing_files, no_network, pyiqa_metrics
 
 
 def wanted(name):

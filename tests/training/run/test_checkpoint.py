@@ -49,7 +49,7 @@ def test_temporary_and_foreign_files_are_never_listed(tmp_path):
 
 @pytest.mark.parametrize("moment", ["save_file", "replace"])
 def test_a_failure_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch, moment):
-    from training.run import checkpoint
+    from teasr_core.weight_files import safetensors_writer
 
     path = save_checkpoint(tmp_path, 1, tensors(), {"x": 1}, keep=2)
     before = path.read_bytes()
@@ -57,7 +57,7 @@ def test_a_failure_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatc
     def fail(*_args, **_kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint if moment == "save_file" else os, moment, fail)
+    monkeypatch.setattr(safetensors_writer if moment == "save_file" else os, moment, fail)
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, {"model.a": torch.zeros(1)}, {})
     assert path.read_bytes() == before

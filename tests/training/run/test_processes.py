@@ -32,7 +32,7 @@ def pair(forks):
         for rank, config in enumerate(configs):
             env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-            pids.append(forks.start("tiny_distill_run:train", to_mapping(config), env=env))
+            pids.append(forks.start("helpers.tiny.distill_run:train", to_mapping(config), env=env))
         return pids
 
     return start
