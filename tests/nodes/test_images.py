@@ -71,7 +71,7 @@ def test_latent_format_normalises_once_and_previews_in_colour(host, builtin, ass
     assert torch.allclose(builtin.model.model.process_latent_out(inside), raw, atol=1e-6)
     colour = torch.tensor([0.8, 0.3, 0.1])
     flat = builtin.model.model.process_latent_in(builtin.vae.encode(colour.expand(1, 8, 8, 3)))
-    latent_preview = host.pack("nodes.run.sampling").latent_preview
+    latent_preview = host.pack("nodes.run.progress").latent_preview
     fmt = builtin.model.get_model_object("latent_format")
     previewer = latent_preview.Latent2RGBPreviewer(fmt.latent_rgb_factors, fmt.latent_rgb_factors_bias)
     pixel = torch.tensor(previewer.decode_latent_to_preview(flat).getpixel((0, 0))) / 255
