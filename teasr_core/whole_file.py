@@ -1,26 +1,46 @@
-"""A file appears whole or not at all."""
+"""A file appears under its name whole or not at all, and the nearest folder that exists already."""
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
 
 
-def write_whole(data: bytes, path: Path) -> None:
-    """A file that appears under its name at once or not at all. InputError, one line, where it cannot be written."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+@contextmanager
+def whole_file(path: Path, use_fsync: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file that the block writes there then takes the name `path`.
+
+    When anything fails, the file that had the name stays as it was, and the temporary one is deleted.
+    use_fsync: the content is on the disk before the file takes its name, so that a power cut cannot leave half of it.
+    """
+    temporary = path.with_name(f".{path.stem[:32]}.{uuid.uuid4().hex}.tmp")  # a long name would be refused if it grew
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
+        yield temporary
+        if use_fsync:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        cause = error.strerror or type(error).__name__
-        raise InputError(f"{path} cannot be written ({cause}); expected a writable place with room; free it") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_whole(data: bytes, path: Path) -> None:
+    """Write a file that appears whole or not at all. Raises InputError, in one line, where it cannot be written."""
+    try:
+        with whole_file(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({cause_of(error)}); make room or give another folder") from error
+
+
+def cause_of(error: Exception) -> str:
+    """What went wrong, in one line: the text of the operating system where it gave one, else that of the error."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
 def nearest_existing(path: Path) -> Path:
-    """`path`, or the nearest one above it that exists."""
+    """Return `path`, or the nearest folder above it that exists."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())

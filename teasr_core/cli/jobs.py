@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..picture_files.find import KNOWN_EXTENSIONS, WRITABLE_EXTENSIONS, check_output, find_images
+from ..whole_file import nearest_existing
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def plan_jobs(source: Path, target: Path, is_recursive: bool = False) -> list[Jo
     if not images:
         more = "" if is_recursive else ", or --recursive for those in its subfolders"
         raise InputError(f"{source} holds no image: expected PNG, JPEG, WebP, TIFF or BMP files{more}")
-    existing = next(path for path in (target, *target.absolute().parents) if path.exists())
+    existing = nearest_existing(target)
     if not existing.is_dir():
         raise InputError(f"{existing} is a file, the input is a folder: give a folder as output")
     if target.resolve() == source.resolve():

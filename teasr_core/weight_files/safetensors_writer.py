@@ -9,16 +9,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ..whole_file import whole_file
+
 
 def write_atomically(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Save tensors and string metadata; on any failure the old file stays and the temporary one goes."""
+    """Save tensors and string metadata, flushed to the disk; when anything fails the old file stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path, use_fsync=True) as temporary:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata=dict(metadata))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # safetensors makes files that nobody else may read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

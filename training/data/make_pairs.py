@@ -17,6 +17,7 @@ import torch
 
 from teasr_core.errors import InputError
 from teasr_core.picture_files.find import Picture, find_images, save_picture
+from teasr_core.whole_file import nearest_existing, write_whole
 
 from ..degradation.degrade import PRESETS, degrade
 from ..degradation.ops import to_uint8
@@ -159,7 +160,7 @@ def _list_jobs(folder: Path, list_path: Path, options: PairOptions) -> list[Job]
 
 
 def _check_outputs(output: Path, names: Sequence[str], use_overwrite: bool) -> None:
-    existing = next((path for path in (output, *output.absolute().parents) if path.exists()), output)
+    existing = nearest_existing(output)
     if not existing.is_dir():
         raise InputError(f"{existing} is a file: give a folder for the pairs")
     taken = [path for path in _outputs(output, names) if path.exists()]
@@ -204,11 +205,4 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 def _write_table(path: Path, jobs: Sequence[Job], options: PairOptions) -> None:
     lines = ["name\tseed\tindex\tpreset\tscale"]
     lines += [f"{job.name}\t{options.seed}\t{job.index}\t{options.preset}\t{options.scale}" for job in jobs]
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): make room or give another folder") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(("\n".join(lines) + "\n").encode(), path)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from teasr_core.errors import InputError
-from teasr_core.whole_file import nearest_existing
+from teasr_core.whole_file import nearest_existing, whole_file
 
 from .scores import ResultKey
 
@@ -47,12 +47,11 @@ class PictureStore:
             return np.array(image.convert("RGB"))
 
     def write(self, key: ResultKey, picture: np.ndarray) -> None:
-        """Whole or not at all: under another name first."""
+        """Save a picture (H, W, 3) uint8 as a file that appears whole or not at all."""
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        Image.fromarray(picture).save(part, "PNG")
-        os.replace(part, path)
+        with whole_file(path) as temporary:
+            Image.fromarray(picture).save(temporary, "PNG")
 
     def collect(self, keys: Sequence[ResultKey], folder: Path) -> None:
         """Copies of these results in one folder, each under its picture's name."""

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from teasr_core.errors import InputError
 from teasr_core.weight_files.safetensors_writer import write_atomically
-from teasr_core.whole_file import nearest_existing
+from teasr_core.whole_file import cause_of, nearest_existing
 
 
 def check_output(output: Path, source: Path, use_overwrite: bool = True) -> None:
@@ -31,5 +31,4 @@ def write_output(output: Path, tensors: Mapping[str, torch.Tensor], metadata: Ma
     try:
         write_atomically(output, tensors, metadata)
     except (OSError, SafetensorError) as error:
-        cause = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"{output} cannot be written ({cause}): make room or give another folder") from error
+        raise InputError(f"{output} cannot be written ({cause_of(error)}): make room or give another folder") from error

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from teasr_core.errors import InputError, ModelFileError
 from teasr_core.weight_files.safetensors_writer import write_atomically
+from teasr_core.whole_file import cause_of
 
 STATE_KEY = "teasr.checkpoint"  # metadata: the run's state as JSON
 _NAME = re.compile(r"step_(\d{8})\.safetensors")
@@ -35,10 +36,9 @@ def save_checkpoint(
     try:
         write_atomically(path, tensors, {STATE_KEY: json.dumps({"step": step, **state})})
     except (OSError, SafetensorError) as error:
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise InputError(
-            f"{path} cannot be written ({cause}): checkpoints before it are whole, make room and run the command again "
-            "to resume"
+            f"{path} cannot be written ({cause_of(error)}): checkpoints before it are whole, make room and run the "
+            "command again to resume"
         ) from error
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()

@@ -233,7 +233,7 @@ def test_a_failure_leaves_no_half_file_and_no_table(run, photos, tmp_path, monke
     (tmp_path / "out" / "test_LR" / "a.png").mkdir(parents=True)
     code, _, err = run(photos, tmp_path / "out", "--overwrite")
     assert code == 2 and "a.png" in err
-    assert not list((tmp_path / "out").rglob("*.part")) and not (tmp_path / "out" / "pairs.tsv").exists()
+    assert not list((tmp_path / "out").rglob("*.tmp")) and not (tmp_path / "out" / "pairs.tsv").exists()
     for path in (tmp_path / "out").rglob("*.png"):
         if path.is_file():
             read(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from teasr_core.errors import InputError
+from teasr_core.whole_file import write_whole
 
 from ..datasets import LIST, EvalDataset, Skipped
 from ..metrics.columns import COLUMNS, column
@@ -121,11 +121,9 @@ def versions() -> dict[str, str]:
 
 
 def write_results(results: Results, path: Path) -> None:
-    """Whole or not at all. Infinity (the PSNR of equal pictures) is the text "inf", which JSON has no number for."""
+    """Write results.json. Infinity (the PSNR of equal pictures) is the text "inf", which JSON has no number for."""
     content = {"format": FORMAT, "columns": [asdict(one) for one in COLUMNS], **asdict(results)}
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(_to_json(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole((json.dumps(_to_json(content), indent=1, allow_nan=False) + "\n").encode(), path)
 
 
 def read_results(path: Path) -> Results:
