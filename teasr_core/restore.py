@@ -32,7 +32,7 @@ LatentSampler = Callable[[torch.Tensor], torch.Tensor]
 PlanCallback = Callable[[StepPlan], None]
 
 # Automatic tiles of the built-in model. Attention is quadratic: on a CPU small tiles are the fast ones; the condition
-# encoder sees past their edges, so a small overlap hides them (docs/log.md).
+# encoder sees past their edges, so a small overlap hides them (docs/log/tiles_and_memory.md).
 AUTO_TILE_PX = 144
 AUTO_OVERLAP_PX = 16
 

@@ -61,7 +61,7 @@ def stock_tiles(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -
     """OUTER_SAMPLE wrapper of the built-in MODEL: automatic tiles for stock samplers, which know of none.
 
     The model was trained on 128 px: with attention over a much larger picture, several steps damage blocks of it
-    (docs/log.md). A latent that is not whole tokens, as stock VAE Encode makes, stays in one piece.
+    (docs/log/tiles_and_memory.md). A latent that is not whole tokens, as stock VAE Encode makes, stays in one piece.
     """
     guider = executor.class_obj  # its options are this run's own
     options = guider.model_options.setdefault("transformer_options", {})

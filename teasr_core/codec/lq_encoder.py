@@ -2,7 +2,7 @@
 
 The condition branch is shown what a plain encoder would have made of a cleaner picture, as in SUPIR (arXiv 2401.13627,
 section 3.1) and the first stage of DiffBIR (arXiv 2308.15070). Tokens of 8 px learn local repair slowly, convolutions
-on the codec's 4 px grid do not (figures in docs/log.md). Photographs to be learnt from keep the plain encoder.
+on the codec's 4 px grid do not (figures in docs/log/encoder.md). Photographs to be learnt from keep the plain encoder.
 """
 
 from __future__ import annotations

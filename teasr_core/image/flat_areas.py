@@ -1,7 +1,7 @@
 """Where the input is one flat colour, the result is that colour: bars, clipped highlights, drawn backgrounds.
 
-A model of photographs leaves specks on a clean flat colour, which hardly a photograph has (docs/log.md). It has nothing
-to add there, so nothing of it is kept.
+A model of photographs leaves specks on a clean flat colour, which hardly any photograph has (docs/log/sampling.md). It
+has nothing to add there, so the input is kept.
 """
 
 from collections.abc import Callable

@@ -18,7 +18,7 @@ from ..model.velocity import Velocity
 from .schedule import MAX_STEPS, StepPlan, linear_taus, steps_text
 
 # In latent units, where every channel of the training pictures has a standard deviation of 1. At 0.12 half of the
-# tuning photographs take two steps of the built-in model and half three (docs/log.md).
+# tuning photographs take two steps of the built-in model and half three (docs/log/sampling.md).
 DEFAULT_TOLERANCE = 0.12
 MAX_TOLERANCE = 10.0
 

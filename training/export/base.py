@@ -26,7 +26,8 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
 
     Returns the training summary.
 
-    weights: "ema" (averaged) or "raw" (the last step's, better where the learning rate has run down: docs/log.md).
+    weights: "ema" (averaged) or "raw" (the last step's, which is better where the learning rate has run down:
+    docs/log/any_step_training.md).
     Raises InputError for paths that cannot be used, ModelFileError for files that cannot.
     """
     checkpoint = newest_checkpoint(run)

@@ -58,8 +58,9 @@ def with_boundary(
     """`target` (B, C, H, W) of L_cons, in rows with s = 0 and t <= boundary_time replaced by `flow`, that of L_flow.
 
     Without it nothing holds x(t, 0) of an `lq_residual` prediction: Eq. 1-4 teach it to equal x(t/2, 0), down to times
-    that are never trained, so an error common to all of them is a fixed point and drifts (docs/log.md). Over so short
-    a step the average velocity is the velocity; shortcut models (arXiv 2410.12557) ground their shortest step so.
+    that are never trained, so an error common to all of them is a fixed point and drifts
+    (docs/log/any_step_training.md). Over so short a step the average velocity is the velocity; shortcut models
+    (arXiv 2410.12557) ground their shortest step so.
     boundary_time 0 returns `target` itself.
     """
     if boundary_time == 0:

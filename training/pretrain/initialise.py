@@ -1,9 +1,9 @@
 """Starting weights of a small transformer that is trained from scratch.
 
 At t = 1 a noise token knows nothing but its position, and what it must become stands in the condition tokens around
-it. Left to chance, attention had not found them after hundreds of steps (docs/log.md). So the network starts as a local
-gather: heads look at one neighbour each, noise tokens look past each other, and what they gather outweighs their noise.
-All of it is weights: training may change every part.
+it. Left to chance, attention had not found them after hundreds of steps (docs/log/any_step_training.md). So the network
+starts as a local gather: each head looks at one neighbour, noise tokens look past each other, and what they gather
+outweighs their noise. All of this is in the weights, so training may change every part.
 """
 
 from __future__ import annotations
