@@ -14,7 +14,8 @@ from .model.conditioning import Conditioning, with_lq
 from .run.run_notes import KEY, Phase, RunNotes
 from .run.vae import HostVae
 
-# An even token grid: two tokens of 2 latent pixels (SPEC 6). Times the VAE's downscale: 16 px built-in, 32 px Qwen.
+# Two tokens of 2 latent pixels each (docs/decisions.md#even-token-grid). Times the VAE's downscale this is 16 px for
+# the built-in model and 32 px for Qwen-Image.
 LATENT_MULTIPLE = 4
 
 
@@ -68,7 +69,8 @@ class TEASRCondition(io.ComfyNode):
             lq = host_vae.encode(padded)  # (B, C, 1, h, w)
         latent = {
             "samples": torch.zeros_like(lq),
-            "batch_index": [0] * len(lq),  # stock RandomNoise then gives every image the one field (SPEC 10)
+            # ComfyUI's RandomNoise then gives every image the same field (docs/decisions.md#one-noise-field).
+            "batch_index": [0] * len(lq),
             KEY: RunNotes(phases=phases, vae_tile_px=host_vae.tile_px),
         }
         return io.NodeOutput(

@@ -1,4 +1,4 @@
-"""The target-size inputs that TEASRCondition and TEASRUpscale share (SPEC 4, 6)."""
+"""The target-size inputs that TEASRCondition and TEASRUpscale share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..teasr_core.image.target_size import TargetSize
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, MAX_TOLERANCE
 from ..teasr_core.sampling.schedule import MAX_STEPS, MIN_STEPS
 
-# Above this factor the model has seen nothing like it (SPEC 6).
+# Above this factor the model has seen nothing like it (docs/decisions.md#size-and-padding).
 WARN_SCALE = 4.0
 MAX_SIDE_PX = 16384
 

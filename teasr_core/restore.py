@@ -1,6 +1,7 @@
 """Image in, restored image out: the one path of the command line, the tests and TEASRUpscale.
 
-resize to the exact target -> pad -> encode -> sample -> decode -> crop -> colour fix -> strength (SPEC 5, 6).
+resize to the exact target -> pad -> encode -> sample -> decode -> crop -> colour fix -> strength
+(docs/decisions.md#size-and-padding, docs/decisions.md#strength-and-colour).
 What encodes, samples and decodes is handed in, so that ComfyUI can give its own VAE and sampler.
 """
 
@@ -42,7 +43,7 @@ FLAT_SPREAD = 1e-6
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """What the user chose; defaults as in SPEC 4."""
+    """What the user chose; the defaults are the nodes'."""
 
     size: TargetSize
     strength: float = 1.0
@@ -163,8 +164,9 @@ def latent_sampler(
     """The standalone `LatentSampler`: Algorithm 1 on a velocity, in tiles of `tile` latent pixels where it is larger.
 
     plan: the times, or `AutoSteps`, which chooses them for each image from the noise and tiles it is then sampled with.
-    patch_multiple: `QwenArchitecture.block_multiple`. Every image gets the one noise field of `seed` (SPEC 10). A
-    tile that memory does not suffice for comes in smaller pieces, and so do all after it.
+    patch_multiple: `QwenArchitecture.block_multiple`. Every image gets the one noise field of `seed`
+    (docs/decisions.md#one-noise-field). A tile that does not fit into memory is computed in smaller pieces, and so are
+    all tiles after it.
     """
     fitting = SteppingDown(velocity, patch_multiple)
 

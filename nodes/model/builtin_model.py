@@ -65,7 +65,9 @@ def build_base(base: BuiltinFile, dtype: torch.dtype, load_device: torch.device)
     config = comfy.supported_models.QwenImage(unet_config(base.architecture))
     config.latent_format = DctLatentFormat(base.codec)
     config.memory_usage_factor *= base.architecture.width / QWEN_IMAGE.width  # activations are that much narrower
-    cast = None  # on a CPU the host never computes in bf16; choose_dtype has timed that it is faster here (SPEC 11)
+    # On a CPU ComfyUI would never compute in bf16, but choose_dtype has measured that it is faster here
+    # (docs/decisions.md#dtype-on-a-cpu).
+    cast = None
     if load_device.type != "cpu":
         cast = comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
     config.set_inference_dtype(dtype, cast)

@@ -1,4 +1,5 @@
-"""CONDITIONING as TEASR uses it: the prompt embedding of a file, and the LQ latent beside it (SPEC 3)."""
+"""CONDITIONING as TEASR uses it: the prompt embedding of a file, and the LQ latent beside it
+(docs/decisions.md#conditioning)."""
 
 from __future__ import annotations
 

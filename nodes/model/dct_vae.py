@@ -1,4 +1,4 @@
-"""The built-in codec behind ComfyUI's VAE interface: stock VAE nodes accept it (SPEC 7).
+"""The built-in codec behind ComfyUI's VAE interface: stock VAE nodes accept it (docs/decisions.md#latents-in-comfyui).
 
 The codec itself has no weights. What an LQ image goes through on top, the condition encoder, is TEASRCondition's alone.
 """

@@ -5,7 +5,7 @@ Its standalone twin is `teasr_core.model.qwen_velocity`.
 The host already appends `reference_latents` to the image tokens and, with the method `index_timestep_zero`, modulates
 them by a second timestep. Per call of the model, and only inside it, `DualBranch` changes three things:
     time_text_embed   gets [t_cur, t_tar] where the host passes [t, 0] (DTC),
-    post_input        condition tokens take the noise tokens' rotary ids (shared positions, METHOD 3),
+    post_input        condition tokens take the noise tokens' rotary ids (docs/decisions.md#shared-positions),
     target Linears    the adapter's delta on condition tokens.
 It is an APPLY_MODEL wrapper: outside a torch.compile graph, one per MODEL, resolved at call time (right for clones and
 several devices), and it leaves nothing on the shared modules, whatever happens inside.
@@ -40,7 +40,8 @@ Override = tuple[torch.nn.Module, Callable[..., Any]]
 class ResidualSampling(comfy.model_sampling.ModelSamplingFlux, comfy.model_sampling.CONST):
     """Flow time (timestep = sigma) for prediction "lq_residual": the model's output is F, the clean image F + z_lq.
 
-    `calculate_denoised` hands F on and `DualBranch` adds z_lq, so that nothing is divided by t (SPEC 8).
+    `calculate_denoised` hands F on and `DualBranch` adds z_lq, so that nothing is divided by t
+    (docs/decisions.md#lq-residual).
     """
 
     def calculate_denoised(

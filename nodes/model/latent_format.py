@@ -1,4 +1,5 @@
-"""The built-in model's latent in ComfyUI: raw DCT coefficients outside, normalised inside the model (SPEC 7)."""
+"""The built-in model's latent in ComfyUI: raw DCT coefficients outside, normalised inside the model
+(docs/decisions.md#latents-in-comfyui)."""
 
 from __future__ import annotations
 

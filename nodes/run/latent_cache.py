@@ -1,8 +1,9 @@
 """Step counts the slider has visited come back at once.
 
 ComfyUI's default cache drops the result of the last slider position as soon as another one runs. This small LRU of
-sampled latents is the pack's one object that outlives a run (SPEC 14). It holds no model: an entry counts only for the
-very MODEL object it was made with, which ComfyUI keeps as long as nothing upstream of it changes.
+sampled latents is the pack's one object that outlives a run (docs/decisions.md#visited-step-counts). It holds no
+model: an entry counts only for the very MODEL object it was made with, which ComfyUI keeps as long as nothing upstream
+of it changes.
 """
 
 from __future__ import annotations

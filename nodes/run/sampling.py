@@ -23,7 +23,8 @@ from ..model.tiles import HostTiles
 from .progress import Progress
 from .tile_plan import tile_memory
 
-# Classifier-free guidance where a `negative` is wired. TEASR is trained without (METHOD 1), so this is an experiment.
+# Classifier-free guidance where a `negative` is wired. TEASR is trained without
+# guidance, so this is an experiment (docs/decisions.md#no-guidance).
 NEGATIVE_CFG = 2.5
 
 

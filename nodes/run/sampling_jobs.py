@@ -1,4 +1,5 @@
-"""The images of a latent, sampled one by one, so that image k of a batch is the same as that image alone (SPEC 10)."""
+"""The images of a latent, sampled one by one, so that image k of a batch is the same as that image alone
+(docs/decisions.md#one-noise-field)."""
 
 from __future__ import annotations
 

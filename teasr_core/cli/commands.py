@@ -1,4 +1,4 @@
-"""Command line: `python -m teasr_core upscale | compare | info | demo` (SPEC 12). Names and defaults are the nodes'.
+"""Command line: `python -m teasr_core upscale | compare | info | demo`. Names and defaults are the nodes'.
 
 Exit code 0; 2 for bad input, with one line on stderr; 3 where some images of several failed, each named; 130 after an
 interruption; 1 for a bug of ours.

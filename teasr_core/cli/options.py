@@ -1,4 +1,5 @@
-"""Options that several commands share: one line for each complaint, the nodes' names and defaults (SPEC 4, 12)."""
+"""Options that several commands share: one line for each complaint, the nodes' names and defaults
+(docs/decisions.md#names-are-permanent)."""
 
 from __future__ import annotations
 

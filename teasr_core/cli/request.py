@@ -26,7 +26,7 @@ from ..weight_files.file_kind import Kind, detect
 from .options import DEFAULT_SCALE
 from .progress import Progress
 
-# Above this factor the model has seen nothing like it (SPEC 6).
+# Above this factor the model has seen nothing like it (docs/decisions.md#size-and-padding).
 WARN_SCALE = 4.0
 
 
@@ -154,7 +154,8 @@ def restore_picture(
     args: argparse.Namespace,
     progress: Progress | None = None,
 ) -> Picture:
-    """Restore the colours; alpha is resampled on its own, with the colours bled under it first (SPEC 6)."""
+    """Restore the colours; alpha is resampled on its own, with the colours bled under it first
+    (docs/decisions.md#alpha)."""
     rgb, alpha = picture.rgb, picture.alpha
     if alpha is not None:
         rgb = bleed_rgb(rgb, alpha)

@@ -1,4 +1,4 @@
-"""`upscale`: one image or a folder, file properties kept, image by image (SPEC 12)."""
+"""`upscale`: one image or a folder, file properties kept, image by image."""
 
 from __future__ import annotations
 

@@ -92,5 +92,7 @@ class DctCodec:
 
     @property
     def pixel_weights(self) -> torch.Tensor:
-        """(1, 48, 1, 1): std_c**2 / mean(std**2). Latent squared errors times this are pixel errors (SPEC 9)."""
+        """(1, 48, 1, 1): std_c**2 / mean(std**2). Squared errors of a latent times this are squared errors in pixels
+        (docs/decisions.md#loss-space).
+        """
         return self.std**2 / (self.std**2).mean()

@@ -67,7 +67,7 @@ def fix_color(image: torch.Tensor, reference: torch.Tensor, method: str, strengt
 
 
 def apply_strength(resized: torch.Tensor, restored: torch.Tensor | None, strength: float) -> torch.Tensor:
-    """resized + strength * (restored - resized), all (B, 3, H, W) float32; SPEC section 5.
+    """resized + strength * (restored - resized), all (B, 3, H, W) float32 (docs/decisions.md#strength-and-colour).
 
     strength: 0..1; 0 returns `resized` and 1 returns `restored`, themselves, bit for bit. At 0 no model need have
     run: `restored` may be None. Raises InputError for other strengths, unequal shapes or a missing `restored`.

@@ -60,7 +60,7 @@ class QwenArchitecture:
 
     @property
     def block_multiple(self) -> int:
-        """Latent sides must be multiples of this: an even token grid (SPEC 6), see `docs/tour.md`."""
+        """Latent sides must be multiples of this: an even token grid (docs/decisions.md#even-token-grid)."""
         return 2 * self.patch_size
 
     def to_json(self) -> dict[str, Any]:

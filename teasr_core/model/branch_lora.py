@@ -2,7 +2,8 @@
 
 Used alike on diffusers' and ComfyUI's transformer: modules are found by path, never by class, because quantised and
 GGUF layers are not `nn.Linear`. A hook replaces `.forward` on the instance for the length of one call and is removed
-in `finally`: nothing stays on a shared model, and clones of the host's patcher see nothing (HOST 1.4).
+in `finally`: nothing stays on a shared model, and clones of the host's patcher see nothing
+(docs/decisions.md#call-scoped-hooks).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# Linears of a block the adapter may touch (METHOD 3). None on the text stream, img_in or proj_out.
+# Linears of a block that the adapter may touch; it never touches the text stream, img_in or proj_out
+# (docs/decisions.md#condition-branch-lora).
 BLOCK_TARGETS = (
     "attn.to_q",
     "attn.to_k",
@@ -110,7 +112,8 @@ def branch_linear(
     """`forward` of a Linear with the adapter's delta added to the condition rows only.
 
     3-D input (B, N, in): tokens from `num_noise` on. 2-D input (2B, in), the modulation Linear: the second half.
-    The delta is computed first because fp8 Linears may change their input in place (HOST 1.5).
+    The delta is computed first because fp8 Linears may change their input in place
+    (docs/decisions.md#delta-before-the-layer).
     The body reads only its closure: per-layer counters or strings would make torch.compile trace every layer anew.
     """
 

@@ -1,16 +1,16 @@
 """The linear flow between clean (t=0) and noise (t=1) and what the network's output means.
 
-z_t = (1-t) z_0 + t eps, velocity eps - z_0 (METHOD 0). `prediction` names what the network returns:
+z_t = (1-t) z_0 + t eps, velocity eps - z_0. `prediction` names what the network returns:
     velocity     the average velocity from t_cur to t_tar itself (Qwen-Image),
-    lq_residual  F with clean estimate x = F + z_lq; then v = (z_t - x) / t (SPEC 8). A narrow network need not carry
-                 its own noise through, and an untrained one returns the LQ image.
+    lq_residual  F with clean estimate x = F + z_lq; then v = (z_t - x) / t. A narrow network need not carry its own
+                 noise through, and an untrained one returns the LQ image (docs/decisions.md#lq-residual).
 """
 
 from __future__ import annotations
 
 import torch
 
-# Below this time the residual form's division is floored (SPEC 8). With N <= 30 steps sampling never reaches it.
+# Below this time the residual form divides by this time instead (docs/decisions.md#time-floor).
 MIN_TIME = 1 / 64
 
 

@@ -134,7 +134,7 @@ class QwenVelocity:
         def position_forward(img_shapes: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
             noise_shape = img_shapes[0][:1]
             noise_rope, text_rope = embed_positions([noise_shape], **kwargs)  # (N, head_dim/2), (T, head_dim/2)
-            return torch.cat([noise_rope, noise_rope]), text_rope  # shared positions (METHOD 3)
+            return torch.cat([noise_rope, noise_rope]), text_rope  # docs/decisions.md#shared-positions
 
         overrides: list[tuple[torch.nn.Module, Any]] = [
             (model.time_text_embed, time_forward),

@@ -1,4 +1,5 @@
-"""Dual-timestep conditioning: the noise branch carries t_cur, the condition branch t_tar (METHOD 0 and 3).
+"""Dual-timestep conditioning: the noise branch carries t_cur, the condition branch t_tar
+(docs/decisions.md#two-timesteps).
 
 Both hosts already split the modulation by token group when the timestep vector is doubled ([t, 0] for
 Qwen-Image-Edit-2511). DTC puts t_tar where they put 0. Times stay float32 up to the sinusoid: rounding t to bf16

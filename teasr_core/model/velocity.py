@@ -1,4 +1,4 @@
-"""The one contract between samplers and networks (DESIGN: Contracts).
+"""The one contract between samplers and networks (docs/decisions.md#one-velocity).
 
 A sampler knows no network, a network knows no sampler: both know `Velocity`. The trainer, the command line and the
 tests use `qwen.QwenVelocity`; tiles are a `tiling.TiledVelocity` around any velocity.

@@ -1,4 +1,4 @@
-"""Image files for the command line: the front door to reading, writing and listing them (SPEC section 12)."""
+"""Image files for the command line: the front door to reading, writing and listing them."""
 
 from pathlib import Path
 

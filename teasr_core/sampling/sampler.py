@@ -14,7 +14,8 @@ StepCallback = Callable[[int, torch.Tensor], None]
 
 
 def initial_noise(seed: int, channels: int, height: int, width: int) -> torch.Tensor:
-    """One noise field (1, C, H, W) float32 from a 64-bit seed, on the CPU whatever the device (SPEC 10, R23).
+    """One noise field (1, C, H, W) float32 from a 64-bit seed, drawn on the CPU whatever the device
+    (docs/decisions.md#one-noise-field, R23).
 
     It is torch's own stream, so that ComfyUI's RandomNoise gives the same. On a CPU torch takes the low 32 bits of a
     seed: two seeds that differ by a multiple of 2**32 have the same noise, here as in ComfyUI.

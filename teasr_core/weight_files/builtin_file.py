@@ -1,4 +1,5 @@
-"""Files of the built-in model: a base transformer, its codec and, once distilled, its LoRA (SPEC 1).
+"""Files of the built-in model: a base transformer, its codec and, once distilled, its LoRA
+(docs/decisions.md#built-in-files).
 
 Reading a file needs neither diffusers nor ComfyUI: both hosts build their own transformer from `BuiltinFile`.
 """

@@ -1,4 +1,4 @@
-"""TEASR LoRA files: read, check, write (SPEC 2).
+"""TEASR LoRA files: read, check, write (docs/lora_format.md).
 
 Keys carry the prefix `teasr.`, so that a stock LoRA loader reports them as unknown instead of applying the adapter to
 every token. The ordinary prefixes are read too; they are written by `training export --all-tokens-unsafe` alone.
@@ -25,7 +25,8 @@ PREFIX = "teasr."
 ALL_TOKENS_PREFIXES = ("transformer.", "diffusion_model.")  # stock loaders apply these to every token
 READABLE_PREFIXES = (PREFIX, *ALL_TOKENS_PREFIXES)
 PROMPT_KEY = "teasr.prompt_embeds"
-# Small tensors that fp8, GGUF and merged ordinary LoRAs leave alone; together they name the base (SPEC 2).
+# Small tensors that fp8, GGUF and merged ordinary LoRAs leave alone; together they name the base
+# (docs/decisions.md#base-fingerprint).
 FINGERPRINT_KEYS = ("img_in.bias", "txt_in.bias", "proj_out.bias", "transformer_blocks.0.attn.norm_q.weight")
 METADATA_KEYS = ("format", "scope", "positions", "prediction", "rank", "targets", "base", "base_fingerprint")
 
@@ -101,7 +102,7 @@ def check_base(
     state_dict: Mapping[str, torch.Tensor],
     allow_other_base: bool = False,
 ) -> None:
-    """Refuse an adapter that was made for another model (SPEC 2).
+    """Refuse an adapter that was made for another model.
 
     Architecture and prediction must match; the fingerprint may differ with `allow_other_base` (a fine-tuned base).
     `state_dict` needs FINGERPRINT_KEYS only.
@@ -141,7 +142,7 @@ def lora_metadata(
     *, prediction: str, rank: int, targets: Sequence[str], base: str, base_fingerprint: str, step: int,
     config: Mapping[str, Any],
 ) -> dict[str, str]:  # fmt: skip
-    """The string metadata of a LoRA file (SPEC 2)."""
+    """The string metadata of a LoRA file (docs/lora_format.md)."""
     return {
         "teasr.format": "1",
         "teasr.scope": "condition",

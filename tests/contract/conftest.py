@@ -105,7 +105,7 @@ class Sampler:
         self.host = host
 
     def noise(self, z_lq: torch.Tensor, seed: int) -> torch.Tensor:
-        """The one field (1, C, H, W) of a seed: torch's own stream (SPEC 10)."""
+        """The one field (1, C, H, W) of a seed: torch's own stream (docs/decisions.md#one-noise-field)."""
         return torch.randn(1, *z_lq.shape[1:], generator=torch.Generator("cpu").manual_seed(seed))
 
     def __call__(

@@ -26,7 +26,8 @@ class PlainQwen:
     Args:
         state: the transformer's tensors by name, dequantised. lora: `{path}.lora_A.weight` (r, in) and
             `{path}.lora_B.weight` (out, r), added to condition tokens at `strength`.
-        cond_frame: frame index of the condition tokens' positions; 0 shares the noise tokens' positions (METHOD 3).
+        cond_frame: frame index of the condition tokens' positions; 0 shares the noise tokens' positions
+            (docs/decisions.md#shared-positions).
     """
 
     def __init__(self, state, lora=None, strength=1.0, cond_frame=0):

@@ -8,7 +8,7 @@ import functools
 import pytest
 import torch
 
-TOLERANCE = 1e-5  # relative: max |difference| / max |reference|, float32 (SPEC 8)
+TOLERANCE = 1e-5  # relative: max |difference| / max |reference|, float32; docs/decisions.md#tolerance-between-hosts
 
 GRIDS = [(2, 2), (4, 6), (10, 4)]  # tokens, even in both directions
 TIMES = [(1.0, 0.0), (1.0, 0.5), (0.5, 0.5), (0.37, 0.1), (1 / 30, 0.0), (0.6, -0.6), (0.05, -0.05)]

@@ -1,4 +1,4 @@
-"""Image in, restored image out: exact geometry, no model at strength 0, no silent bad image (R3, R5, R6, SPEC 5, 6)."""
+"""Image in, restored image out: exact geometry, no model at strength 0, no silent bad image (R3, R5, R6)."""
 
 import dataclasses
 import itertools

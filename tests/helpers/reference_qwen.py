@@ -1,4 +1,4 @@
-"""The dual-branch Qwen-Image transformer as plain tensor algebra in float64, from METHOD 0 and 3.
+"""The dual-branch Qwen-Image transformer as plain tensor algebra in float64.
 
 Independent of diffusers, ComfyUI and our hooks: noise, condition and text tokens are three tensors, the adapter is
 merged into the condition branch's own copy of each weight, positions are angles. Only the sinusoid of the times is

@@ -221,7 +221,7 @@ def test_a_bypassed_layer_is_noticed(call, host, lora_model, builtin):
 
 
 def test_residual_prediction_adds_the_lq_latent_without_a_division(call, builtin, host):
-    """SPEC 8: denoised = F + z_lq exactly; with proj_out zeroed the denoised image is the LQ latent itself."""
+    """denoised = F + z_lq exactly; with proj_out zeroed the denoised image is the LQ latent itself."""
     transformer = builtin.model.model.diffusion_model
     transformer.proj_out.weight.zero_()
     transformer.proj_out.bias.zero_()

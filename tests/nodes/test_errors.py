@@ -1,4 +1,4 @@
-"""One clear sentence each: what was found, what was expected, which wire to move (R3, R4, STYLE 8)."""
+"""One clear sentence each: what was found, what was expected, which wire to move (R3, R4)."""
 
 import pytest
 import torch
@@ -198,7 +198,7 @@ def test_a_lora_for_another_model(host, errors, builtin, qwen, write_lora):
 
 
 def test_a_file_without_prompt_blocks_only_its_conditioning(host, qwen, write_lora):
-    """SPEC 3: it raises where that output is wired; the MODEL output is good."""
+    """It raises where that output is wired; the MODEL output is good."""
     from comfy_execution.graph_utils import ExecutionBlocker
 
     name = write_lora(qwen, "promptless.safetensors", use_prompt=False)

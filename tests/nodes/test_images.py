@@ -62,7 +62,7 @@ def test_condition_goes_through_the_encoder_and_the_vae_does_not(host, builtin, 
 
 
 def test_latent_format_normalises_once_and_previews_in_colour(host, builtin, assets):
-    """SPEC 7: raw coefficients outside, (x - mean) / std inside; a flat colour previews as that colour."""
+    """Raw coefficients outside, (x - mean) / std inside; a flat colour previews as that colour."""
     codec = host.pack("teasr_core.weight_files.builtin_file").shipped_base().codec
     image = torch.rand(1, 3, 16, 16)
     raw = builtin.vae.encode(image.movedim(1, -1))

@@ -1,4 +1,4 @@
-"""TEASRLoadBuiltin: base, hooks, and the shipped LoRA once there is one (SPEC 1)."""
+"""TEASRLoadBuiltin: base, hooks, and the shipped LoRA once there is one."""
 
 import pytest
 import torch

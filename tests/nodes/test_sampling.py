@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-TOLERANCE = 1e-5  # relative to the largest value (SPEC 8)
+TOLERANCE = 1e-5  # relative to the largest value (docs/decisions.md#tolerance-between-hosts)
 
 
 def relative(a, b):
@@ -200,7 +200,7 @@ def test_negative_adds_guidance(builtin, condition, photo, sample):
 
 
 def test_global_rng_and_inputs_are_untouched(host, builtin, condition, photo, sample):
-    """R6, SPEC 10."""
+    """R6, docs/decisions.md#one-noise-field."""
     torch.manual_seed(123)
     state = torch.get_rng_state()
     before = photo.clone()

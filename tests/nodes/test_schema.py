@@ -1,4 +1,4 @@
-"""What is permanent: node ids, inputs, outputs and defaults (SPEC 4, R25), and what every node owes its user (R30)."""
+"""What is permanent: node ids, inputs, outputs and defaults (R25), and what every node owes its user (R30)."""
 
 import inspect
 import json

@@ -52,7 +52,7 @@ def test_nothing_wired_is_the_built_in_model(executor):
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_moving_steps_reruns_the_sampler_only(executor, cache):
-    """R12, DESIGN: no loading, no resize, no encode; the schedule, the sampler and what follows it."""
+    """R12: no loading, no resize, no encode; the schedule, the sampler and what follows it."""
     run = executor(cache)
     first = run(upscale_prompt(builtin=False, steps=1))
     assert run.ran.count("TEASRLoadBuiltin") == run.ran.count("TEASRCondition") == 1
@@ -77,7 +77,7 @@ def test_moving_steps_reruns_the_sampler_only(executor, cache):
 
 
 def test_strength_0_runs_no_model_and_is_the_plain_resize(host, builtin, executor, photo):
-    """SPEC 5."""
+    """docs/decisions.md#strength-and-colour"""
     run = executor()
     got = run(upscale_prompt(builtin=False, strength=0.0))
     assert not {"TEASRLoadBuiltin", "TEASRCondition", "TEASRSampler", "TEASRUpscaleDecode"} & set(run.ran)
@@ -115,7 +115,7 @@ def test_a_list_of_mixed_sizes(executor):
 
 
 def test_a_lora_without_prompt_fails_only_where_its_conditioning_is_wired(executor, builtin, write_lora):
-    """SPEC 3, through the host: the MODEL output works; the other raises one sentence."""
+    """Through the host: the MODEL output works; the other raises one sentence."""
     run = executor()
     name = write_lora(builtin.model, "promptless.safetensors", use_prompt=False)
     prompt = upscale_prompt()

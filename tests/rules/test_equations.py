@@ -1,4 +1,4 @@
-"""docs/equations.md and the docstrings name the same functions for the same equations (STYLE 6)."""
+"""docs/equations.md and the docstrings name the same functions for the same equations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports flow one way, nodes -> teasr_core <- training, and files stay short (STYLE 1 and 2, R1, R2).
+"""Imports flow one way, nodes -> teasr_core <- training, and files stay short (R1, R2).
 
 Every rule is read from the source with `ast` and shown to bite on a planted fault.
 """

@@ -1,7 +1,7 @@
 """The three arms of Table 3, trained or taken up where they were: baseline, +DTC, +DTC+TAR.
 
 Each arm distils a base that was pretrained with its own `dtc`, same seed and steps: a frozen base trained with DTC
-would make "+DTC" win by construction (SPEC 9). The two arms with DTC share theirs.
+would make "+DTC" win by construction (docs/decisions.md#ablation-bases). The two arms with DTC share theirs.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def bench_settings(
         raise ConfigError('adapter.trainable is "all": bench measures the training of a LoRA, set it to "lora"')
     base = shipped_base() if is_builtin else None
     found = resized(QWEN_IMAGE if base is None else base.architecture, layers, heads, width)
-    multiple = 16 if is_builtin else 32  # an even token grid (SPEC 6)
+    multiple = 16 if is_builtin else 32  # docs/decisions.md#even-token-grid
     if config.train.crop_px % multiple:
         raise ConfigError(f"train.crop_px is {config.train.crop_px}: {architecture} takes multiples of {multiple}")
     return BenchSettings(

@@ -1,4 +1,4 @@
-"""`cache-prompt`: the prompt embedding of Qwen-Image as a small file (SPEC 12)."""
+"""`cache-prompt`: the prompt embedding of Qwen-Image as a small file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command line: `python -m training pretrain | distill | export | eval | ...` (SPEC 12)."""
+"""Command line: `python -m training pretrain | distill | export | eval | ...`."""
 
 from __future__ import annotations
 

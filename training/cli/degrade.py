@@ -1,4 +1,4 @@
-"""`degrade`: make LR/HR pairs of photographs (SPEC 12)."""
+"""`degrade`: make LR/HR pairs of photographs."""
 
 from __future__ import annotations
 

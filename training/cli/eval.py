@@ -1,4 +1,4 @@
-"""`eval`: compare models on photographs, in tables, scores, a plot and picture grids (SPEC 13)."""
+"""`eval`: compare models on photographs, in tables, scores, a plot and picture grids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 def add_parser(commands: Any) -> None:
     """Add `eval` to the subparsers `commands`."""
-    parser = commands.add_parser("eval", help="tables, plot and picture grids of models on photographs (SPEC 13)")
+    parser = commands.add_parser("eval", help="tables, plot and picture grids of models on photographs")
     parser.add_argument(
         "photographs", type=Path, metavar="PHOTOGRAPHS",
         help="folder of the committed list's photographs, or one with test_LR and test_HR, or with LR and HR",

@@ -35,7 +35,7 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    trainable: str = "lora"  # lora | all (every weight of a small base, no adapter: SPEC 9)
+    trainable: str = "lora"  # lora | all (every weight of a small base, and no adapter)
     rank: int = 32
     alpha: float = 32.0
     targets: tuple[str, ...] = BLOCK_TARGETS
@@ -45,7 +45,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """The paper's Table 3. `dtc` must say what the base was trained with (SPEC 9)."""
+    """The paper's Table 3. `dtc` must say what the base was trained with (docs/decisions.md#ablation-bases)."""
 
     dtc: bool = True  # False: one fused time for both branches
     tar: bool = True  # False: w(s) = 1
@@ -53,7 +53,7 @@ class AblationConfig:
 
 @dataclass(frozen=True)
 class DistillLossConfig:
-    loss_space: str = "latent"  # pixel | latent (SPEC 9)
+    loss_space: str = "latent"  # pixel | latent; docs/decisions.md#loss-space
     perceptual: str = "none"  # none | lpips-alex | lpips-vgg | lpips-squeeze
     perceptual_backbone: str = ""  # local file with the ImageNet features of that network (lpips_metric.py)
     perceptual_windows: bool = False  # LPIPS at random offsets: no lattice along the tokens (losses.perceptual_window)

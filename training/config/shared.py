@@ -41,7 +41,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    loss_space: str = "pixel"  # pixel | latent (SPEC 9)
+    loss_space: str = "pixel"  # pixel | latent; docs/decisions.md#loss-space
     perceptual: str = "none"  # none | lpips-squeeze | lpips-alex | lpips-vgg
     perceptual_backbone: str = ""  # local file with the ImageNet features of that network (lpips_metric.py)
 

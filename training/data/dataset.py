@@ -2,8 +2,8 @@
 
 A region a little larger than the crop is cut, jittered in scale, flipped and turned, degraded, brought back to its
 size with the same Lanczos the restorer uses, and only then cropped at a random offset: so the borders are real
-content and the LQ pixel grid falls at every phase of the token grid (SPEC 13). Ready pairs are cut, flipped, turned
-and enlarged alike, but neither jittered nor degraded.
+content and the LQ pixel grid falls at every phase of the token grid (docs/decisions.md#evaluation-protocol). Ready
+pairs are cut, flipped, turned and enlarged alike, but neither jittered nor degraded.
 """
 
 from __future__ import annotations

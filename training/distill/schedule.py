@@ -1,4 +1,4 @@
-"""What changes over a distillation run: the learning rate and the weights of the losses (METHOD 1)."""
+"""What changes over a distillation run: the learning rate and the loss weights (docs/decisions.md#rectification)."""
 
 from __future__ import annotations
 

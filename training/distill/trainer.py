@@ -1,4 +1,4 @@
-"""`distill`: train the condition-branch LoRA of a frozen base by SAD + TAR (METHOD 1, 2).
+"""`distill`: train the condition-branch LoRA of a frozen base by SAD + TAR.
 
 Micro-step m of a run takes samples [m B, (m+1) B) and draws its times and noises from (seed, m), whichever process
 runs it: so N processes with accumulation A do what one process does with accumulation N A, and a run resumes exactly.

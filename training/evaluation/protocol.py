@@ -1,4 +1,6 @@
-"""The fixed protocol on held-out photographs (SPEC 13): the pairs, the means of each half, the table of the splits.
+"""The fixed protocol on held-out photographs: the pairs, the means of each half, the table of the splits.
+
+See docs/decisions.md#evaluation-protocol.
 
 Tune on the first 12 pictures; report the other 12 and all of them apart. Many steps are slow, so more than
 `FEW_PICTURES_FROM` steps run on the first 8 only, and every method is also reported on those 8.

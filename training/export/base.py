@@ -1,4 +1,4 @@
-"""`export`: the weights of a whole small model as a base file of the built-in model (SPEC 1).
+"""`export`: the weights of a whole small model as a base file of the built-in model (docs/decisions.md#built-in-files).
 
 From a pretraining run, or from a distillation with `adapter.trainable = "all"`.
 """

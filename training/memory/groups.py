@@ -1,4 +1,4 @@
-"""Which part of the transformer a weight belongs to, and how a plan treats each part (METHOD 3 and 5).
+"""Which part of the transformer a weight belongs to, and how a plan treats each (docs/decisions.md#memory-by-group).
 
     image_stream   attention and MLP of the image tokens: all the work of a forward
     text_stream    the same for the few prompt tokens

@@ -1,4 +1,4 @@
-"""Which plan fits a card: `plan` walks METHOD 5's table from the fastest to the smallest and takes the first that fits.
+"""Which plan fits a card: `plan` tries a table of plans, the fastest first, and takes the first that fits.
 
 Arithmetic from shapes (`costs`), before anything is loaded. What it cannot know is an allowance: the CUDA context,
 workspaces of cuBLAS and cuDNN, and the allocator's fragmentation.
@@ -82,7 +82,7 @@ class MemoryPlan:
 
 _RESIDENT, _FP8 = GroupPlan(), GroupPlan("fp8")
 _STREAMED, _SWEPT = GroupPlan("fp8", "streamed"), GroupPlan("bf16", "swept")
-# METHOD 5, then a smaller one: (image stream, text stream, modulation), optimiser, dtype of the decode
+# From the fastest to the smallest: (image stream, text stream, modulation), optimiser, dtype of the decode
 LADDER: tuple[tuple[tuple[GroupPlan, GroupPlan, GroupPlan], str, str], ...] = (
     ((_RESIDENT, _RESIDENT, _RESIDENT), "adamw", "fp32"),  # 80 GB
     ((_RESIDENT, _FP8, _FP8), "adamw-8bit", "bf16"),  # 48 GB
@@ -115,7 +115,7 @@ def plan(
         resolution_px: side of the training crop.
         budget_gb: GiB, or "auto": what is free on the current CUDA device; without one there is no limit.
         layout: of the step (`objective.LAYOUTS`). optimiser: a key of `costs.OPTIMISERS`, or "auto".
-        config: what the user has fixed. use_autocast: as the presets and METHOD 4 train.
+        config: what the user has fixed. use_autocast: as the presets train.
 
     Raises InputError, naming the smallest plan and what it takes, when nothing fits; ConfigError for an unknown name.
     """

@@ -1,7 +1,7 @@
 """Decoding with a gradient through diffusers' `AutoencoderKLQwenImage`, one checkpoint per up-block.
 
 A single frame needs none of the decoder's caches between frames, so the decoder is called without them; nor is the
-result clamped, which would cut the gradient of the pixel loss (METHOD 1, Eq. 12).
+result clamped, which would cut the gradient of the pixel loss (docs/decisions.md#unclamped-decode).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""All random times and noises of one micro-step, drawn before it starts (METHOD 2): the modulation can be swept for
-them, and a resumed run repeats them."""
+"""All random times and noises of one micro-step. They are drawn before it starts, so that the modulation can be
+computed for all of them at once and a resumed run repeats them (docs/decisions.md#one-graph-at-a-time)."""
 
 from __future__ import annotations
 

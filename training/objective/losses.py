@@ -1,6 +1,7 @@
-"""One pure function per equation. All are mean squared errors in float32 (METHOD 1).
+"""One pure function per equation. All are mean squared errors in float32.
 
-The paper prints un-squared norms; their gradient of Eq. 11 is Delta/|Delta|, in which the weight of Eq. 14 cancels.
+The paper prints norms that are not squared. With them the weight of Eq. 14 would cancel in the gradient of Eq. 11
+(docs/decisions.md#squared-errors).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import torch
 from teasr_core.model.flow import MIN_TIME, broadcast_time, interpolate, velocity_from_output
 from teasr_core.model.velocity import Velocity
 
-# Errors of the clean estimate count in full from this time up; below, a velocity would blow them up (SPEC 8).
+# Errors of the clean estimate count in full from this time up; below, the division by t
+# would make them too large (docs/decisions.md#times-of-the-losses).
 FULL_WEIGHT_TIME = 0.1
-MAX_DIFFERENCE = 1.0  # of Delta, before its weight (METHOD 1)
+MAX_DIFFERENCE = 1.0  # of Delta, before its weight (docs/decisions.md#rectification)
 MAX_RECTIFICATION = 10.0  # of w(s)
 MAX_OFFSET = 7  # of a perceptual window, in pixels: every phase of the built-in model's tokens
 
@@ -31,7 +33,7 @@ def weighted_mse(prediction: torch.Tensor, target: torch.Tensor, weight: torch.T
 
 
 def residual_time_weight(t: torch.Tensor) -> torch.Tensor:
-    """max(t, 0.1)**2 (B,): what the `lq_residual` prediction multiplies squared velocity errors by (SPEC 8)."""
+    """max(t, 0.1)**2 (B,): what the `lq_residual` prediction multiplies squared velocity errors by."""
     return t.clamp_min(FULL_WEIGHT_TIME) ** 2
 
 
@@ -80,7 +82,8 @@ def velocity_loss(
 ) -> torch.Tensor:
     """Squared error of the velocity that `output` means against `target`, (B, C, H, W) -> scalar. Eq. 4, 5, 8
 
-    For `lq_residual` it carries max(t, 0.1)**2; channel_weight (1, C, 1, 1) chooses latent or pixel space (SPEC 9).
+    For `lq_residual` it carries max(t, 0.1)**2; channel_weight (1, C, 1, 1) chooses latent or pixel space
+    (docs/decisions.md#loss-space).
     """
     v = velocity_from_output(prediction, output, z_t, z_lq, t)  # (B, C, H, W)
     weight = channel_weight
@@ -109,7 +112,7 @@ def score_difference(real: torch.Tensor, fake: torch.Tensor, prediction: str) ->
     """How the fake trajectory differs from the real one at z_s, float32 (B, C, H, W). Eq. 9, 10
 
     Takes the raw network outputs at target times +s (real) and -s (fake) for the same z_s.
-    velocity: Delta = v(-s) - v(+s).  lq_residual: Delta_x = x(+s) - x(-s) = s Delta (SPEC 8).
+    velocity: Delta = v(-s) - v(+s).  lq_residual: Delta_x = x(+s) - x(-s) = s Delta (docs/decisions.md#rectification).
     """
     real, fake = float32_or_wider(real), float32_or_wider(fake)
     return fake - real if prediction == "velocity" else real - fake
@@ -138,8 +141,8 @@ def rectification_loss(
 ) -> torch.Tensor:
     """Squared distance of the raw one-step output (B, C, H, W) to `rectification_target`; w (B,). Eq. 11
 
-    Its gradient is proportional to w Delta: with the paper's un-squared norm, w would cancel (METHOD 1). In x-space
-    (lq_residual) output and clean estimate differ by z_lq, which cancels.
+    Its gradient is proportional to w Delta (docs/decisions.md#squared-errors). For `lq_residual`, the output and the
+    clean estimate differ by z_lq, which cancels.
     """
     return weighted_mse(output, rectification_target(output, delta, w, prediction), channel_weight)
 

@@ -56,7 +56,7 @@ class Lpips(torch.nn.Module):
 
 
 class LpipsSqueeze(Lpips):
-    """LPIPS-squeeze, the figure of the evaluation (SPEC 13)."""
+    """LPIPS-squeeze, the LPIPS that the evaluation reports."""
 
     def __init__(self, backbone_path: str | Path) -> None:
         super().__init__("squeeze", backbone_path)

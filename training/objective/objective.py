@@ -1,4 +1,4 @@
-"""SAD + TAR: the losses of one micro-step and their gradients, one graph at a time (METHOD 1, 2).
+"""SAD + TAR: the losses of one micro-step and their gradients (docs/decisions.md#one-graph-at-a-time).
 
 A sample costs 8 transformer rows, 4 of them with a gradient:
     flow      1 with gradient      the real trajectory, t_tar = t
@@ -77,7 +77,7 @@ class Objective:
         velocity: network and adapter; gradients go to whatever of them requires one.
         codec: decodes the one-step result for the data loss; differentiable.
         perceptual: LPIPS or None. use_windows: it sees `losses.perceptual_window`, drawn anew each time.
-        loss_space: "pixel" weighs latent errors as pixel errors (SPEC 9, needs the codec's `pixel_weights`), "latent".
+        loss_space: "pixel" weighs latent errors as pixel errors (it needs the codec's `pixel_weights`), "latent".
         use_tar: False sets w(s) = 1 (ablation).
         w_max: cap of w(s).
         boundary_time: of `losses.with_boundary` in L_cons.

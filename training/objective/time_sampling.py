@@ -1,4 +1,4 @@
-"""Random times of the losses (METHOD 1, SPEC 8). All float32 (B,), from an explicit generator."""
+"""Random times of the losses, float32 (B,), from an explicit generator (docs/decisions.md#times-of-the-losses)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pretrain`: train every weight of a small any-step restorer from scratch (SPEC 8, 9).
+"""`pretrain`: train every weight of a small any-step restorer from scratch (docs/decisions.md#order-of-the-losses).
 
 One batch, one forward: the role of a row decides its times and its target.
     data rows  (t, t_tar) = (1, 0), pure noise; the one-step result is compared with the photograph (Eq. 6, 12, 13).

@@ -1,4 +1,4 @@
-"""The command line on a tiny model: every file kind and size option, and refusals in one line (SPEC 12)."""
+"""The command line on a tiny model: every file kind and size option, and refusals in one line."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""LoRA files: written and read whole, every other file refused in one line that names it (SPEC 2, R4)."""
+"""LoRA files: written and read whole, every other file refused in one line that names it (R4)."""
 
 import json
 

@@ -79,7 +79,7 @@ def gradients(of: QwenVelocity) -> dict[str, torch.Tensor]:
 def joint_losses(
     of: QwenVelocity, batch: Batch, draws: Draws, loss_space: str, perceptual: Perceptual, w_max: float
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """The raw losses, written from METHOD 1 and SPEC 8-9 without the trainer's functions."""
+    """The raw losses, written from the equations without the trainer's functions."""
     codec, z_0, z_lq = tiny.codec(), batch.z_0, batch.z_lq
     residual = of.prediction == "lq_residual"
     channel = (codec.std**2 / (codec.std**2).mean()).double() if loss_space == "pixel" else torch.tensor(1.0)

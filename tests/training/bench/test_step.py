@@ -213,7 +213,7 @@ def test_a_step_takes_the_floor_and_little_more(checkpointing):
 
 
 def test_the_20b_is_that_of_the_method():
-    """METHOD 5: 31.8 TFLOP a forward, 16 forwards a step with checkpointing."""
+    """31.8 TFLOP a forward, 16 forwards a step with checkpointing (docs/decisions.md#memory-by-group)."""
     found = bench_settings(None, ["memory.checkpointing=all"], architecture="qwen-image")
     assert found.architecture == QWEN_IMAGE and found.config.adapter.rank == 128
     assert forward_flop(found.problem) / 1e12 == pytest.approx(31.8, rel=0.03)

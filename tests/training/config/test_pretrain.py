@@ -247,7 +247,7 @@ def test_a_residual_base_is_held_to_the_photographs_and_a_velocity_is_the_papers
 
 @pytest.mark.parametrize("name", ["h200", "a100-80"])
 def test_the_papers_settings_are_the_papers(name):
-    """METHOD 4: batch 1, accumulation 2 on each of two cards; AdamW, 5e-5, rank 128, 47k steps of 512 px."""
+    """The paper's: batch 1, accumulation 2 on each of two cards; AdamW, 5e-5, rank 128, 47k steps of 512 px."""
     path = CONFIGS / "distill" / f"{name}.toml"
     assert "the paper's settings" in path.read_text(encoding="utf-8")
     config = load_distill_config(path)

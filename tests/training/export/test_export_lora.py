@@ -1,4 +1,4 @@
-"""Export of a LoRA: the file that SPEC 2 describes, from checkpoints and from LoRA files, by function and command."""
+"""Export of a LoRA as docs/lora_format.md describes it, from checkpoints and LoRA files, by function and command."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The trainable adapter: what it starts as, which layers it has, how alpha scales it, whom it touches (METHOD 3)."""
+"""The trainable adapter: what it starts as, which layers it has, how alpha scales it, whom it touches."""
 
 import math
 

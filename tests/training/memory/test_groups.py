@@ -1,4 +1,4 @@
-"""Every weight has one group, and the 20B has the thirds of METHOD 3."""
+"""Every weight has one group, and the 20B falls into three thirds (docs/decisions.md#memory-by-group)."""
 
 from collections import Counter
 

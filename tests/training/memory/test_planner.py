@@ -47,7 +47,7 @@ def test_the_20b_gets_the_rows_of_the_method(card, wanted, least, most):
 
 
 def test_the_parts_are_those_of_the_method():
-    """METHOD 5, GiB to a tenth or so; its LoRA has 590 M parameters, the real one 584 M."""
+    """GiB to a tenth or so; its LoRA has 590 M parameters, the real one 584 M."""
     large, small = plan_20b(80), plan_20b(16)
     for group in ("image stream", "text stream", "modulation"):
         assert round(line(large, group), 1) == 12.7

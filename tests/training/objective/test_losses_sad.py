@@ -86,7 +86,7 @@ def test_the_velocity_difference_is_fake_minus_real():
 
 
 def test_the_residual_difference_is_s_times_that_of_velocities():
-    """Delta_x = x(+s) - x(-s) = s (v(-s) - v(+s)): z_lq and z_s cancel (SPEC 8)."""
+    """Delta_x = x(+s) - x(-s) = s (v(-s) - v(+s)): z_lq and z_s cancel (docs/decisions.md#rectification)."""
     real, fake, z_s, z_lq = fields(4)
     s = column(0.02, 0.4, 0.98)
     v_real, v_fake = (velocity_from_output("lq_residual", output, z_s, z_lq, s) for output in (real, fake))
@@ -132,7 +132,7 @@ def test_the_weight_falls_and_has_the_mean_that_was_reckoned():
     s = torch.linspace(*time_sampling.FAKE_TIMES, 100_001, dtype=torch.float64)
     w = rectification_weight(s)
     assert bool((w[1:] <= w[:-1]).all())
-    assert float(w.mean()) == pytest.approx(1.86, abs=0.01)  # METHOD 1
+    assert float(w.mean()) == pytest.approx(1.86, abs=0.01)  # docs/decisions.md#rectification
 
 
 # Eq. 11: the pull

@@ -1,4 +1,4 @@
-"""LPIPS of all three networks: the package's own figure, from a local file, and never from a network (SPEC 9, R26)."""
+"""LPIPS of all three networks: the package's own value, from a local file, and never from a network (R26)."""
 
 import socket
 import urllib.request

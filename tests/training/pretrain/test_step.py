@@ -295,7 +295,7 @@ def test_an_existing_file_is_replaced_only_when_asked(config, tmp_path, capsys):
 
 
 def test_a_base_of_any_size_is_exported(tmp_path):
-    """48 MB is what the repository gives the shipped files (SPEC 1), no limit of anybody's own model."""
+    """48 MB is the limit of the shipped files (docs/decisions.md#built-in-files), not of a user's own model."""
     model = dataclasses.replace(MODEL, encoder_blocks=25, encoder_width=256)  # 56 MiB in bf16
     untrained = PretrainModel(model, seed=0)
     codec, config = tiny.codec(), to_mapping(PretrainConfig(model=model))

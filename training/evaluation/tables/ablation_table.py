@@ -1,6 +1,7 @@
 """The paper's Table 3: what DTC and TAR each add, at one step and at several, with the patch grid's peak.
 
-Pure: result sets in, Markdown out. Each arm trains a base of its own with its own `dtc` (SPEC 9).
+Pure: result sets in, Markdown out. Each arm trains a base of its own with its own `dtc`
+(docs/decisions.md#ablation-bases).
 """
 
 from __future__ import annotations
