@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from teasr_core.image.labelled_sheet import Cell, comparison_grid  # noqa: E402
+from teasr_core.image.levels import to_levels  # noqa: E402
 from teasr_core.image.resize import resize  # noqa: E402
 from teasr_core.image.target_size import TargetSize  # noqa: E402
 from teasr_core.restore import RestoreOptions  # noqa: E402
@@ -154,7 +155,7 @@ PICTURES: dict[Path, tuple[int, Callable[[Studio], torch.Tensor]]] = {
 
 def save(image: torch.Tensor, path: Path, max_bytes: int) -> None:
     """As JPEG, of the best of QUALITIES that fits `max_bytes`; SystemExit when none does."""
-    pixels = (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    pixels = to_levels(image[0]).permute(1, 2, 0).numpy()
     for quality in QUALITIES:
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)

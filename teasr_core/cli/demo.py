@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
+from ..image.levels import to_levels
 from ..image.resize import resize
 from ..image.target_size import TargetSize
 from ..picture_files.find import Picture, check_output, save_picture
@@ -65,7 +66,7 @@ def labelled_row(panels: list[tuple[str, torch.Tensor]]) -> torch.Tensor:
     row = torch.cat([image for _, image in panels], dim=3)[0]
     height, width = row.shape[1:]
     canvas = Image.new("RGB", (width, height + LABEL_PX), "white")
-    canvas.paste(Image.fromarray((row.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()), (0, LABEL_PX))
+    canvas.paste(Image.fromarray(to_levels(row).permute(1, 2, 0).numpy()), (0, LABEL_PX))
     draw, step = ImageDraw.Draw(canvas), width // len(panels)
     for index, (label, _) in enumerate(panels):
         draw.text((index * step + 6, 4), label, fill="black", font=ImageFont.load_default(size=14))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
+from .levels import to_levels
 
 GAP_PX, TEXT_PX, FONT_PX = 6, 20, 14
 MARGIN_PX = 4  # left of a text
@@ -53,7 +54,7 @@ def comparison_grid(rows: Sequence[Sequence[Cell]]) -> torch.Tensor:
 
 def sheet_pixels(image: torch.Tensor) -> torch.Tensor:
     """(1, 3, H, W) float in [0, 1] to uint8 on the CPU, in memory of its own: what of a picture a sheet needs."""
-    return image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255 + 0.5).floor().byte().cpu()
+    return image if image.dtype == torch.uint8 else to_levels(image).cpu()
 
 
 def _width(cell: Cell, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:

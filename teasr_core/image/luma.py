@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from .levels import to_levels
 from .resize import check_image
 
 
@@ -51,5 +52,5 @@ def mean_gradient(image: torch.Tensor) -> float:
     check_image(image, "image", channels=3)
     if min(image.shape[-2:]) < 2:
         return 0.0
-    pixels = (image.clamp(0, 1) * 255 + 0.5).floor().byte().permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
+    pixels = to_levels(image).permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
     return float(np.mean([gradient_map(picture) for picture in pixels]))

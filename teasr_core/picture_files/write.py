@@ -9,6 +9,7 @@ import torch
 from PIL import ExifTags, Image
 
 from ..errors import InputError, OutputError
+from ..image.levels import to_levels
 from ..memory import is_out_of_memory
 from ..whole_file import write_whole
 from .picture import Picture
@@ -126,12 +127,9 @@ def _quantize(picture: Picture, as_grey: bool, depth: int) -> np.ndarray:
         # A network colours a grey picture a little; its luma (BT.601) is what the grey file keeps.
         rgb = (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2])[None]  # (1, H, W)
     planes = rgb if picture.alpha is None else torch.cat((rgb, picture.alpha[0]))  # (C, H, W)
-    values = planes.detach().cpu().numpy()
-    if not np.isfinite(values).all():
+    if not planes.isfinite().all():
         raise OutputError("the picture has NaN or infinite pixels; expected numbers; run again in fp32")
-    top = np.float32(2**depth - 1)
-    steps = np.floor(np.clip(values, 0.0, 1.0) * top + np.float32(0.5))  # (C, H, W)
-    return np.ascontiguousarray(steps.transpose(1, 2, 0).astype(np.uint8 if depth == 8 else np.uint16))
+    return np.ascontiguousarray(to_levels(planes, depth).cpu().permute(1, 2, 0).numpy())
 
 
 def _exif_for(picture: Picture, with_dpi: bool) -> bytes | None:

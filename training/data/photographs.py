@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from teasr_core.errors import InputError
+from teasr_core.image.levels import to_levels
 from teasr_core.picture_files.find import load_picture
 
 PHOTO_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
@@ -196,5 +197,4 @@ def _is_whole(path: Path) -> bool:
 
 def read_rgb(path: Path) -> np.ndarray:
     """(H, W, 3) uint8, upright; 16 bit is rounded to 8, alpha dropped. Errors as `load_picture`."""
-    rgb = load_picture(path).rgb[0].permute(1, 2, 0).numpy()  # (H, W, 3)
-    return np.rint(rgb * 255.0).astype(np.uint8)
+    return np.ascontiguousarray(to_levels(load_picture(path).rgb[0]).permute(1, 2, 0).numpy())

@@ -20,6 +20,7 @@ import torch
 
 from teasr_core.device import DTYPES
 from teasr_core.errors import InputError, ModelFileError
+from teasr_core.image.levels import to_levels
 from teasr_core.image.target_size import TargetSize
 from teasr_core.restore import RestoreOptions, tile_in_latent
 from teasr_core.restorer import Restorer
@@ -83,7 +84,7 @@ class EvalModel:
             image = torch.tensor(lr).permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
             options = RestoreOptions(size, color_fix=settings.color_fix)
             out = restorer.restore(image, options, manual_plan(steps), settings.seed, tile_px=settings.tile_px)
-            return np.ascontiguousarray((out[0] * 255).round().byte().permute(1, 2, 0).numpy())  # (H, W, 3)
+            return np.ascontiguousarray(to_levels(out[0]).permute(1, 2, 0).numpy())  # (H, W, 3)
 
         return restore
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from teasr_core.codec.protocol import Codec, encode_condition
 from teasr_core.errors import InputError
+from teasr_core.image.levels import to_levels
 from teasr_core.image.resize import resize
 from teasr_core.image.target_size import TargetSize
 from teasr_core.model.qwen_velocity import QwenVelocity
@@ -60,7 +61,7 @@ def write_preview(
             latents = [sample(velocity, noise, z_lq, linear_taus(n)) for n in STEPS]
         results = [codec.decode(z.float()).detach().cpu() for z in latents]
         rows.append(torch.cat([image, *results, _tensor(hq)], dim=3))
-    grid = torch.cat(rows, dim=2)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    grid = to_levels(torch.cat(rows, dim=2)[0]).permute(1, 2, 0).numpy()  # (H, W, 3)
     Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), Image.Resampling.NEAREST).save(
         path, quality=92
     )
