@@ -1,11 +1,12 @@
-"""Writes docs/real_photographs.md and its pictures from an evaluation of real low-quality photographs.
+"""Writes the table of docs/results/real_photographs.md and its pictures from an evaluation of real photographs.
 
     python -m training eval REAL_LQ OUT --scale 2 --steps 1 --model built-in=builtin --color-fix wavelet \\
         --niqe-params F --save-pictures
     python scripts/make_real_page.py OUT
 
-Each photograph is shown as one detail, resized by Lanczos and restored, pixel for pixel. Run it again, with a new OUT,
-when the built-in model changes. Who took the photographs: docs/pictures/CREDITS.md.
+Each photograph is shown as one detail, resized by Lanczos and restored, pixel for pixel. The text above `MARK` in the
+page is kept; it is written by hand. Run the script again, with a new OUT, when the built-in model changes. Who took the
+photographs: docs/pictures/CREDITS.md.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from scripts.make_pictures import save, to_tensor  # noqa: E402 (the packages ne
 from teasr_core.image.labelled_sheet import Cell, comparison_grid  # noqa: E402
 from teasr_core.sampling.schedule import steps_text  # noqa: E402
 
-PAGE, PICTURES = ROOT / "docs" / "real_photographs.md", ROOT / "docs" / "pictures"
+PAGE, PICTURES = ROOT / "docs" / "results" / "real_photographs.md", ROOT / "docs" / "pictures"
+MARK = "<!-- scripts/make_real_page.py writes everything below this line. -->"
 BEFORE, MODEL = "lanczos", "built-in"
 SIDE = 224  # of a detail, in pixels of the result
 ROWS = 5  # details to a sheet
@@ -90,19 +92,11 @@ def sheet(evaluated: Evaluated, photographs: list[str]) -> torch.Tensor:
     return comparison_grid(rows)
 
 
-def page(evaluated: Evaluated, sheets: list[str]) -> str:
-    """The Markdown of the page."""
+def tables(evaluated: Evaluated, sheets: list[str]) -> str:
+    """The Markdown below `MARK`: NIQE of each photograph, then the sheets of details."""
     columns = [("bicubic", 0), (BEFORE, 0), *((MODEL, n) for n in evaluated.steps)]
     heads = ["bicubic", "Lanczos", *(steps_text(n) for n in evaluated.steps)]
-    lines = [
-        "# Real low-quality photographs",
-        "Written by [scripts/make_real_page.py](../scripts/make_real_page.py), which tells how. Fifteen originals of",
-        "old and cheap cameras, x2, default colour fix, none trained on. NIQE of the whole picture, lower is better;",
-        "there is no ground truth. What to make of it: [results.md](results.md).",
-        "",
-        f"| photograph | detail | {' | '.join(heads)} |",
-        f"| --- | --- |{' --- |' * len(columns)}",
-    ]
+    lines = [f"| photograph | detail | {' | '.join(heads)} |", f"| --- | --- |{' --- |' * len(columns)}"]
     for name, (subject, _, _) in sorted(DETAILS.items()):
         values = [f"{evaluated.niqe[model, steps, name]:.2f}" for model, steps in columns]
         lines.append(f"| {name} | {subject} | {' | '.join(values)} |")
@@ -121,8 +115,11 @@ def main() -> int:
     for start in range(0, len(names), ROWS):
         path = PICTURES / f"real_details_{start // ROWS + 1}.jpg"
         save(sheet(evaluated, names[start : start + ROWS]), path, SHEET_BYTES)
-        sheets.append(f"pictures/{path.name}")
-    PAGE.write_text(page(evaluated, sheets), encoding="utf-8")
+        sheets.append(f"../pictures/{path.name}")
+    by_hand, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
+    if not mark:
+        raise SystemExit(f"error: {PAGE} lacks the line {MARK}: put it above the table")
+    PAGE.write_text(f"{by_hand}{MARK}\n\n{tables(evaluated, sheets)}", encoding="utf-8")
     print(PAGE.relative_to(ROOT))
     return 0
 
