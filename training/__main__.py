@@ -1,3 +1,5 @@
+"""`python -m training`."""
+
 import argparse
 import sys
 
@@ -6,20 +8,20 @@ def start() -> int:
     try:
         from .cli.commands import main
     except ModuleNotFoundError as error:  # such as torch
-        return _without(error)
+        return _doctor_or_refusal(error)
     return main()
 
 
-def _without(error: ModuleNotFoundError) -> int:
-    """`doctor` runs without the packages whose absence it reports; everything else names the first one."""
+def _doctor_or_refusal(error: ModuleNotFoundError) -> int:
+    """Run `doctor`, which works without the packages that it misses. Any other command names the package."""
     if sys.argv[1:2] != ["doctor"]:
         fix = "pip install -e '.[training]'; `python -m training doctor` lists what is missing"
         print(f"error: the package '{error.name}' is not installed: {fix}", file=sys.stderr)
         return 2
-    from .cli import doctor as cli_doctor
+    from .cli.doctor import add_doctor
 
     parser = argparse.ArgumentParser(prog="python -m training")
-    cli_doctor.add_parser(parser.add_subparsers())
+    add_doctor(parser.add_subparsers())
     args = parser.parse_args()
     return args.run(args)
 

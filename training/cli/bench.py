@@ -1,4 +1,4 @@
-"""`bench`: what a distillation step takes on this machine, with random weights (T16)."""
+"""`bench`: measure what a distillation step takes on this machine, with random weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from teasr_core.errors import InputError
 
 
-def add_parser(commands: Any) -> None:
+def add_bench(commands: Any) -> None:
     """Add `bench` to the subparsers `commands`."""
     parser = commands.add_parser("bench", help="memory by phase and seconds of a distillation step, random weights")
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="of distill; without it, its defaults")

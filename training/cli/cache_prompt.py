@@ -1,4 +1,4 @@
-"""`cache-prompt`: the prompt embedding of Qwen-Image as a small file."""
+"""`cache-prompt`: write the prompt embedding of Qwen-Image into a small file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def add_parser(commands: Any) -> None:
+def add_cache_prompt(commands: Any) -> None:
     """Add `cache-prompt` to the subparsers `commands`."""
     parser = commands.add_parser("cache-prompt", help="store Qwen-Image's embedding of a prompt, the empty one")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Command line: `python -m training pretrain | distill | export | eval | ...`."""
+"""The command line of the trainer: `python -m training pretrain | distill | export | eval | ...`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from teasr_core.cli.commands import OneLineParser, one_line
 from teasr_core.errors import TeasrError
 
-from . import bench as cli_bench
-from . import cache_prompt as cli_cache_prompt
-from . import degrade as cli_degrade
-from . import doctor as cli_doctor
-from . import eval as cli_eval
-from . import export as cli_export
+from .bench import add_bench
+from .cache_prompt import add_cache_prompt
+from .degrade import add_degrade
+from .doctor import add_doctor
+from .eval import add_eval
+from .export import add_export
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,21 +45,16 @@ def build_parser() -> argparse.ArgumentParser:
     distill.add_argument("--vram", metavar="auto|GIB", help="memory.vram_gb; auto is what the GPU has free")
     distill.set_defaults(run=_distill)
 
-    cli_export.add_arguments(commands.add_parser("export", help="write a run's weights as a base or a LoRA file"))
-
-    cli_eval.add_parser(commands)
-    cli_degrade.add_parser(commands)
-    cli_cache_prompt.add_parser(commands)
-    cli_doctor.add_parser(commands)
-    cli_bench.add_parser(commands)
+    for add in (add_export, add_eval, add_degrade, add_cache_prompt, add_doctor, add_bench):
+        add(commands)
     return parser
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """argparse ends the overrides at the first flag: those behind one are put with the others, in order."""
+    """Parse the arguments. argparse ends the overrides at the first flag; those behind it are added here."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and not (hasattr(args, "overrides") and all("=" in one and not one.startswith("-") for one in rest)):
+    if rest and not (hasattr(args, "overrides") and all("=" in text and not text.startswith("-") for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides += rest

@@ -11,7 +11,7 @@ from typing import Any
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def add_parser(commands: Any) -> None:
+def add_degrade(commands: Any) -> None:
     """Add `degrade` to the subparsers `commands`."""
     parser = commands.add_parser("degrade", help="make LR/HR pairs of photographs: OUT/test_HR, OUT/test_LR")
     parser.add_argument("input", type=Path, metavar="IN", help="a folder of photographs, or one")

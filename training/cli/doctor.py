@@ -1,4 +1,4 @@
-"""`doctor`: what is missing on this machine and how to get it (T16)."""
+"""`doctor`: list what this machine lacks and how to get it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-def add_parser(commands: Any) -> None:
+def add_doctor(commands: Any) -> None:
     """Add `doctor` to the subparsers `commands`."""
     parser = commands.add_parser("doctor", help="what is missing on this machine, or for a config, and how to get it")
     parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG")

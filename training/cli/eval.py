@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def add_parser(commands: Any) -> None:
+def add_eval(commands: Any) -> None:
     """Add `eval` to the subparsers `commands`."""
     parser = commands.add_parser("eval", help="tables, plot and picture grids of models on photographs")
     parser.add_argument(

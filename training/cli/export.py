@@ -1,13 +1,16 @@
-"""`python -m training export`: a run's weights as a file to give away, a base or a LoRA as the run is."""
+"""`export`: write the weights of a run into a file to give away, a base or a LoRA, whichever the run trained."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_export(commands: Any) -> None:
+    """Add `export` to the subparsers `commands`."""
+    parser = commands.add_parser("export", help="write a run's weights as a base or a LoRA file")
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run, one checkpoint, or a TEASR LoRA")
     parser.add_argument("output", type=Path, metavar="OUT")
     parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged, or the last step's")
@@ -20,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "token: not what it was trained for",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    parser.set_defaults(run=export)
+    parser.set_defaults(run=_export)
 
 
-def export(args: argparse.Namespace) -> int:
+def _export(args: argparse.Namespace) -> int:
     from ..export.lora import export_lora, holds_lora
     from ..export.output import check_output
     from ..run.checkpoint import newest_checkpoint

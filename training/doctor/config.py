@@ -1,11 +1,10 @@
-"""Findings about one config: does it parse, is what it names there, and can its run begin?
+"""Findings about one training config: whether it parses, whether the files it names exist, whether its run can begin.
 
-The base of a distillation is `doctor_base`'s matter, the run's folder `doctor_run`'s.
+`base` examines the base of a distillation and `run_folder` the folder of the run.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,46 +21,46 @@ _FEATURES = {"squeeze": "squeezenet1_1", "alex": "alexnet", "vgg": "vgg16"}  # L
 
 
 @dataclass
-class Asked:
-    """What a config needs beyond base use, and what was found of it."""
+class ConfigReport:
+    """The findings about a config, and what its run needs: Python modules and perhaps the built-in model."""
 
     modules: set[str] = field(default_factory=set)
-    needs_builtin: bool = False
+    uses_builtin: bool = False
     findings: list[Finding] = field(default_factory=list)
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> Asked:
-    """Examine a pretraining config, or a distillation's: that one has a table of _DISTILL_TABLES."""
-    asked = Asked()
+def examine(path: Path, overrides: Sequence[str] = ()) -> ConfigReport:
+    """Examine a config of pretraining or of distillation; only the latter has one of the tables _DISTILL_TABLES."""
+    report = ConfigReport()
     try:
         config, is_distill = load(path, overrides)
     except TeasrError as error:
-        asked.findings.append(Finding(MISSING, "config", str(error), "correct the config"))
-        return asked
+        report.findings.append(Finding(MISSING, "config", str(error), "correct the config"))
+        return report
     except ImportError as error:
-        asked.findings.append(Finding(MISSING, "config", f"cannot be read here ({error})", "see the packages above"))
-        return asked
+        report.findings.append(Finding(MISSING, "config", f"cannot be read here ({error})", "see the packages above"))
+        return report
     command = "distill" if is_distill else "pretrain"
     crops = [config.train.crop_px] if is_distill else [stage.crop_px for stage in config.stages]
-    asked.findings.append(Finding(OK, "config", f"{path}: {command}"))
+    report.findings.append(Finding(OK, "config", f"{path}: {command}"))
     if is_distill:
-        asked.modules |= {"accelerate", "peft"}
-        asked.needs_builtin = config.base.path == "builtin"
-        asked.findings += base_findings(config)
+        report.modules |= {"accelerate", "peft"}
+        report.uses_builtin = config.base.path == "builtin"
+        report.findings += base_findings(config)
     if config.loss.perceptual != "none":
-        asked.modules |= {"lpips", "torchvision"}
-        asked.findings.append(_perceptual(config.loss.perceptual, config.loss.perceptual_backbone))
+        report.modules |= {"lpips", "torchvision"}
+        report.findings.append(_perceptual(config.loss.perceptual, config.loss.perceptual_backbone))
     if getattr(config.optim, "kind", "") == "adamw-8bit":
-        asked.modules.add("bitsandbytes")
-    asked.findings += data_findings(config.data, crops)
-    asked.findings += [_preview(name) for name in config.run.preview_images]
-    asked.findings += output_findings(Path(config.run.output_dir), config, is_distill)
-    asked.findings.append(_trainer(command))
-    return asked
+        report.modules.add("bitsandbytes")
+    report.findings += data_findings(config.data, crops)
+    report.findings += [_preview(name) for name in config.run.preview_images]
+    report.findings += output_findings(Path(config.run.output_dir), config, is_distill)
+    report.findings.append(_trainer_finding(command, is_distill))
+    return report
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, bool]:
-    """(config, is it a distillation's). ConfigError as the loaders of the two."""
+    """The config, and whether it is a distillation's. Raises ConfigError where it cannot be loaded."""
     from ..config.toml import read_toml
 
     if _DISTILL_TABLES & read_toml(path, overrides).keys():
@@ -74,7 +73,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, bool]:
 
 
 def data_findings(data: Any, crop_sizes: Sequence[int]) -> list[Finding]:
-    """Images of every source, and what is passed over."""
+    """Count the images of every data source and name the files that are passed over."""
     try:
         from ..data.sources import open_sources
 
@@ -115,11 +114,21 @@ def _preview(name: str) -> Finding:
     return Finding(MISSING, "preview", f"no file at {name}", "correct run.preview_images")
 
 
-def _trainer(command: str) -> Finding:
-    """Whatever else its modules import is met here rather than when the run begins."""
+def _trainer_finding(command: str, is_distill: bool) -> Finding:
+    """Import the trainer, so that any other package it lacks is named here and not when the run begins."""
     try:
-        importlib.import_module(f"training.{command}.trainer")
+        _trainer(is_distill)
     except Exception as error:  # a broken installation raises anything
         cause = " ".join(str(error).split()) or type(error).__name__
         return Finding(MISSING, command, f"the trainer does not import ({cause})", "pip install -e '.[training]'")
     return Finding(OK, command, "the trainer imports")
+
+
+def _trainer(is_distill: bool) -> type:
+    if is_distill:
+        from ..distill.trainer import Distiller
+
+        return Distiller
+    from ..pretrain.trainer import Pretrainer
+
+    return Pretrainer

@@ -1,6 +1,7 @@
-"""`doctor`: what a machine has and lacks for TEASR, one finding a line, the remedy beside it (T16).
+"""`doctor`: what a machine has and lacks for TEASR, one line for each finding, with its remedy.
 
-Only the standard library is imported with this module: it must run where the rest is missing.
+This room imports nothing but the standard library and its own modules at import time, because it must run where
+other packages are missing.
 """
 
 from __future__ import annotations
@@ -10,21 +11,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import config, machine
 from .finding import Finding
 from .packages import ALWAYS, PACKAGES, comfyui_findings, package_finding, python_finding
 
 
 def examine(config_path: Path | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
-    """All findings, for base use or for a config."""
-    from . import config as doctor_config
-    from . import machine as doctor_machine
-
-    findings = [python_finding(sys.version_info[:3]), *doctor_machine.findings()]
-    asked = doctor_config.read(config_path, overrides) if config_path is not None else None
-    needed = set(ALWAYS) | ({"tomli"} if sys.version_info < (3, 11) else set())
-    needed |= asked.modules if asked is not None else set()
-    findings += [package_finding(package, package.module in needed) for package in PACKAGES]
-    needs_builtin = asked is None or asked.needs_builtin
-    findings.append(doctor_machine.builtin_finding(needs_builtin))
-    findings += comfyui_findings(os.environ)
-    return findings + (asked.findings if asked is not None else [])
+    """List all findings, for the use of the built-in model or for a training config."""
+    report = (
+        config.examine(config_path, overrides) if config_path is not None else config.ConfigReport(uses_builtin=True)
+    )
+    needed_modules = {*ALWAYS, *report.modules}
+    if sys.version_info < (3, 11):
+        needed_modules.add("tomli")
+    return [
+        python_finding(sys.version_info[:3]),
+        *machine.findings(),
+        *(package_finding(package, package.module in needed_modules) for package in PACKAGES),
+        machine.builtin_finding(report.uses_builtin),
+        *comfyui_findings(os.environ),
+        *report.findings,
+    ]

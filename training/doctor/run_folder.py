@@ -11,14 +11,13 @@ from teasr_core.errors import TeasrError
 from teasr_core.whole_file import nearest_existing
 
 from .finding import MISSING, NOTE, OK, Finding
+from .machine import disk_finding
 
 _NEW_FOLDER = "give the run a new run.output_dir"
 
 
 def output_findings(folder: Path, config: Any, is_distill: bool) -> Iterator[Finding]:
     """Can the run be written, is there room, and is an older run there that it would go on with?"""
-    from .machine import disk_finding
-
     nearest, fix = nearest_existing(folder), "set run.output_dir to another folder"
     if not nearest.is_dir():
         yield Finding(MISSING, "output_dir", f"{nearest} is a file", fix)

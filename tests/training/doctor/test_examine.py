@@ -19,7 +19,7 @@ from training.cli.commands import main
 from training.config.pretrain import load_config
 from training.config.toml import read_toml, to_mapping
 from training.distill.trainer import Distiller
-from training.doctor.config import read
+from training.doctor.config import examine
 from training.doctor.finding import MISSING, NOTE, OK, Finding
 from training.doctor.machine import builtin_finding, disk_finding
 from training.doctor.packages import PACKAGES, Package, comfyui_findings, numbers, package_finding, python_finding
@@ -47,13 +47,13 @@ def toml(tmp_path, photos):
     return write
 
 
-def found(asked, name):
+def found(report, name):
     """[(level, text)] of one name."""
-    return [(finding.level, finding.text) for finding in asked.findings if finding.name == name]
+    return [(finding.level, finding.text) for finding in report.findings if finding.name == name]
 
 
-def levels(asked):
-    return {finding.level for finding in asked.findings}
+def levels(report):
+    return {finding.level for finding in report.findings}
 
 
 # The command
@@ -188,64 +188,64 @@ def test_disk_is_looked_at_where_the_folder_will_be(tmp_path):
 
 
 def test_a_good_config(toml, tmp_path, photos):
-    asked = read(toml())
-    assert levels(asked) == {OK} and asked.modules == set() and not asked.needs_builtin
-    assert found(asked, "config") == [(OK, f"{tmp_path / 'config.toml'}: pretrain")]
-    assert found(asked, "data") == [(OK, f"'{photos}': 2 of 2 images usable")]
-    assert found(asked, "output_dir") == [(OK, f"{tmp_path / 'run'} can be written")]
-    assert found(asked, "pretrain") == [(OK, "the trainer imports")]
+    report = examine(toml())
+    assert levels(report) == {OK} and report.modules == set() and not report.uses_builtin
+    assert found(report, "config") == [(OK, f"{tmp_path / 'config.toml'}: pretrain")]
+    assert found(report, "data") == [(OK, f"'{photos}': 2 of 2 images usable")]
+    assert found(report, "output_dir") == [(OK, f"{tmp_path / 'run'} can be written")]
+    assert found(report, "pretrain") == [(OK, "the trainer imports")]
     assert not (tmp_path / "run").exists()  # looking leaves nothing behind
-    assert read(toml(), ["run.seed=3", "stages.0.crop_px=48"]).findings == asked.findings
+    assert examine(toml(), ["run.seed=3", "stages.0.crop_px=48"]).findings == report.findings
 
 
 def test_a_config_that_does_not_parse(toml, tmp_path):
-    for asked in (read(tmp_path / "none.toml"), read(toml("[modle]\nx = 1")), read(toml(), ["run.sede=1"])):
-        ((level, text),) = found(asked, "config")
+    for report in (examine(tmp_path / "none.toml"), examine(toml("[modle]\nx = 1")), examine(toml(), ["run.sede=1"])):
+        ((level, text),) = found(report, "config")
         assert level == MISSING and ("none.toml" in text or "did you mean" in text)
-        assert len(asked.findings) == 1
+        assert len(report.findings) == 1
 
 
 def test_data_that_is_missing_small_or_damaged(toml, tmp_path):
-    assert found(read(toml(folders=[])), "data") == [
+    assert found(examine(toml(folders=[])), "data") == [
         (MISSING, "data.folders is empty: name at least one folder of photographs")
     ]
-    ((level, text),) = found(read(toml(folders=[str(tmp_path / "none")])), "data")
+    ((level, text),) = found(examine(toml(folders=[str(tmp_path / "none")])), "data")
     assert level == MISSING and "no such folder" in text
     mixed = tiny_run.write_photos(tmp_path / "mixed")
     (mixed / "z.jpg").write_text("no image")
-    asked = read(toml("[[stages]]\nsteps = 1\ncrop_px = 64\n", folders=[str(mixed)]))
-    assert found(asked, "data") == [
+    report = examine(toml("[[stages]]\nsteps = 1\ncrop_px = 64\n", folders=[str(mixed)]))
+    assert found(report, "data") == [
         (OK, f"'{mixed}': 2 of 3 images usable"),
         (NOTE, f"'{mixed}': skipped, unreadable: 1 (z.jpg)"),
     ]
-    ((level, text),) = found(read(toml(folders=[str(mixed)]), ["stages.0.crop_px=112"]), "data")
+    ((level, text),) = found(examine(toml(folders=[str(mixed)]), ["stages.0.crop_px=112"]), "data")
     assert level == MISSING and "at least 144 px a side" in text
 
 
 def test_the_perceptual_backbone(toml, tmp_path):
     loss = '[loss]\nperceptual = "lpips-squeeze"\nperceptual_backbone = "{}"\n'
     path = tmp_path / "features.safetensors"
-    asked = read(toml(loss.format(path)))
-    assert {"lpips", "torchvision"} <= asked.modules
-    ((level, text),) = found(asked, "perceptual")
+    report = examine(toml(loss.format(path)))
+    assert {"lpips", "torchvision"} <= report.modules
+    ((level, text),) = found(report, "perceptual")
     assert level == MISSING and f"no file at '{path}'" in text
-    assert "squeezenet1_1" in next(finding.fix for finding in asked.findings if finding.name == "perceptual")
+    assert "squeezenet1_1" in next(finding.fix for finding in report.findings if finding.name == "perceptual")
     path.write_bytes(b"no features")
-    ((level, text),) = found(read(toml(loss.format(path))), "perceptual")
+    ((level, text),) = found(examine(toml(loss.format(path))), "perceptual")
     assert level == MISSING and "cannot be read" in text
     from safetensors.torch import save_file
     from torchvision.models import squeezenet1_1
 
     save_file(squeezenet1_1().features.state_dict(), path)
-    assert found(read(toml(loss.format(path))), "perceptual") == [(OK, f"lpips-squeeze: {path} reads")]
+    assert found(examine(toml(loss.format(path))), "perceptual") == [(OK, f"lpips-squeeze: {path} reads")]
 
 
 def test_output_that_cannot_be(toml, tmp_path):
     (tmp_path / "file").write_text("")
     for place in ("file", "file/run"):
-        asked = read(toml(), [f"run.output_dir={str(tmp_path / place)!r}"])
-        assert found(asked, "output_dir") == [(MISSING, f"{tmp_path / 'file'} is a file")]
-    ((level, text),) = found(read(toml(), [f'run.preview_images=["{tmp_path}/none.png"]']), "preview")
+        report = examine(toml(), [f"run.output_dir={str(tmp_path / place)!r}"])
+        assert found(report, "output_dir") == [(MISSING, f"{tmp_path / 'file'} is a file")]
+    ((level, text),) = found(examine(toml(), [f'run.preview_images=["{tmp_path}/none.png"]']), "preview")
     assert level == MISSING and "none.png" in text
 
 
@@ -257,15 +257,15 @@ def test_a_previous_run(toml, tmp_path):
         return save_checkpoint(folder, step, {"x": torch.zeros(1)}, state, keep=5)
 
     save(2, config=to_mapping(config))
-    ((level, text),) = found(read(toml()), "previous run")
+    ((level, text),) = found(examine(toml()), "previous run")
     assert (level, text) == (NOTE, "step_00000002.safetensors is there: the command goes on from step 2")
-    ((level, text),) = found(read(toml(), ["run.seed=9"]), "previous run")
+    ((level, text),) = found(examine(toml(), ["run.seed=9"]), "previous run")
     assert level == MISSING and "run.seed is 9, the checkpoint has 0" in text
     save(3, config={"train": {}})
-    ((level, text),) = found(read(toml()), "previous run")
+    ((level, text),) = found(examine(toml()), "previous run")
     assert level == MISSING and "holds a run of distill, step 3" in text
     (folder / "step_00000004.safetensors").write_bytes(b"cut")
-    ((level, text),) = found(read(toml()), "previous run")
+    ((level, text),) = found(examine(toml()), "previous run")
     assert level == MISSING and "step_00000004.safetensors cannot be read" in text
 
 
@@ -273,12 +273,12 @@ def test_a_previous_run(toml, tmp_path):
 
 
 def test_a_distillation_is_known_by_its_tables(toml, tmp_path):
-    asked = read(toml('[base]\npath = "builtin"\n[optim]\nkind = "adamw-8bit"\n[train]\ncrop_px = 32\n'))
-    assert asked.needs_builtin and {"accelerate", "peft", "bitsandbytes"} <= asked.modules
-    assert found(asked, "config") == [(OK, f"{tmp_path / 'config.toml'}: distill")]
-    assert found(asked, "data")[0][0] == OK
-    other = read(toml("[adapter]\nrank = 4\n[train]\ncrop_px = 96\n"))
-    assert other.needs_builtin and "bitsandbytes" not in other.modules
+    report = examine(toml('[base]\npath = "builtin"\n[optim]\nkind = "adamw-8bit"\n[train]\ncrop_px = 32\n'))
+    assert report.uses_builtin and {"accelerate", "peft", "bitsandbytes"} <= report.modules
+    assert found(report, "config") == [(OK, f"{tmp_path / 'config.toml'}: distill")]
+    assert found(report, "data")[0][0] == OK
+    other = examine(toml("[adapter]\nrank = 4\n[train]\ncrop_px = 96\n"))
+    assert other.uses_builtin and "bitsandbytes" not in other.modules
     assert found(other, "data")[0][0] == MISSING  # 130 x 110 photographs give no crop of 96 + 32
 
 
@@ -286,7 +286,7 @@ def test_a_distillation_is_known_by_its_tables(toml, tmp_path):
 def test_one_table_of_its_own_is_enough(tmp_path, photos, table):
     path = tmp_path / "config.toml"
     path.write_text(f"[data]\nfolders = {[str(photos)]!r}\n[{table}]\n")
-    ((level, text),) = found(read(path, [f"run.output_dir={str(tmp_path / 'run')!r}"]), "config")
+    ((level, text),) = found(examine(path, [f"run.output_dir={str(tmp_path / 'run')!r}"]), "config")
     assert (level, text) == (OK, f"{path}: distill")
 
 
@@ -297,7 +297,7 @@ def test_a_previous_distillation(distillation, tmp_path):
     Distiller(config).train(last_step=1)
 
     def said(*overrides):
-        ((level, text),) = found(read(path, overrides), "previous run")
+        ((level, text),) = found(examine(path, overrides), "previous run")
         return level, text
 
     there = "step_00000001.safetensors is there: the command goes on from step 1"
@@ -313,26 +313,26 @@ def test_a_previous_distillation(distillation, tmp_path):
 
 def test_the_parts_of_a_large_base(toml, tmp_path):
     extra = '[base]\npath = "{0}/qwen"\nvae = "{0}/vae"\nprompt = "{0}/prompt.safetensors"\n[train]\ncrop_px = 32\n'
-    asked = read(toml(extra.format(tmp_path)))
-    assert not asked.needs_builtin
+    report = examine(toml(extra.format(tmp_path)))
+    assert not report.uses_builtin
     for name in ("base.path", "base.vae", "base.prompt"):
-        ((level, text),) = found(asked, name)
+        ((level, text),) = found(report, name)
         assert level == MISSING and text.startswith("nothing at ")
     tiny_qwen.write_folder(tmp_path / "qwen")
     (tmp_path / "vae").mkdir()
     (tmp_path / "prompt.safetensors").write_bytes(b"cut")
-    asked = read(toml(extra.format(tmp_path)))
-    assert [found(asked, f"base.{name}")[0][0] for name in ("path", "vae", "prompt")] == [OK, OK, MISSING]
+    report = examine(toml(extra.format(tmp_path)))
+    assert [found(report, f"base.{name}")[0][0] for name in ("path", "vae", "prompt")] == [OK, OK, MISSING]
     write_prompt(tmp_path / "prompt.safetensors", torch.ones(5, 8), "", "x")
-    assert found(read(toml(extra.format(tmp_path))), "base.prompt")[0][0] == OK
+    assert found(examine(toml(extra.format(tmp_path))), "base.prompt")[0][0] == OK
 
 
 def test_a_base_is_looked_at_with_the_eyes_of_distill(toml, tmp_path, tiny_base):
     """Which refuses at once what is no base, and settings that do not go with the one that is there."""
 
     def said(*overrides):
-        asked = read(toml("[train]\ncrop_px = 32\n"), overrides)
-        return [(name, level, text) for name in ("base.path", "base") for level, text in found(asked, name)]
+        report = examine(toml("[train]\ncrop_px = 32\n"), overrides)
+        return [(name, level, text) for name in ("base.path", "base") for level, text in found(report, name)]
 
     (tmp_path / "README.md").write_text("# not a model\n" * 20)
     ((name, level, _),) = said(f"base.path={tmp_path / 'README.md'}", "base.prompt=", "train.crop_px=48")
