@@ -8,16 +8,21 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..teasr_core.errors import InputError
 from ..teasr_core.image import target_size as sizes
 from ..teasr_core.image.color_fix import COLOR_FIXES
-from ..teasr_core.image.target_size import TargetSize
+from ..teasr_core.image.target_size import TRAINED_SCALE, SizeRequest, TargetSize, exceeds_training
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, MAX_TOLERANCE
 from ..teasr_core.sampling.schedule import MAX_STEPS, MIN_STEPS
 
-# Above this factor the model has seen nothing like it (docs/decisions.md#size-and-padding).
-WARN_SCALE = 4.0
 MAX_SIDE_PX = 16384
+# The widgets of each mode below, in the order of a size request's numbers.
+SIZE_WIDGETS = {
+    "factor": ("scale",),
+    "shortest": ("px",),
+    "longest": ("px",),
+    "exact": ("width", "height"),
+    "megapixels": ("mp",),
+}
 
 
 def size_input() -> io.DynamicCombo.Input:
@@ -82,23 +87,12 @@ def max_megapixels_input() -> io.Float.Input:
 def target_size(size: Mapping[str, Any], max_megapixels: float, width: int, height: int) -> TargetSize:
     """Exact target of an image of width x height. `size` is the combo's value: {"size": "factor", "scale": 4}."""
     mode = size["size"]
-    if mode == "factor":
-        target = sizes.size_by_factor(width, height, size["scale"])
-    elif mode == "shortest":
-        target = sizes.size_by_shortest(width, height, size["px"])
-    elif mode == "longest":
-        target = sizes.size_by_longest(width, height, size["px"])
-    elif mode == "exact":
-        target = sizes.size_exact(width, height, size["width"], size["height"])
-    elif mode == "megapixels":
-        target = sizes.size_by_megapixels(width, height, size["mp"])
-    else:
-        raise InputError(f"size is {mode!r}: expected factor, shortest, longest, exact or megapixels")
-    target = sizes.cap_megapixels(target, max_megapixels)
-    if target.width > WARN_SCALE * width or target.height > WARN_SCALE * height:
+    numbers = tuple(size[name] for name in SIZE_WIDGETS.get(mode, ()))
+    target = SizeRequest(mode, numbers, max_megapixels).target(width, height)
+    if exceeds_training(width, height, target):
         logging.warning(
             "TEASR: %d x %d to %d x %d is more than %g times: expect less detail",
-            width, height, target.width, target.height, WARN_SCALE,
+            width, height, target.width, target.height, TRAINED_SCALE,
         )  # fmt: skip
     return target
 

@@ -14,7 +14,7 @@ from ..device import STORAGES, choose_device
 from ..errors import InputError
 from ..image import target_size as sizes
 from ..image.alpha import bleed_rgb, resize_alpha
-from ..image.target_size import TargetSize
+from ..image.target_size import TRAINED_SCALE, SizeRequest, TargetSize, exceeds_training
 from ..memory import refuse_out_of_memory
 from ..picture_files.picture import Picture
 from ..picture_files.read import read_size
@@ -25,9 +25,6 @@ from ..sampling.schedule import MIN_STEPS, StepPlan, manual_plan
 from ..weight_files.file_kind import Kind, detect
 from .options import DEFAULT_SCALE
 from .progress import Progress
-
-# Above this factor the model has seen nothing like it (docs/decisions.md#size-and-padding).
-WARN_SCALE = 4.0
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -59,7 +56,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         sizes.size_by_factor(1, 1, args.scale)
     for name in ("shortest", "longest", "width", "height"):
         if getattr(args, name) is not None:
-            target_size.check_side(getattr(args, name), f"--{name}")
+            sizes.check_side(getattr(args, name), f"--{name}")
     if args.megapixels is not None:
         sizes.check_megapixels(args.megapixels)
     sizes.cap_megapixels(TargetSize(1, 1), args.max_megapixels)
@@ -69,19 +66,20 @@ def _is_teasr_base(path: Path) -> bool:
     return detect(path).kind is Kind.TEASR_BASE
 
 
+def size_request(args: argparse.Namespace) -> SizeRequest:
+    """The size that the options ask for; without any of them, the default factor."""
+    if args.width is not None:
+        return SizeRequest("exact", (args.width, args.height), args.max_megapixels)
+    numbers = {mode: getattr(args, mode) for mode in ("shortest", "longest", "megapixels")}
+    mode = next((mode for mode, number in numbers.items() if number is not None), None)
+    if mode is not None:
+        return SizeRequest(mode, (numbers[mode],), args.max_megapixels)
+    return SizeRequest("factor", (DEFAULT_SCALE if args.scale is None else args.scale,), args.max_megapixels)
+
+
 def target_size(args: argparse.Namespace, width: int, height: int) -> TargetSize:
     """The exact output size of an image of width x height under the size options."""
-    if args.shortest is not None:
-        size = sizes.size_by_shortest(width, height, args.shortest)
-    elif args.longest is not None:
-        size = sizes.size_by_longest(width, height, args.longest)
-    elif args.width is not None:
-        size = sizes.size_exact(width, height, args.width, args.height)
-    elif args.megapixels is not None:
-        size = sizes.size_by_megapixels(width, height, args.megapixels)
-    else:
-        size = sizes.size_by_factor(width, height, DEFAULT_SCALE if args.scale is None else args.scale)
-    return sizes.cap_megapixels(size, args.max_megapixels)
+    return size_request(args).target(width, height)
 
 
 def expected_size(path: Path, args: argparse.Namespace) -> TargetSize | None:
@@ -110,8 +108,8 @@ def step_plan(args: argparse.Namespace) -> StepPlan | AutoSteps:
 def size_note(name: str, picture: Picture, size: TargetSize) -> str | None:
     """A warning, where there is reason for one."""
     height, width = picture.rgb.shape[-2:]
-    if size.width > WARN_SCALE * width or size.height > WARN_SCALE * height:
-        return f"note: {name} is enlarged more than {WARN_SCALE:g} times: expect less detail"
+    if exceeds_training(width, height, size):
+        return f"note: {name} is enlarged more than {TRAINED_SCALE:g} times: expect less detail"
     return None
 
 

@@ -1,20 +1,17 @@
-"""Exact target sizes: by factor, edge, sides or megapixels, with their limits."""
+"""The exact size of a result: by factor, edge, sides or megapixels, with their limits."""
 
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import InputError
 
-MIN_SCALE = 0.25
-
-
-MAX_SCALE = 8.0
-
+MIN_SCALE, MAX_SCALE = 0.25, 8.0
+TRAINED_SCALE = 4.0  # the model was trained on no larger factor
 
 # ComfyUI's "Scale Image to Total Pixels" counts the same way, so 4 megapixels are 2048 x 2048 in both.
 PIXELS_PER_MEGAPIXEL = 1024 * 1024
-
 
 _FLOAT_SLACK = 1e-9  # 3 * (1 / 3) must still count as 1 when a limit is compared or a side is floored
 
@@ -25,6 +22,33 @@ class TargetSize:
 
     width: int
     height: int
+
+
+@dataclass(frozen=True)
+class SizeRequest:
+    """How large the result of any image shall be; `target` gives the exact size for one of them.
+
+    mode: a key of SIZE_MODES. numbers: what that mode needs: a factor, an edge in pixels, width and height in pixels,
+    or megapixels. max_megapixels: the largest result, 0 for no limit.
+    Raises InputError for another mode.
+    """
+
+    mode: str
+    numbers: tuple[float, ...]
+    max_megapixels: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in SIZE_MODES:
+            raise InputError(f"size is {self.mode!r}: expected {', '.join(SIZE_MODES)}; choose one of them")
+
+    def target(self, width: int, height: int) -> TargetSize:
+        """The size of the result of an image of width x height. Raises InputError as the mode's function does."""
+        return cap_megapixels(SIZE_MODES[self.mode](width, height, *self.numbers), self.max_megapixels)
+
+
+def exceeds_training(width: int, height: int, target: TargetSize) -> bool:
+    """Whether a side grows by a larger factor than the model was trained on, so that less detail is to be expected."""
+    return target.width > TRAINED_SCALE * width or target.height > TRAINED_SCALE * height
 
 
 def size_by_factor(width: int, height: int, scale: float) -> TargetSize:
@@ -77,6 +101,15 @@ def size_by_megapixels(width: int, height: int, megapixels: float) -> TargetSize
     scale = math.sqrt(megapixels * PIXELS_PER_MEGAPIXEL / (width * height))
     scale = _checked_scale(scale, f"{width} x {height} to {megapixels:g} megapixels: scale")
     return TargetSize(_round_side(width * scale), _round_side(height * scale))
+
+
+SIZE_MODES: dict[str, Callable[..., TargetSize]] = {
+    "factor": size_by_factor,
+    "shortest": size_by_shortest,
+    "longest": size_by_longest,
+    "exact": size_exact,
+    "megapixels": size_by_megapixels,
+}
 
 
 def cap_megapixels(size: TargetSize, max_mp: float) -> TargetSize:

@@ -111,6 +111,33 @@ def test_cap_holds_keeps_aspect_and_never_upsizes():
     assert target_size.cap_megapixels(TargetSize(1, 10**8), 1) == TargetSize(1, 1024 * 1024)
 
 
+@pytest.mark.parametrize(
+    ("mode", "numbers", "expected"),
+    [
+        ("factor", (2.0,), (46, 34)),
+        ("shortest", (40,), (54, 40)),
+        ("longest", (40,), (40, 30)),
+        ("exact", (31, 50), (31, 50)),
+        ("megapixels", (0.01,), (119, 88)),
+    ],
+)
+def test_a_size_request_knows_every_mode_and_keeps_its_cap(mode, numbers, expected):
+    assert target_size.SizeRequest(mode, numbers).target(23, 17) == TargetSize(*expected)
+    capped = target_size.SizeRequest(mode, numbers, max_megapixels=0.0005).target(23, 17)
+    assert capped == target_size.cap_megapixels(TargetSize(*expected), 0.0005) != TargetSize(*expected)
+
+
+def test_a_size_request_of_another_mode_is_refused():
+    with pytest.raises(InputError, match="size is 'widest': expected factor, shortest, longest, exact, megapixels"):
+        target_size.SizeRequest("widest", (40,))
+
+
+def test_more_than_the_trained_factor_is_noticed_on_either_side():
+    assert not target_size.exceeds_training(10, 20, TargetSize(40, 80))
+    assert target_size.exceeds_training(10, 20, TargetSize(41, 20))
+    assert target_size.exceeds_training(10, 20, TargetSize(10, 81))
+
+
 def test_200_random_resizes_have_the_exact_size_range_and_untouched_input():
     rng = random.Random(3)
     for _ in range(200):
