@@ -1,5 +1,17 @@
+"""`python -m teasr_core`, and the command `teasr` where the package is installed."""
+
 import sys
 
-from .cli.commands import main
 
-sys.exit(main())
+def start() -> int:
+    try:
+        from .cli.commands import main
+    except ModuleNotFoundError as error:  # such as torch
+        fix = "run pip install '.[standalone]' in a checkout of TEASR"
+        print(f"error: the package '{error.name}' is not installed: {fix}", file=sys.stderr)
+        return 2
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(start())

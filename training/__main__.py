@@ -1,4 +1,4 @@
-"""`python -m training`."""
+"""`python -m training`, and the command `teasr-train` where the package is installed."""
 
 import argparse
 import sys

@@ -9,6 +9,8 @@ from typing import Any
 
 from teasr_core.errors import InputError
 
+from ..config.presets import config_file
+
 
 def add_bench(commands: Any) -> None:
     """Add `bench` to the subparsers `commands`."""
@@ -40,7 +42,7 @@ def _bench(args: argparse.Namespace) -> int:
     if args.json is not None and not args.json.absolute().parent.is_dir():
         raise InputError(f"--json: there is no folder {args.json.absolute().parent}, make it first")
     settings = bench_settings(
-        None if config is None else Path(config), overrides, args.architecture,
+        None if config is None else config_file(config), overrides, args.architecture,
         args.layers, args.heads, args.width, args.steps, args.decode,
         VAE_BASE_DIM if args.vae_width is None else args.vae_width,
         None if args.vram is None else vram_gb_of(args.vram),

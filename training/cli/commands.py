@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from teasr_core.cli.commands import OneLineParser, one_line
 from teasr_core.errors import TeasrError
 
+from ..config.presets import config_file
 from .bench import add_bench
 from .cache_prompt import add_cache_prompt
 from .degrade import add_degrade
 from .doctor import add_doctor
 from .eval import add_eval
 from .export import add_export
+
+CONFIG_HELP = "a TOML file, or a preset such as distill/first"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,12 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
 
     pretrain = commands.add_parser("pretrain", help="train a small base from scratch; resumes from run.output_dir")
-    pretrain.add_argument("config", type=Path)
+    pretrain.add_argument("config", type=config_file, help=CONFIG_HELP)
     pretrain.add_argument("overrides", nargs="*", metavar="section.key=value")
     pretrain.set_defaults(run=_pretrain)
 
     distill = commands.add_parser("distill", help="train a LoRA on a frozen base; resumes from run.output_dir")
-    distill.add_argument("config", type=Path)
+    distill.add_argument("config", type=config_file, help=CONFIG_HELP)
     distill.add_argument("overrides", nargs="*", metavar="section.key=value")
     distill.add_argument("--vram", metavar="auto|GIB", help="memory.vram_gb; auto is what the GPU has free")
     distill.set_defaults(run=_distill)

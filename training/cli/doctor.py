@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
+
+from ..config.presets import config_file
 
 
 def add_doctor(commands: Any) -> None:
     """Add `doctor` to the subparsers `commands`."""
     parser = commands.add_parser("doctor", help="what is missing on this machine, or for a config, and how to get it")
-    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG")
+    parser.add_argument("config", type=config_file, nargs="?", metavar="CONFIG")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of lines")
     parser.set_defaults(run=_doctor)

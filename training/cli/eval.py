@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..config.presets import config_file
+
 
 def add_eval(commands: Any) -> None:
     """Add `eval` to the subparsers `commands`."""
@@ -30,7 +32,7 @@ def add_eval(commands: Any) -> None:
     )  # fmt: skip
     model.add_argument("--base", type=Path, help="a base file in place of the shipped one")
     model.add_argument(
-        "--ablation", type=Path, metavar="TOML",
+        "--ablation", type=config_file, metavar="TOML",
         help="train what is missing of baseline, +DTC and +DTC+TAR, then compare them as in the paper's Table 3",
     )  # fmt: skip
     model.add_argument("--steps", default="1,2,4,8,30")
