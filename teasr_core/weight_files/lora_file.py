@@ -1,8 +1,8 @@
-"""TEASR LoRA files: read, check, write (docs/lora_format.md).
+"""TEASR LoRA files: read, check, write (docs/training/lora_format.md).
 
 Keys carry the prefix `teasr.`, so that a stock LoRA loader reports them as unknown instead of applying the adapter to
 every token. The ordinary prefixes are read too; they are written by `training export --all-tokens-unsafe` alone.
-docs/lora_format.md tells what stock loaders were seen to do with each form.
+docs/training/lora_format.md tells what stock loaders were seen to do with each form.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def lora_metadata(
     *, prediction: str, rank: int, targets: Sequence[str], base: str, base_fingerprint: str, step: int,
     config: Mapping[str, Any],
 ) -> dict[str, str]:  # fmt: skip
-    """The string metadata of a LoRA file (docs/lora_format.md)."""
+    """The string metadata of a LoRA file (docs/training/lora_format.md)."""
     return {
         "teasr.format": "1",
         "teasr.scope": "condition",

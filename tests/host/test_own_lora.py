@@ -1,4 +1,4 @@
-"""docs/training.md to its end: a LoRA of our trainer on photographs of one's own, in the graph of the real server."""
+"""All of docs/training/start.md: a LoRA trained on a user's photographs, in a graph on the real server."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What ComfyUI's own LoRA loaders do with our files (docs/lora_format.md), and TEASRApplyLoRA with all three forms."""
+"""What ComfyUI's LoRA loaders and TEASRApplyLoRA do with each form of our files (docs/training/lora_format.md)."""
 
 import logging
 

@@ -145,7 +145,7 @@ def check_distill(config: DistillConfig) -> None:
     if config.loss.perceptual != "none" and not config.loss.perceptual_backbone:
         raise ConfigError(
             f"loss.perceptual is '{config.loss.perceptual}' and loss.perceptual_backbone is empty: "
-            "name the local file of its ImageNet features (docs/training.md says where to get it)"
+            "name the local file of its ImageNet features (docs/training/start.md says where to get it)"
         )
     least = PERCEPTUAL_CROP_PX + (MAX_OFFSET if config.loss.perceptual_windows else 0)
     if config.loss.perceptual != "none" and config.train.crop_px < least:

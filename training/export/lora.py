@@ -1,4 +1,4 @@
-"""`export`: the adapter of a distillation run as a TEASR LoRA file (docs/lora_format.md)."""
+"""`export`: the adapter of a distillation run as a TEASR LoRA file (docs/training/lora_format.md)."""
 
 from __future__ import annotations
 

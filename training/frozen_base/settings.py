@@ -79,5 +79,5 @@ def check_dtc(file: BuiltinFile, config: DistillConfig) -> None:
     if file.use_dtc != config.ablation.dtc:
         raise ConfigError(
             f"ablation.dtc is {config.ablation.dtc}, '{file.path.name}' was trained with {file.use_dtc}: "
-            "give each arm its own base (docs/training.md)"
+            "give each arm its own base (docs/training/start.md)"
         )

@@ -65,7 +65,7 @@ class LpipsSqueeze(Lpips):
 def _read_backbone(path: str | Path, wanted: str) -> dict[str, torch.Tensor]:
     if not Path(path).is_file():
         raise InputError(f"perceptual_backbone: no file at {path}, expected {wanted}; set it to that file's path, "
-                         "docs/training.md says where to get it")  # fmt: skip
+                         "docs/training/start.md says where to get it")  # fmt: skip
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -309,7 +309,7 @@ def test_help_needs_no_model(run):
 
 @pytest.mark.parametrize("command", ["upscale", "compare"])
 def test_the_page_lists_every_flag(run, command):
-    page = (Path(__file__).parents[3] / "docs" / "cli.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "using" / "cli.md").read_text(encoding="utf-8")
     flags = set(re.findall(r"--[a-z][a-z-]+", run(command, "--help")[1])) - {"--help", "--output"}
     assert len(flags) > 20
     assert [flag for flag in sorted(flags) if f"`{flag}" not in page and f" {flag} " not in page] == []

@@ -240,7 +240,7 @@ def test_every_shipped_distillation_config_loads(path):
 
 @pytest.mark.parametrize("path", DISTILL, ids=lambda path: path.name)
 def test_a_residual_base_is_held_to_the_photographs_and_a_velocity_is_the_papers(path):
-    """docs/training.md: `boundary_time` for the built-in base's residual prediction, none for Qwen-Image's velocity."""
+    """docs/training/start.md: `boundary_time` for the built-in base's residual prediction, none for Qwen-Image."""
     config = load_distill_config(path)
     assert (config.loss.boundary_time > 0) == (config.base.path == "builtin")
 
@@ -267,7 +267,7 @@ def test_every_preset_is_there():
 def test_what_is_documented_of_a_card_is_what_its_preset_is_planned_to_take(name):
     config = load_distill_config(CONFIGS / "distill" / f"{name}.toml")
     found = memory_plan(config, QWEN_IMAGE, prompt_tokens=16)
-    text = (CONFIGS.parents[1] / "docs" / "qwen_image.md").read_text(encoding="utf-8")
+    text = (CONFIGS.parents[1] / "docs" / "using" / "qwen_image.md").read_text(encoding="utf-8")
     assert f"| `{name}` | {found.device_gib:.0f} | {found.host_gib:.0f} |" in text
     assert found.device_gib <= config.memory.vram_gb
 

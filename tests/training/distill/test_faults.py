@@ -197,11 +197,11 @@ def test_an_unknown_key_names_the_nearest(command):
 
 def test_a_missing_perceptual_backbone_says_which_option_and_where_to_get_it(command, tmp_path):
     line = refused(command("loss.perceptual=lpips-squeeze"))
-    assert "loss.perceptual_backbone is empty" in line and "docs/training.md" in line
+    assert "loss.perceptual_backbone is empty" in line and "docs/training/start.md" in line
     nowhere = tmp_path / "none.safetensors"
     line = refused(command("loss.perceptual=lpips-squeeze", f"loss.perceptual_backbone={nowhere}"))
     assert "perceptual_backbone: no file at" in line and str(nowhere) in line and "torchvision" in line
-    assert "docs/training.md" in line
+    assert "docs/training/start.md" in line
     nowhere.write_bytes(b"not safetensors")
     assert "cannot be read" in refused(command("loss.perceptual=lpips-vgg", f"loss.perceptual_backbone={nowhere}"))
     assert "loss.perceptual is 'vgg': expected none, lpips-squeeze" in refused(command("loss.perceptual=vgg"))

@@ -1,4 +1,4 @@
-"""Export of a LoRA as docs/lora_format.md describes it, from checkpoints and LoRA files, by function and command."""
+"""Export of a LoRA (docs/training/lora_format.md) from checkpoints and LoRA files, by function and by command."""
 
 import json
 

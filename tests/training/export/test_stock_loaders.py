@@ -1,5 +1,6 @@
-"""What diffusers' and peft's own loaders do with our files (docs/lora_format.md): the safe form is applied to nothing
-and never in silence, the all-tokens form is applied whole to every token.
+"""What diffusers' and peft's own loaders do with our files (docs/training/lora_format.md).
+
+The safe form is applied to nothing, and never in silence. The all-tokens form is applied whole to every token.
 """
 
 import logging

@@ -15,7 +15,7 @@ from training.memory.config import MemoryConfig
 from training.memory.groups import BLOCK_GROUPS
 from training.memory.planner import GIB, MemoryPlan, plan
 
-DOCS = Path(__file__).parents[3] / "docs" / "memory.md"
+DOCS = Path(__file__).parents[3] / "docs" / "training" / "memory.md"
 CARDS = (80, 48, 24, 16)
 
 

@@ -133,13 +133,13 @@ def test_a_missing_file_names_the_option_the_network_and_where_to_get_it(offline
         load_perceptual(f"lpips-{network}", path)
     text = str(caught.value)
     assert "perceptual_backbone" in text and path in text and "\n" not in text
-    assert f"torchvision's {SOURCES[network]}().features" in text and "docs/training.md" in text
+    assert f"torchvision's {SOURCES[network]}().features" in text and "docs/training/start.md" in text
 
 
 def test_the_page_that_the_error_names_says_where_to_get_it():
     from pathlib import Path
 
-    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "training" / "start.md").read_text(encoding="utf-8")
     assert all(name in page for name in (*SOURCES.values(), "perceptual_backbone", ".features.state_dict()"))
 
 
