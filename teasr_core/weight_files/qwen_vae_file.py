@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..codec.qwen_vae import LATENT_MEAN, LATENT_STD, OVERLAP_PX, TILE_PX, QwenVaeCodec
+from ..codec.single_frame import keep_first_frame
 from ..errors import ModelFileError
 from .file_kind import COMFY_VAE_KEY, Kind, detect, expect
 from .safetensors_reader import read_tensors
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
-from ..codec.qwen_vae import LATENT_MEAN, LATENT_STD, OVERLAP_PX, TILE_PX, QwenVaeCodec
 
 # What every published Qwen-Image VAE has; width and channels are read from a single file's shapes.
 DEFAULT_CONFIG: Mapping[str, Any] = {
@@ -59,6 +60,7 @@ def load_qwen_vae(
             "the file is incomplete or of another VAE, get it again"
         )
     vae.load_state_dict(tensors, assign=True)
+    keep_first_frame(vae)
     nn.Module.to(vae, device, dtype).eval().requires_grad_(False)
     return QwenVaeCodec(vae, tile_px, overlap_px)
 

@@ -1,0 +1,91 @@
+"""What does it save to treat Qwen-Image's VAE as a network for single pictures (teasr_core/codec/single_frame.py)?
+
+    python -m benchmarks.qwen_vae [--sides 256,512,1024] [--width 96] [--repeats 2] [--threads 1]
+
+A VAE of the published size with random weights, in float32. Each figure comes from a process of its own, so that
+peak memory is the item's alone; both forms run one after the other, since only their ratio means something on a busy
+machine:
+    encode, decode    seconds of the whole VAE / seconds of the one for single pictures
+    decode_gradient   the same for a decode with its backward to the latent
+    *_peak            peak resident memory of the whole VAE / of the other
+The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+
+import torch
+
+from teasr_core.codec.qwen_vae import LATENT_MEAN, LATENT_STD
+from teasr_core.codec.single_frame import keep_first_frame
+from teasr_core.memory import peak_memory_mb
+
+TASKS = ("encode", "decode", "decode_gradient")
+
+
+def measure(task: str, side: int, width: int, repeats: int, is_cut: bool) -> dict[str, float]:
+    """Best seconds and peak memory (MiB) of one task in this process."""
+    from diffusers import AutoencoderKLQwenImage
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLQwenImage(base_dim=width, latents_mean=list(LATENT_MEAN), latents_std=list(LATENT_STD)).eval()
+    vae.requires_grad_(False)
+    if is_cut:
+        keep_first_frame(vae)
+    image = torch.rand(1, 3, 1, side, side)
+    latent = torch.randn(1, 16, 1, side // 8, side // 8, requires_grad=task == "decode_gradient")
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        with torch.set_grad_enabled(task == "decode_gradient"):
+            if task == "encode":
+                vae.encoder(image)
+            else:
+                result = vae.decoder(vae.post_quant_conv(latent))
+                if task == "decode_gradient":
+                    result.square().mean().backward()
+        best = min(best, time.perf_counter() - started)
+    return {"seconds": best, "mib": peak_memory_mb() or 0.0}
+
+
+def in_a_process(options: argparse.Namespace, task: str, side: int, is_cut: bool) -> dict[str, float]:
+    numbers = {"--sides": side, "--width": options.width, "--repeats": options.repeats, "--threads": options.threads}
+    command = [sys.executable, "-m", "benchmarks.qwen_vae", "--one", task]
+    command += [str(part) for pair in numbers.items() for part in pair]
+    done = subprocess.run([*command, *(["--cut"] if is_cut else [])], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", default="256,512,1024", help="sides of the pictures in pixels")
+    parser.add_argument("--width", type=int, default=96, help="base width of the VAE; 96 is the published one")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--one", choices=TASKS, help=argparse.SUPPRESS)
+    parser.add_argument("--cut", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    sides = [int(side) for side in options.sides.split(",")]
+    if options.one:
+        print(json.dumps(measure(options.one, sides[0], options.width, options.repeats, options.cut)))
+        return
+    ratios: dict[str, dict[str, float]] = {}
+    for side in sides:
+        ratios[str(side)] = {}
+        for task in TASKS:
+            whole, cut = (in_a_process(options, task, side, is_cut) for is_cut in (False, True))
+            ratios[str(side)][task] = round(whole["seconds"] / cut["seconds"], 2)
+            ratios[str(side)][f"{task}_peak"] = round(whole["mib"] / cut["mib"], 2)
+            print(f"{side} px, {task}: {whole['seconds']:.2f} s and {whole['mib']:.0f} MiB, for single pictures "
+                  f"{cut['seconds']:.2f} s and {cut['mib']:.0f} MiB", flush=True)  # fmt: skip
+    print(json.dumps({"width": options.width, "threads": options.threads, **ratios}))
+
+
+if __name__ == "__main__":
+    main()
