@@ -11,9 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("teasr_core", "training", "nodes")
 ALGORITHM = "Algorithm 1"
-WAITING: set[str] = set()  # equations that may stand without a function
 
-_ROW = re.compile(r"^\|\s*(\d+|Algorithm 1)\s*\|[^|]*\|\s*(?:`([^`:]+\.py):([\w.]+)`)?\s*\|$")
+_ROW = re.compile(r"^\| (\d+|Algorithm 1) \| [^|]+ \| (`[^`:]+\.py:[\w.]+`(?:, `[^`:]+\.py:[\w.]+`)*) \|$")
 _MENTION = re.compile(r"Eq\.\s+(\d+(?:(?:\s*-\s*|,\s*|\s+and\s+)\d+)*)")
 
 Pair = tuple[str, str]  # ("5", "training/objective/losses.py:flow_target")
@@ -47,35 +46,33 @@ def definitions(tree: ast.AST, prefix: str = ""):
             yield from definitions(node, f"{prefix}{node.name}.")
 
 
-def table(root: Path) -> tuple[set[Pair], set[str]]:
-    """(pairs, equations without a function) of docs/equations.md."""
-    pairs, waiting = set(), set()
+def rows_of_table(root: Path) -> list[tuple[str, list[str]]]:
+    """(equation, functions) for each row of docs/equations.md."""
+    rows = []
     for line in (root / "docs" / "equations.md").read_text(encoding="utf-8").splitlines():
-        row = _ROW.match(line)
-        if row is None:
-            assert not re.match(r"^\|\s*(\d|Alg)", line), f"a row in another form: {line}"
-            continue
-        equation, file, function = row.groups()
-        if file is None:
-            waiting.add(equation)
+        if row := _ROW.match(line):
+            rows.append((row[1], re.findall(r"`([^`]+)`", row[2])))
         else:
-            pairs.add((equation, f"{file}:{function}"))
-    return pairs, waiting
+            assert not re.match(r"^\|\s*(\d|Alg)", line), f"a row in another form: {line}"
+    return rows
+
+
+def pairs_in_table(root: Path) -> set[Pair]:
+    return {(equation, function) for equation, functions in rows_of_table(root) for function in functions}
 
 
 def test_every_mapped_function_exists_and_names_its_equation():
-    pairs, _ = table(ROOT)
-    assert pairs - pairs_in_code(ROOT) == set()
+    assert pairs_in_table(ROOT) - pairs_in_code(ROOT) == set()
 
 
 def test_every_docstring_with_an_equation_is_in_the_table():
-    assert pairs_in_code(ROOT) - table(ROOT)[0] == set()
+    assert pairs_in_code(ROOT) - pairs_in_table(ROOT) == set()
 
 
-def test_every_equation_of_the_paper_has_a_row():
-    pairs, waiting = table(ROOT)
-    assert {e for e, _ in pairs} | waiting == {str(n) for n in range(1, 15)} | {ALGORITHM}
-    assert waiting <= WAITING
+def test_every_equation_of_the_paper_has_one_row_and_a_row_names_no_function_twice():
+    rows = rows_of_table(ROOT)
+    assert [equation for equation, _ in rows] == [*(str(n) for n in range(1, 15)), ALGORITHM]
+    assert all(len(functions) == len(set(functions)) for _, functions in rows)
 
 
 def test_mentions_are_read():
@@ -89,22 +86,42 @@ def small(tmp_path):
     for package in PACKAGES:
         (tmp_path / package).mkdir()
     (tmp_path / "docs").mkdir()
-    (tmp_path / "training" / "losses.py").write_text('class A:\n    def f(self):\n        """Loss. Eq. 5"""\n')
-    (tmp_path / "docs" / "equations.md").write_text("| 5 | flow | `training/losses.py:A.f` |\n| 9 | real score | |\n")
+    (tmp_path / "training" / "losses.py").write_text(
+        'class A:\n    def f(self):\n        """Loss. Eq. 5"""\n\n\ndef g():\n    """Eq. 5, 6"""\n'
+    )
+    (tmp_path / "docs" / "equations.md").write_text(
+        "| 5 | flow | `training/losses.py:A.f`, `training/losses.py:g` |\n| 6 | result | `training/losses.py:g` |\n"
+    )
     return tmp_path
 
 
+METHOD_5, FUNCTION_5, FUNCTION_6 = (
+    ("5", "training/losses.py:A.f"), ("5", "training/losses.py:g"), ("6", "training/losses.py:g"),
+)  # fmt: skip
+
+
 def test_a_small_table_agrees(small):
-    assert table(small) == (pairs_in_code(small), {"9"})
+    assert pairs_in_table(small) == pairs_in_code(small) == {METHOD_5, FUNCTION_5, FUNCTION_6}
 
 
 def test_the_check_bites(small):
     losses = small / "training" / "losses.py"
-    losses.write_text(losses.read_text().replace("Eq. 5", "Eq. 6"))
-    assert table(small)[0] - pairs_in_code(small) == {("5", "training/losses.py:A.f")}
-    assert pairs_in_code(small) - table(small)[0] == {("6", "training/losses.py:A.f")}
+    losses.write_text(losses.read_text().replace("Loss. Eq. 5", "Loss. Eq. 7"))
+    assert pairs_in_table(small) - pairs_in_code(small) == {METHOD_5}
+    assert pairs_in_code(small) - pairs_in_table(small) == {("7", "training/losses.py:A.f")}
     losses.write_text("")
-    assert table(small)[0] - pairs_in_code(small) == {("5", "training/losses.py:A.f")}
-    (small / "docs" / "equations.md").write_text("| 5 | flow | training/losses.py |\n")
+    assert pairs_in_table(small) - pairs_in_code(small) == {METHOD_5, FUNCTION_5, FUNCTION_6}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| 5 | flow | training/losses.py |",
+        "| 5 | flow | |",
+        "| 5 | flow | `training/losses.py:f` `training/losses.py:g` |",
+    ],
+)
+def test_a_row_in_another_form_is_refused(small, row):
+    (small / "docs" / "equations.md").write_text(f"{row}\n")
     with pytest.raises(AssertionError, match="another form"):
-        table(small)
+        rows_of_table(small)
