@@ -69,11 +69,18 @@ def read_size(path: str | Path) -> tuple[int, int] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_FORMATS) as image:
-                width, height = image.size
+                width, height = _stored_size(image)
                 is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     except Exception:  # many types, see `load_picture`, which says what is wrong
         return None
     return (height, width) if is_turned else (width, height)
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) as stored. Some versions of Pillow turn the `size` of a TIFF upright when they open it."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+    return image.size
 
 
 def _read(path: Path) -> Picture:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def add_degrade(commands: Any) -> None:
@@ -30,24 +27,9 @@ def _degrade(args: argparse.Namespace) -> int:
     from ..data.make_pairs import PairOptions, make_pairs
 
     options = PairOptions(args.preset, args.seed, args.scale, args.crop_px, args.workers, args.overwrite)
-    made = make_pairs(args.input, args.output, options, args.list, Progress())
-    for name, reason in made.skipped:
+    report = make_pairs(args.input, args.output, options, args.list, show_progress=True)
+    for name, reason in report.skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
-    note = f"; skipped {len(made.skipped)} (named above)" if made.skipped else ""
-    print(f"wrote {len(made.names)} pairs into {args.output} (test_HR, test_LR){note}")
+    note = f"; skipped {len(report.skipped)} (named above)" if report.skipped else ""
+    print(f"wrote {len(report.names)} pairs into {args.output} (test_HR, test_LR){note}")
     return 0
-
-
-class Progress:
-    """`12 of 100` on stderr: in place on a terminal, else a line now and then."""
-
-    def __init__(self) -> None:
-        self.last = time.monotonic()
-        self.is_terminal = sys.stderr.isatty()
-
-    def __call__(self, done: int, total: int) -> None:
-        if self.is_terminal:
-            print(f"\r{done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif time.monotonic() - self.last > _SECONDS_BETWEEN_LINES:
-            print(f"{done} of {total}", file=sys.stderr, flush=True)
-            self.last = time.monotonic()

@@ -28,7 +28,7 @@ def read_toml(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
     nothing.
     """
     try:
-        values = {} if path is None else tomllib.loads(path.read_text(encoding="utf-8"))
+        values = {} if path is None else tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"no config at {path}: give a TOML file, e.g. training/configs/pretrain/smoke.toml") from None
     except (OSError, UnicodeDecodeError) as error:

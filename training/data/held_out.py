@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from teasr_core.errors import InputError
 from teasr_core.image.luma import gradient_map
 
 from ..degradation.degrade import Degradation, degrade
 from ..degradation.ops import to_uint8
+from .photographs import read_rgb
 
 CROP_PX = 512
 CANDIDATES = 8
@@ -52,8 +52,7 @@ def write_eval_list(photo_dir: str | Path, path: str | Path = LIST_PATH) -> None
     """Choose one crop for each photograph in `photo_dir` (by name) and write the list. Errors as `choose_crop`."""
     rows = []
     for index, photo in enumerate(sorted(Path(photo_dir).glob("*.jpg"))):
-        with Image.open(photo) as image:
-            x, y = choose_crop(np.asarray(image.convert("RGB")), index)
+        x, y = choose_crop(read_rgb(photo), index)
         rows.append(f"{photo.name}\t{x}\t{y}\n")
     Path(path).write_text(_HEADER + "".join(rows), "utf-8")
 
@@ -109,11 +108,7 @@ def _read_crop(eval_dir: Path, crop: EvalCrop) -> np.ndarray:
     path = eval_dir / crop.file
     if not path.is_file():
         raise InputError(f"evaluation: found no photograph at {path}, expected those of the list; give their folder")
-    try:
-        with Image.open(path) as image:
-            hq = np.asarray(image.convert("RGB"))[crop.y : crop.y + CROP_PX, crop.x : crop.x + CROP_PX]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, by format
-        raise InputError(f"evaluation: {path} is damaged ({error}): get the photograph again") from None
+    hq = read_rgb(path)[crop.y : crop.y + CROP_PX, crop.x : crop.x + CROP_PX]
     if hq.shape[:2] != (CROP_PX, CROP_PX):
         raise InputError(
             f"evaluation: {path} leaves {hq.shape[1]}x{hq.shape[0]} pixels at ({crop.x}, {crop.y}), expected "

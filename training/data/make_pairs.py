@@ -1,7 +1,7 @@
 """LR/HR pairs from photographs, in the layout of StableSR's test sets: OUT/test_HR and OUT/test_LR, equal names.
 
-The i-th file, by name, is degraded with `numpy.random.default_rng([seed, i])`, so a pair does not depend on the other
-files being usable, nor on the number of workers.
+The i-th file, by name, is degraded with `numpy.random.default_rng([seed, i])`, so that a pair depends neither on
+whether the other files can be used nor on the number of workers.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from teasr_core.errors import InputError
-from teasr_core.picture_files.find import Picture, find_images, save_picture
+from teasr_core.picture_files.find import Picture, save_picture
 from teasr_core.whole_file import nearest_existing, write_whole
 
 from ..degradation.degrade import PRESETS, degrade
 from ..degradation.ops import to_uint8
+from ..run.progress import progress_bar
 from .held_out import SCALE, EvalPair, load_eval_pairs
-from .photographs import HR_FOLDER, LR_FOLDER, read_rgb
+from .photographs import HR_FOLDER, LR_FOLDER, images_by_stem, read_rgb
 
 TABLE_NAME = "pairs.tsv"
 MAX_PAIR_SCALE = 16
@@ -30,7 +31,7 @@ MAX_PAIR_SCALE = 16
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How pairs are made. crop_px: side of the central HR crop, None for the whole picture."""
+    """How pairs are made. crop_px: the side of the central HR crop; None keeps the whole picture."""
 
     preset: str = "light"
     seed: int = 0
@@ -54,7 +55,7 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """One pair to be made. make() gives HR (s h, s w, 3) and LR (h, w, 3), uint8; index goes into the seed."""
+    """One pair to make. make() returns HR (s h, s w, 3) and LR (h, w, 3), uint8; `index` is a part of the seed."""
 
     name: str
     index: int
@@ -62,78 +63,73 @@ class Job:
 
 
 class SkippedError(Exception):
-    """A photograph that no pair can be made of; the text is the reason."""
+    """No pair can be made of this photograph; the text says why."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """The names of the pairs written, and (file, reason) of what was passed over."""
+class PairsReport:
+    """The names of the pairs that were written, and (file, reason) of each photograph that was left out."""
 
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
 
 
 def make_pairs(
-    source: Path, output: Path, options: PairOptions, list_path: Path | None = None,
-    on_pair: Callable[[int, int], None] = lambda done, total: None,
-) -> Made:  # fmt: skip
+    source: Path, output: Path, options: PairOptions, list_path: Path | None = None, show_progress: bool = False
+) -> PairsReport:
     """Write test_HR/NAME.png, test_LR/NAME.png (8 bits) and pairs.tsv under `output`.
 
     source: a folder or one image; with `list_path`, the folder of an evaluation list's photographs, whose LR is then
     that of `load_eval_pairs`. Unreadable and too small files are passed over, but not those of a list.
-    on_pair(done, total) is called as files are finished. Raises InputError for nothing to do, for outputs that exist
-    (unless `options.use_overwrite`) and for a place that cannot be written.
+    Raises InputError for nothing to do, for outputs that exist (unless `options.use_overwrite`) and for a place that
+    cannot be written.
     """
     jobs = _list_jobs(source, list_path, options) if list_path is not None else _jobs(source, options)
     _check_outputs(output, [job.name for job in jobs], options.use_overwrite)
     written, skipped = [], []
     pool = ThreadPoolExecutor(options.workers)  # the work is in OpenCV and NumPy, which run beside each other
     try:
-        results = pool.map(lambda job: _write_pair(job, output), jobs)
-        for done, (job, reason) in enumerate(zip(jobs, results, strict=True), start=1):
-            if reason is None:
-                written.append(job)
-            else:
-                skipped.append((job.name, reason))
-            on_pair(done, len(jobs))
+        reasons = pool.map(lambda job: _write_pair(job, output), jobs)
+        with progress_bar(len(jobs), "pairs", show_progress) as bar:
+            for job, reason in zip(jobs, reasons, strict=True):
+                if reason is None:
+                    written.append(job)
+                else:
+                    skipped.append((job.name, reason))
+                bar.update()
     finally:
         pool.shutdown(cancel_futures=True)
     if not written:
         raise InputError(f"{source}: nothing usable among {len(jobs)}, first {skipped[0][0]}: {skipped[0][1]}")
     _write_table(output / TABLE_NAME, written, options)
-    return Made(tuple(job.name for job in written), tuple(skipped))
+    return PairsReport(tuple(job.name for job in written), tuple(skipped))
 
 
 def central_crop(picture: np.ndarray, scale: int, crop_px: int | None) -> np.ndarray:
-    """The middle of (H, W, 3): crop_px a side, else what divides by `scale`. SkippedError when it is too small."""
+    """The middle of a picture (H, W, 3): crop_px a side, or as much as `scale` divides.
+
+    Raises SkippedError when the picture is too small.
+    """
     height, width = picture.shape[:2]
-    wanted = (height - height % scale, width - width % scale) if crop_px is None else (crop_px, crop_px)
-    if min(wanted) < 1 or wanted[0] > height or wanted[1] > width:
+    rows, columns = (height - height % scale, width - width % scale) if crop_px is None else (crop_px, crop_px)
+    if not (1 <= rows <= height and 1 <= columns <= width):
         raise SkippedError(f"{width}x{height} px, smaller than {crop_px or scale} px a side")
-    y, x = (height - wanted[0]) // 2, (width - wanted[1]) // 2
-    return picture[y : y + wanted[0], x : x + wanted[1]]
+    y, x = (height - rows) // 2, (width - columns) // 2
+    return picture[y : y + rows, x : x + columns]
 
 
 def degrade_uint8(hq: np.ndarray, preset: str, scale: int, seed: int, index: int) -> np.ndarray:
-    """LR (H / scale, W / scale, 3) uint8 of HR (H, W, 3) uint8: the pair number `index` of this seed."""
+    """Degrade HR (H, W, 3) uint8 to LR (H / scale, W / scale, 3) uint8, as pair number `index` of this seed."""
     rng = np.random.default_rng([seed, index])
     return to_uint8(degrade(hq.astype(np.float32) / np.float32(255.0), PRESETS[preset], scale, rng))
 
 
 def _jobs(source: Path, options: PairOptions) -> list[Job]:
-    if source.is_file():
-        files = [source]
-    elif source.is_dir():
-        files = find_images(source)
-    else:
+    if not source.exists():
         raise InputError(f"{source} does not exist: give an image or a folder of images")
+    files = images_by_stem(source) if source.is_dir() else {source.stem: source}
     if not files:
         raise InputError(f"{source} holds no image: expected PNG, JPEG, WebP, TIFF or BMP files")
-    stems: dict[str, Path] = {}
-    for path in files:
-        if path.stem in stems:
-            raise InputError(f"{stems[path.stem].name} and {path.name} would both become {path.stem}.png: rename one")
-        stems[path.stem] = path
 
     def make(path: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
         try:
@@ -143,7 +139,7 @@ def _jobs(source: Path, options: PairOptions) -> list[Job]:
         hq = central_crop(picture, options.scale, options.crop_px)
         return hq, degrade_uint8(hq, options.preset, options.scale, options.seed, index)
 
-    return [Job(path.stem, index, partial(make, path, index)) for index, path in enumerate(files)]
+    return [Job(stem, index, partial(make, path, index)) for index, (stem, path) in enumerate(files.items())]
 
 
 def _list_jobs(folder: Path, list_path: Path, options: PairOptions) -> list[Job]:
@@ -183,7 +179,7 @@ def _outputs(output: Path, names: Sequence[str]) -> Iterator[Path]:
 
 
 def _write_pair(job: Job, output: Path) -> str | None:
-    """Write one pair; the reason, where it is passed over."""
+    """Write one pair. Returns the reason where the photograph is left out, otherwise None."""
     try:
         hq, lr = job.make()
     except SkippedError as error:

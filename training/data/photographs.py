@@ -1,6 +1,7 @@
-"""Which files a run learns from: folders, .txt lists and folders of LR/HR pairs; their sizes, and their pixels.
+"""The files a run learns from: folders, .txt lists and folders of LR/HR pairs; their sizes, and their pixels.
 
-Sizes come from the files' headers before the run begins, so that what cannot be used is named at the start.
+Every picture is read as the command `upscale` reads it. Sizes come from the files' headers before the run begins, so
+that files which cannot be used are named at the start.
 """
 
 from __future__ import annotations
@@ -13,25 +14,50 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image
 
 from teasr_core.errors import InputError
 from teasr_core.image.levels import to_levels
-from teasr_core.picture_files.find import load_picture
+from teasr_core.picture_files.find import KNOWN_EXTENSIONS, find_images, load_picture, read_size
 
-PHOTO_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 LIST_EXTENSION = ".txt"
 HR_FOLDER, LR_FOLDER = "test_HR", "test_LR"  # the layout of StableSR's published test sets
+NEUTRAL_GREY = 0.5  # shows through the transparent parts of a picture
 _SCAN_THREADS = 8
 _NAMES_SHOWN = 10
-_JPEG_END = b"\xff\xd9"
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Read a picture as (H, W, 3) uint8 RGB, upright, with alpha laid on neutral grey and 16 bits rounded to 8.
+
+    Raises InputError where `load_picture` does.
+    """
+    picture = load_picture(path)
+    rgb = picture.rgb  # (1, 3, H, W)
+    if picture.alpha is not None:
+        rgb = NEUTRAL_GREY + (rgb - NEUTRAL_GREY) * picture.alpha
+    return np.ascontiguousarray(to_levels(rgb[0]).permute(1, 2, 0).numpy())
+
+
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """The pictures right in `folder` by their names without ending, in the order of the file names.
+
+    Hidden files are left out.
+    Raises InputError where there is no such folder, or where two pictures differ in their ending alone.
+    """
+    files: dict[str, Path] = {}
+    for path in find_images(folder):
+        other = files.setdefault(path.stem, path)
+        if other != path:
+            raise InputError(
+                f"{folder} holds {other.name} and {path.name}: expected one picture of each name, rename or move one"
+            )
+    return files
 
 
 @dataclass(frozen=True)
 class PhotoScan:
-    """Files sorted by what can be done with them; `sizes` are (width, height) of `usable`, in the file's own order."""
+    """Files sorted by whether a run can use them; `sizes` holds (width, height) of each of `usable`, upright."""
 
     usable: tuple[Path, ...]
     sizes: tuple[tuple[int, int], ...]
@@ -44,50 +70,45 @@ class PhotoScan:
         return len(self.usable) + len(self.unreadable) + len(self.too_small)
 
     def skipped(self) -> list[str]:
-        """One line for each kind of file that is passed over, with the count and the names; empty when all are good."""
+        """One line with count and names for each kind of file that is left out; empty when all can be used."""
         kinds = (("unreadable", self.unreadable), (f"smaller than {self.min_px} px a side", self.too_small))
         return [f"skipped, {kind}: {len(paths)} ({name_some(paths)})" for kind, paths in kinds if paths]
 
 
 def name_some(paths: Sequence[Path]) -> str:
-    """File names with commas, the first few of many."""
+    """File names with commas between them; of many only the first few."""
     rest = len(paths) - _NAMES_SHOWN
     return ", ".join(path.name for path in paths[:_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def list_source(entry: str) -> list[Path]:
-    """The image files of one entry of `data.folders`: a folder's sorted by name, a .txt list's in its own order.
+    """The image files of one entry of `data.folders`: those of a folder by name, those of a .txt list in its order.
 
-    InputError for an entry that is missing or names no image.
+    Hidden files of a folder are left out. Raises InputError for an entry that is missing or names no image.
     """
     root = Path(entry)
     if root.suffix.lower() == LIST_EXTENSION and root.is_file():
         found = _read_list(root)
     elif root.is_dir():
-        found = _images_in(root)
+        found = find_images(root)
     else:
         raise InputError(f"data.folders names '{entry}': there is no such folder or {LIST_EXTENSION} list")
     if not found:
-        raise InputError(f"data.folders names '{entry}': no image in it ({', '.join(sorted(PHOTO_EXTENSIONS))})")
+        raise InputError(f"data.folders names '{entry}': no image in it ({', '.join(KNOWN_EXTENSIONS)})")
     return found
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """Image files of a folder, sorted by name; folders within it are not searched."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_EXTENSIONS)
-
-
 def list_pairs(entry: str) -> tuple[list[tuple[Path, Path]], list[Path]]:
-    """((HR, LR) files of the same name in `entry`/test_HR and `entry`/test_LR, files that have no partner).
+    """Pair the files of `entry`/test_HR and `entry`/test_LR by name: (HR, LR) pairs, and the files without a partner.
 
-    InputError where one of the two folders is missing, holds two files of one name, or no name is in both.
+    Raises InputError where one of the two folders is missing, holds two files of one name, or no name is in both.
     """
     folders = [Path(entry) / name for name in (HR_FOLDER, LR_FOLDER)]
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"data.pairs names '{entry}': it has no folder {folder.name}, expected {HR_FOLDER} and "
                              f"{LR_FOLDER} with files of the same names")  # fmt: skip
-    high, low = (_by_stem(folder) for folder in folders)
+    high, low = (images_by_stem(folder) for folder in folders)
     if not high.keys() & low.keys():
         raise InputError(f"data.pairs names '{entry}': no image name is in both {HR_FOLDER} and {LR_FOLDER}")
     lonely = [files[stem] for files in (high, low) for stem in files if stem not in high.keys() & low.keys()]
@@ -97,11 +118,12 @@ def list_pairs(entry: str) -> tuple[list[tuple[Path, Path]], list[Path]]:
 def scan_photographs(paths: Sequence[Path], min_px: int = 1) -> PhotoScan:
     """Sort `paths` by their headers: usable, unreadable, or with a side under `min_px`. Pixels are not decoded.
 
-    A file with a good header may still be damaged further on; that shows when it is drawn.
+    A file with a good header may still be damaged further on, which shows when it is read.
     """
+    # `read_size` silences Pillow's warnings too, but its threads would restore one another's filters.
     with warnings.catch_warnings(), ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        warnings.simplefilter("ignore")  # of Pillow, about odd metadata and very large pictures
-        sizes = list(pool.map(_size, paths))
+        warnings.simplefilter("ignore")
+        sizes = list(pool.map(read_size, paths))
     found = list(zip(paths, sizes, strict=True))
     usable = [(path, size) for path, size in found if size and min(size) >= min_px]
     return PhotoScan(
@@ -114,7 +136,7 @@ def scan_photographs(paths: Sequence[Path], min_px: int = 1) -> PhotoScan:
 
 
 class PhotoCache:
-    """Decoded photographs (H, W, 3) uint8 RGB, the least recently used dropped beyond `limit_mb`."""
+    """Decoded photographs (H, W, 3) uint8 RGB; beyond `limit_mb` the least recently used are dropped."""
 
     def __init__(self, paths: Sequence[Path], limit_mb: int) -> None:
         self.paths = list(paths)
@@ -124,16 +146,17 @@ class PhotoCache:
         self.damaged: set[int] = set()
 
     def get(self, index: int) -> np.ndarray | None:
-        """The photograph, or None when the file cannot be read as one: noted on stderr the first time."""
+        """The photograph, or None when it cannot be read; the first time a note on stderr says why."""
         if index in self.images:
             self.images.move_to_end(index)
             return self.images[index]
         if index in self.damaged:
             return None
-        image = _decode(self.paths[index])
-        if image is None:
+        try:
+            image = read_rgb(self.paths[index])
+        except InputError as error:
             self.damaged.add(index)
-            print(f"note: {self.paths[index]} is damaged: passed over", file=sys.stderr, flush=True)
+            print(f"note: a photograph is left out: {error}", file=sys.stderr, flush=True)
             return None
         self.images[index] = image
         self.size += image.nbytes
@@ -142,59 +165,12 @@ class PhotoCache:
         return image
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in _images_in(folder):
-        if files.setdefault(path.stem, path) != path:
-            raise InputError(f"{folder} holds {files[path.stem].name} and {path.name}: expected one file of a name")
-    return files
-
-
 def _read_list(path: Path) -> list[Path]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors put a byte order mark first
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"data.folders names '{path}': it cannot be read ({error}), expected a list in UTF-8"
         ) from None
     entries = [line.strip() for line in lines]
     return [path.parent / entry for entry in entries if entry and not entry.startswith("#")]
-
-
-def _size(path: Path) -> tuple[int, int] | None:
-    """(width, height), or None for a file that neither Pillow nor OpenCV can open."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception:  # Pillow's readers raise many types on damaged bytes
-        image = _decode(path)  # a kind that OpenCV alone knows, such as a 16-bit colour TIFF
-        return None if image is None else (image.shape[1], image.shape[0])
-
-
-def _decode(path: Path) -> np.ndarray | None:
-    """(H, W, 3) uint8 RGB, upright, or None. OpenCV fills what a truncated JPEG lacks with grey: that is None too."""
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if bgr is None or not _is_whole(path):
-        return None
-    return np.ascontiguousarray(bgr[:, :, ::-1])
-
-
-def _is_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        is_jpeg = file.read(2) == b"\xff\xd8"
-        file.seek(max(0, path.stat().st_size - 16))
-        if not is_jpeg or file.read().rstrip(b"\0").endswith(_JPEG_END):
-            return True
-    try:  # something follows the picture, or its end marker alone is missing: Pillow says whether pixels are
-        with Image.open(path) as image:
-            image.load()
-    except Image.DecompressionBombError:
-        return True  # too large for Pillow's taste, not damaged
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return True
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8, upright; 16 bit is rounded to 8, alpha dropped. Errors as `load_picture`."""
-    return np.ascontiguousarray(to_levels(load_picture(path).rgb[0]).permute(1, 2, 0).numpy())

@@ -1,7 +1,7 @@
-"""The two-stage Real-ESRGAN degradation: its random plan, and the plan carried out.
+"""The two-stage Real-ESRGAN degradation: a random plan, and carrying it out.
 
-`sample_plan` draws every decision, `apply_plan` only obeys; so the statistics of the decisions are testable without
-pixels. Source: Wang et al. 2021 (Real-ESRGAN, arXiv 2107.10833), figure 2.
+`sample_plan` draws every decision and `apply_plan` only follows the plan, so that the statistics of the decisions can
+be tested without pixels. Source: Wang et al. 2021 (Real-ESRGAN, arXiv 2107.10833), figure 2.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from teasr_core.errors import InputError
 
 from .kernels import KernelSpec, make_kernel, pick, sample_blur, sample_sinc
 from .ops import INTERPOLATIONS, add_gaussian_noise, add_poisson_noise, filter_image, jpeg, resize_image, to_uint8
-from .settings import HEAVY, LIGHT, PRESETS, Degradation, Range
+from .settings import HEAVY, LIGHT, PRESETS, Degradation, StageSettings
 
 __all__ = ["HEAVY", "LIGHT", "PRESETS", "Degradation", "Plan", "StagePlan", "apply_plan", "degrade", "sample_plan"]
 
@@ -54,30 +54,10 @@ def degrade(hq: np.ndarray, preset: Degradation, scale: float, rng: np.random.Ge
 
 def sample_plan(preset: Degradation, rng: np.random.Generator) -> Plan:
     """Draw all decisions for one picture. Source: Real-ESRGAN, figure 2 and its published training settings."""
-    p = preset
-    if rng.random() < p.sinc_prob:
-        blur = sample_sinc(p.blur_kernel_sizes, rng)
-    else:
-        blur = sample_blur(
-            p.kernel_list, p.kernel_prob, p.blur_kernel_sizes, p.blur_sigma, p.betag_range, p.betap_range, rng
-        )
-    first = _sample_stage(
-        blur, p.resize_prob, p.resize_range, p.gaussian_noise_prob, p.noise_range, p.poisson_scale_range,
-        p.gray_noise_prob, p.jpeg_range, rng,
-    )  # fmt: skip
-    blur = None
-    if rng.random() < p.second_blur_prob:
-        if rng.random() < p.sinc_prob2:
-            blur = sample_sinc(p.blur_kernel_sizes, rng)
-        else:
-            blur = sample_blur(
-                p.kernel_list, p.kernel_prob2, p.blur_kernel_sizes, p.blur_sigma2, p.betag_range2, p.betap_range2, rng
-            )
-    second = _sample_stage(
-        blur, p.resize_prob2, p.resize_range2, p.gaussian_noise_prob2, p.noise_range2, p.poisson_scale_range2,
-        p.gray_noise_prob2, p.jpeg_range2, rng,
-    )  # fmt: skip
-    final_sinc = sample_sinc(p.blur_kernel_sizes, rng, is_final=True) if rng.random() < p.final_sinc_prob else None
+    first = _sample_stage(preset, 1, True, rng)
+    second = _sample_stage(preset, 2, rng.random() < preset.second_blur_prob, rng)
+    has_sinc = rng.random() < preset.final_sinc_prob
+    final_sinc = sample_sinc(preset.blur_kernel_sizes, rng, is_final=True) if has_sinc else None
     return Plan(first, second, _any_mode(rng), final_sinc, bool(rng.random() < 0.5))
 
 
@@ -114,29 +94,35 @@ def _resize_and_noise(
     return add_noise(image, stage.noise_strength, stage.use_grey_noise, rng)
 
 
-def _sample_stage(
-    blur: KernelSpec | None,
-    resize_prob: tuple[float, float, float],
-    resize_range: Range,
-    gaussian_prob: float,
-    gaussian_range: Range,
-    poisson_range: Range,
-    grey_prob: float,
-    jpeg_range: Range,
-    rng: np.random.Generator,
-) -> StagePlan:
-    direction = pick(("up", "down", "keep"), resize_prob, rng)
-    factor = {"up": (1.0, resize_range[1]), "down": (resize_range[0], 1.0), "keep": (1.0, 1.0)}[direction]
-    kind, strength = ("gaussian", gaussian_range) if rng.random() < gaussian_prob else ("poisson", poisson_range)
+def _sample_stage(preset: Degradation, number: int, has_blur: bool, rng: np.random.Generator) -> StagePlan:
+    """Draw the decisions of stage 1 or 2."""
+    stage = preset.stage(number)
+    blur = _sample_blur(preset, stage, rng) if has_blur else None
+    direction = pick(("up", "down", "keep"), stage.resize_prob, rng)
+    smallest, largest = stage.resize_range
+    factors = {"up": (1.0, largest), "down": (smallest, 1.0), "keep": (1.0, 1.0)}[direction]
+    if rng.random() < stage.gaussian_noise_prob:
+        kind, strengths = "gaussian", stage.noise_range
+    else:
+        kind, strengths = "poisson", stage.poisson_scale_range
     return StagePlan(
         blur=blur,
-        resize_factor=float(rng.uniform(*factor)),
+        resize_factor=float(rng.uniform(*factors)),
         resize_mode=_any_mode(rng),
         noise_kind=kind,
-        noise_strength=float(rng.uniform(*strength)),
-        use_grey_noise=bool(rng.random() < grey_prob),
-        jpeg_quality=round(rng.uniform(*jpeg_range)),
+        noise_strength=float(rng.uniform(*strengths)),
+        use_grey_noise=bool(rng.random() < stage.gray_noise_prob),
+        jpeg_quality=round(rng.uniform(*stage.jpeg_range)),
     )
+
+
+def _sample_blur(preset: Degradation, stage: StageSettings, rng: np.random.Generator) -> KernelSpec:
+    if rng.random() < stage.sinc_prob:
+        return sample_sinc(preset.blur_kernel_sizes, rng)
+    return sample_blur(
+        preset.kernel_list, stage.kernel_prob, preset.blur_kernel_sizes, stage.blur_sigma, stage.betag_range,
+        stage.betap_range, rng,
+    )  # fmt: skip
 
 
 def _any_mode(rng: np.random.Generator) -> str:

@@ -12,18 +12,37 @@ from teasr_core.errors import ConfigError
 from .kernels import BLUR_KINDS
 
 Range = tuple[float, float]
+Weights3 = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """The settings of one stage; the names are those of `Degradation` without the 2 of the second stage."""
+
+    resize_prob: Weights3
+    resize_range: Range
+    gaussian_noise_prob: float
+    noise_range: Range
+    poisson_scale_range: Range
+    gray_noise_prob: float
+    jpeg_range: Range
+    kernel_prob: tuple[float, ...]
+    sinc_prob: float
+    blur_sigma: Range
+    betag_range: Range
+    betap_range: Range
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """Settings of both stages; defaults are the light preset. A name ending in 2 belongs to the second stage.
+    """The settings of both stages; the defaults are the light preset. A name that ends in 2 is of the second stage.
 
-    Ranges are (lowest, highest), drawn uniformly. `resize_prob` is (up, down, keep). Noise ranges are standard
+    Ranges are (lowest, highest) of a uniform draw. `resize_prob` is (up, down, keep). Noise ranges are standard
     deviations in 8-bit levels, Poisson ranges multiply the shot noise, `jpeg_range` is libjpeg's quality, sigmas are
     pixels. Raises ConfigError for a probability outside [0, 1], a list that does not sum to 1, or a reversed range.
     """
 
-    resize_prob: tuple[float, float, float] = (0.2, 0.7, 0.1)
+    resize_prob: Weights3 = (0.2, 0.7, 0.1)
     resize_range: Range = (0.3, 1.5)
     gaussian_noise_prob: float = 0.5
     noise_range: Range = (1.0, 15.0)
@@ -32,7 +51,7 @@ class Degradation:
     jpeg_range: Range = (60.0, 95.0)
 
     second_blur_prob: float = 0.5
-    resize_prob2: tuple[float, float, float] = (0.3, 0.4, 0.3)
+    resize_prob2: Weights3 = (0.3, 0.4, 0.3)
     resize_range2: Range = (0.6, 1.2)
     gaussian_noise_prob2: float = 0.5
     noise_range2: Range = (1.0, 12.0)
@@ -59,34 +78,39 @@ class Degradation:
             _check(field.name, getattr(self, field.name))
         for name in ("kernel_prob", "kernel_prob2"):
             if len(getattr(self, name)) != len(self.kernel_list):
-                found, wanted = len(getattr(self, name)), len(self.kernel_list)
-                raise ConfigError(f"{name} has {found} values: expected {wanted}, one for each kind in kernel_list")
+                found, expected = len(getattr(self, name)), len(self.kernel_list)
+                raise ConfigError(f"{name} has {found} values: expected {expected}, one for each kind in kernel_list")
+
+    def stage(self, number: int) -> StageSettings:
+        """The settings of stage 1 or 2."""
+        suffix = "" if number == 1 else "2"
+        return StageSettings(**{field.name: getattr(self, field.name + suffix) for field in fields(StageSettings)})
 
 
 def _check(name: str, value) -> None:
-    """Refuse a value that cannot be what the field's name says."""
+    """Raise ConfigError for a value that the field's name rules out."""
     if "range" in name or "sigma" in name:
         bad = len(value) != 2 or not 0.0 <= value[0] <= value[1]
-        wanted = "two numbers, the lower one first"
+        expected = "two numbers, the lower one first"
         if name.startswith("resize"):
             bad = bad or not 0.0 < value[0] <= 1.0 <= value[1]
-            wanted = "a lowest factor in (0, 1] and a highest of at least 1"
+            expected = "a lowest factor in (0, 1] and a highest of at least 1"
         elif "sigma" in name:
-            bad, wanted = bad or value[0] <= 0.0, "two positive numbers, the lower one first"
+            bad, expected = bad or value[0] <= 0.0, "two positive numbers, the lower one first"
         elif name.startswith("jpeg"):
-            bad, wanted = bad or value[0] < 1 or value[1] > 100, "two qualities in 1..100, the lower one first"
+            bad, expected = bad or value[0] < 1 or value[1] > 100, "two qualities in 1..100, the lower one first"
     elif isinstance(value, tuple) and "prob" in name:
         bad = any(not 0.0 <= item <= 1.0 for item in value) or abs(sum(value) - 1.0) > 1e-6
-        wanted = "probabilities that sum to 1"
+        expected = "probabilities that sum to 1"
     elif "prob" in name:
         bad = not (isinstance(value, int | float) and 0.0 <= value <= 1.0)
-        wanted = "a probability in [0, 1]"
+        expected = "a probability in [0, 1]"
     elif name == "kernel_list":
-        bad, wanted = any(kind not in BLUR_KINDS for kind in value), f"kinds among {', '.join(BLUR_KINDS)}"
+        bad, expected = any(kind not in BLUR_KINDS for kind in value), f"kinds among {', '.join(BLUR_KINDS)}"
     else:
-        bad, wanted = not value or any(size % 2 == 0 or size < 1 for size in value), "odd sizes such as 7, 9, ..., 21"
+        bad, expected = not value or any(size % 2 == 0 or size < 1 for size in value), "odd sizes such as 7, 9, ..., 21"
     if bad:
-        raise ConfigError(f"degradation {name} = {value}: expected {wanted}; correct it in the configuration")
+        raise ConfigError(f"degradation {name} = {value}: expected {expected}; correct it in the configuration")
 
 
 LIGHT = Degradation()

@@ -13,8 +13,6 @@ from pathlib import Path
 from .finding import MISSING, NOTE, OK, Finding
 
 OLDEST_PYTHON = (3, 10)
-
-
 OLDEST_COMFYUI = "0.17.0"
 
 
@@ -43,6 +41,7 @@ PACKAGES = (
     Package("diffusers", ("diffusers",), "0.38", "the transformer outside ComfyUI"),
     Package("cv2", _OPENCV, "4.10", "photographs and their degradation"),
     Package("scipy", ("scipy",), "1.13", "blur kernels, NIQE"),
+    Package("tqdm", ("tqdm",), "4.66", "progress bars"),
     Package("tomli", ("tomli",), "2", "configs, with a Python before 3.11"),
     Package("accelerate", ("accelerate",), "1.0", "distill, several GPUs, Qwen-Image outside ComfyUI"),
     Package("peft", ("peft",), "0.18", "distill: the LoRA's start"),
@@ -58,7 +57,7 @@ PACKAGES = (
 )
 
 
-ALWAYS = ("torch", "numpy", "PIL", "safetensors", "diffusers", "cv2", "scipy")
+ALWAYS = ("torch", "numpy", "PIL", "safetensors", "diffusers", "cv2", "scipy", "tqdm")
 
 
 def python_finding(version: Sequence[int]) -> Finding:

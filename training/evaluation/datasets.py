@@ -19,10 +19,9 @@ import numpy as np
 
 from teasr_core.errors import InputError
 from teasr_core.image.target_size import MAX_SCALE, MIN_SCALE, TargetSize, size_by_factor
-from teasr_core.picture_files.find import find_images
 
 from ..data.held_out import SCALE, load_eval_pairs, read_eval_list
-from ..data.photographs import HR_FOLDER, LR_FOLDER, read_rgb
+from ..data.photographs import HR_FOLDER, LR_FOLDER, images_by_stem, read_rgb
 from ..degradation.degrade import PRESETS
 from .protocol import FEW_PICTURES, FEW_PICTURES_FROM
 
@@ -95,7 +94,7 @@ def paired_dataset(lr_folder: Path, hr_folder: Path, name: str, layout: str = PA
 
     Raises InputError for no pair at all, two files of one stem, and a pair whose sizes are not one factor apart.
     """
-    low, high = _by_stem(lr_folder), _by_stem(hr_folder)
+    low, high = images_by_stem(lr_folder), images_by_stem(hr_folder)
     skipped = [
         Skipped(mine[stem].name, f"no {stem}.* in {other.name}")
         for mine, theirs, other in ((low, high, hr_folder), (high, low, lr_folder))
@@ -122,7 +121,7 @@ def lq_dataset(folder: Path, scale: float, name: str) -> EvalDataset:
     Raises InputError for a folder without a readable picture and a scale outside 0.25..8.
     """
     pictures, skipped = [], []
-    for stem, path in sorted(_by_stem(folder).items()):
+    for stem, path in sorted(images_by_stem(folder).items()):
         try:
             lr = read_rgb(path)
         except InputError as error:
@@ -190,18 +189,6 @@ def _inside(folder: Path, part: Path) -> Path:
         if path.is_dir():
             return path
     raise InputError(f"evaluation: found no folder {folder / part} and none {part}, expected one of them; check it")
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in find_images(folder):
-        if path.stem in files:
-            raise InputError(
-                f"evaluation: found {files[path.stem].name} and {path.name} in {folder}, expected one file a name; "
-                "move one of them away"
-            )
-        files[path.stem] = path
-    return files
 
 
 def _factor(stem: str, lr: np.ndarray, hq: np.ndarray) -> Fraction:

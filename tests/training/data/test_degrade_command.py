@@ -177,7 +177,7 @@ def test_nothing_to_do_is_one_clear_error(run, photos, tmp_path):
     assert refused(run(photos, tmp_path / "out", "--crop-px", 64), "nothing usable among 3", "a: 40x44 px", "64 px")
     assert refused(run(photos / "a.png", tmp_path / "out", "--crop-px", 512), "40x44 px, smaller than 512 px")
     Image.fromarray(texture(40, 40)).save(photos / "a.jpg")
-    assert refused(run(photos, tmp_path / "out"), "a.jpg and a.png would both become a.png")
+    assert refused(run(photos, tmp_path / "out"), "holds a.jpg and a.png: expected one picture of each name")
 
 
 @pytest.mark.parametrize(

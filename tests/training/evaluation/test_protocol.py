@@ -98,11 +98,18 @@ def test_a_list_that_does_not_fit_is_refused(photo_dir, tmp_path):
         read_eval_list(tmp_path / "other.tsv")
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no picture", lambda data: b""])
-def test_a_damaged_photograph_is_named(photo_dir, damage):
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (lambda data: data[: len(data) // 2], "damaged"),
+        (lambda data: b"no picture", "not an image"),
+        (lambda data: b"", "an empty file"),
+    ],
+)
+def test_a_damaged_photograph_is_named(photo_dir, damage, kind):
     path = photo_dir / "photo1.png"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=r"photo1\.png is damaged \(.*\): get the photograph again"):
+    with pytest.raises(InputError, match=rf"photo1\.png is {kind}"):
         load_eval_pairs(photo_dir, LIGHT, list_path=photo_dir / "list.tsv")
 
 

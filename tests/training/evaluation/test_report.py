@@ -1,7 +1,6 @@
 """Tables, results.json, plot and grids: the right number in the right place, and nothing absent shown as zero."""
 
 import dataclasses
-import io
 import json
 import math
 
@@ -15,7 +14,6 @@ from teasr_core.errors import InputError
 from training.evaluation.datasets import Skipped
 from training.evaluation.metrics.columns import COLUMNS, best_values, column
 from training.evaluation.metrics.registry import Absent, Metric, Metrics, own_metrics
-from training.evaluation.progress import Progress
 from training.evaluation.run import result_key, run_evaluation
 from training.evaluation.tables.grids import save_grids
 from training.evaluation.tables.plot import baselines, curves, save_plot
@@ -40,7 +38,7 @@ def finished(tmp_path_factory):
     evaluation = tiny_eval.evaluation(
         tmp_path_factory.mktemp("eval"), *methods, datasets=(tiny_eval.dataset(9),), steps=(1, 30), kept_pictures=2
     )
-    run_evaluation(evaluation, lambda total: Progress(total, io.StringIO()))
+    run_evaluation(evaluation, show_progress=False)
     return evaluation
 
 
@@ -98,7 +96,7 @@ def test_the_report_has_every_row_the_splits_and_what_is_absent(finished):
 
 def test_one_model_keeps_the_names_of_the_splits(tmp_path):
     evaluation = tiny_eval.evaluation(tmp_path, Counter().method(), steps=(1, 2))
-    run_evaluation(evaluation, lambda total: Progress(total, io.StringIO()))
+    run_evaluation(evaluation, show_progress=False)
     assert [row.name for row in split_rows(evaluation, evaluation.datasets[0])] == [
         "bicubic", "lanczos", "HQ", "1 step", "2 steps",
     ]  # fmt: skip
@@ -114,7 +112,7 @@ def test_a_missing_value_is_never_a_zero(tmp_path):
         (*own_metrics().pictures, Metric("niqe", "1", only_dark)), absent=(Absent("musiq", "no weights on the disk"),)
     )
     evaluation = tiny_eval.evaluation(tmp_path, Counter().method(), metrics=metrics)
-    run_evaluation(evaluation, lambda total: Progress(total, io.StringIO()))
+    run_evaluation(evaluation, show_progress=False)
     result = collect(evaluation, evaluation.datasets[0])
     assert all("niqe" not in row.means and "musiq" not in row.means for row in result.groups[0].rows)
     reasons = {one.reason for one in result.absent if one.metric == "niqe"}

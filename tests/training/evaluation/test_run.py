@@ -1,7 +1,6 @@
 """The evaluation's loop: what it measures, and that a killed one goes on without computing anything twice."""
 
 import csv
-import io
 import math
 
 import numpy as np
@@ -12,18 +11,13 @@ from helpers.tiny.evaluation import Counter
 from teasr_core.errors import InputError
 from training.evaluation.metrics.pictures import mean_gradient, psnr_y
 from training.evaluation.metrics.registry import Metric, Metrics, SetMetric, own_metrics
-from training.evaluation.progress import Progress, duration
 from training.evaluation.run import result_key, run_evaluation
 from training.evaluation.scores import HEADER, ResultKey, Score, ScoreFile
 
 
-def quiet(total):
-    return Progress(total, io.StringIO())
-
-
 def run(folder, *methods, **options):
     evaluation = tiny_eval.evaluation(folder, *methods, **options)
-    return evaluation, run_evaluation(evaluation, quiet)
+    return evaluation, run_evaluation(evaluation, show_progress=False)
 
 
 def values(folder, metric, model, steps=0):
@@ -184,20 +178,3 @@ def test_a_foreign_or_damaged_score_file_is_refused(tmp_path):
         ScoreFile(path)
     path.write_bytes(b"data")  # killed while the header was written
     assert len(ScoreFile(path)) == 0
-
-
-def test_the_progress_line_estimates_from_the_work_done():
-    class Clock:
-        now = 100.0
-
-        def __call__(self):
-            return self.now
-
-    clock, stream = Clock(), io.StringIO()
-    progress = Progress(10.0, stream, clock)
-    progress.advance(1.0, "a")
-    assert stream.getvalue() == ""  # nobody watches, and it is too early
-    clock.now = 140.0
-    progress.advance(1.0, "b")
-    assert stream.getvalue() == "eval 20 %, ETA 3 min | b\n"
-    assert [duration(s) for s in (5, 89, 90, 5400, 11000)] == ["5 s", "89 s", "2 min", "1 h 30 min", "3 h 03 min"]
