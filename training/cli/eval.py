@@ -30,6 +30,11 @@ def add_eval(commands: Any) -> None:
         "--model", action="append", default=[], metavar="NAME=SPEC",
         help="repeatable; SPEC: builtin, builtin-base, a LoRA file, a base file, or BASE+LORA",
     )  # fmt: skip
+    model.add_argument(
+        "--pictures", action="append", default=[], metavar="NAME=DIR",
+        help="repeatable; results made elsewhere: a folder with a picture of the same name and of the result's size "
+        "for each of the dataset's",
+    )  # fmt: skip
     model.add_argument("--base", type=Path, help="a base file in place of the shipped one")
     model.add_argument(
         "--ablation", type=config_file, metavar="TOML",

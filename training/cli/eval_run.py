@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +18,9 @@ from ..evaluation.datasets import open_datasets
 from ..evaluation.metrics.pyiqa_metrics import pyiqa_metrics
 from ..evaluation.metrics.registry import Metrics, own_metrics
 from ..evaluation.models import EvalModel, EvalSettings, check_settings, parse_models
+from ..evaluation.picture_folders import PictureFolder, open_picture_folders
 from ..evaluation.result_store import PictureStore, check_folder
-from ..evaluation.run import HQ, Evaluation, all_jobs, baseline_methods, model_method, run_evaluation
+from ..evaluation.run import HQ, Evaluation, all_jobs, baseline_methods, folder_method, model_method, run_evaluation
 from ..evaluation.scores import ScoreFile
 from ..evaluation.tables.ablation_table import ablation_table, arm_of_results
 from ..evaluation.tables.grids import GRID_PICTURES, save_grids
@@ -43,9 +45,14 @@ def evaluate_command(args: argparse.Namespace) -> int:
     for dataset in datasets:
         for one in dataset.skipped:
             print(f"skipped {one.name}: {one.reason}", file=sys.stderr)
+    folders = open_picture_folders(args.pictures, datasets, [model.name for model in models])
     evaluation = Evaluation(
         datasets=tuple(datasets),
-        methods=(*baseline_methods(), *(model_method(model, settings) for model in models)),
+        methods=(
+            *baseline_methods(),
+            *(folder_method(folder) for folder in folders),
+            *(model_method(model, settings) for model in models),
+        ),
         steps=steps,
         metrics=metrics,
         scores=ScoreFile(args.output / "scores.csv"),
@@ -57,7 +64,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
         print(f"{args.output / 'scores.csv'} holds {len(evaluation.scores)} scores; known ones stay", file=sys.stderr)
     made = run_evaluation(evaluation)
     print(f"made {made} of {len(all_jobs(evaluation))} results", file=sys.stderr)
-    print(write_report(evaluation, models, settings, args.output))
+    print(write_report(evaluation, models, folders, settings, args.output))
     if args.ablation:
         print(write_ablation(evaluation, args.output))
     return 0
@@ -92,7 +99,13 @@ def all_metrics(niqe_params: Path | None, lpips_backbone: Path | None, pyiqa: st
     return Metrics(ours.pictures + fields.pictures, fields.sets, ours.absent + fields.absent)
 
 
-def write_report(evaluation: Evaluation, models: list[EvalModel], settings: EvalSettings, folder: Path) -> str:
+def write_report(
+    evaluation: Evaluation,
+    models: Sequence[EvalModel],
+    picture_folders: Sequence[PictureFolder],
+    settings: EvalSettings,
+    folder: Path,
+) -> str:
     """Every file but scores.csv, from the scores. Returns the tables' text."""
     results, texts = [], []
     for dataset in evaluation.datasets:
@@ -110,11 +123,12 @@ def write_report(evaluation: Evaluation, models: list[EvalModel], settings: Eval
             one.key: one.metric_id for one in (*evaluation.metrics.pictures, *evaluation.metrics.sets)
         },
     }  # fmt: skip
-    described = tuple(
+    described = [
         {"name": model.name, "spec": model.spec, "model_id": model.model_id, "sha256": model.hashes()}
         for model in models
-    )
-    written = Results(tuple(results), described, made_with)
+    ]
+    described += [{"name": one.name, "pictures": str(one.folder), "model_id": one.model_id} for one in picture_folders]
+    written = Results(tuple(results), tuple(described), made_with)
     write_results(written, folder / "results.json")
     if importlib.util.find_spec("matplotlib") is None:
         print("metrics_vs_steps.png is not drawn: the package matplotlib is not installed", file=sys.stderr)

@@ -100,10 +100,7 @@ def parse_models(texts: Sequence[str], base: Path | None = None) -> list[EvalMod
         builtin_file.read_base(base)
         return [EvalModel("base", str(base), base, None)]
     models = [parse_model(text) for text in texts] or [resolve_model(BUILTIN, BUILTIN)]
-    names = [model.name for model in models]
-    for name in names:
-        if names.count(name) > 1 or name.lower() in ("bicubic", "lanczos", "hq"):
-            raise InputError(f"--model {name}: the name is taken, expected one of its own for each; choose another")
+    check_names([model.name for model in models], "--model")
     for model in models:
         model.read()
     return models
@@ -120,14 +117,29 @@ def check_settings(settings: EvalSettings, models: Sequence[EvalModel]) -> None:
 
 
 def parse_model(text: str) -> EvalModel:
-    """One NAME=SPEC. Errors as `parse_models`."""
-    name, _, spec = text.partition("=")
-    if not spec or not _NAME.fullmatch(name):
+    """The model of one NAME=SPEC. Raises the errors of `parse_models`."""
+    return resolve_model(*split_name(text, "--model", "NAME=SPEC", "ours=builtin"))
+
+
+def split_name(text: str, flag: str, form: str, example: str) -> tuple[str, str]:
+    """Split NAME=VALUE. Raises InputError, which shows `form` and `example`, where there is no value or no such name.
+
+    The name becomes a part of file names.
+    """
+    name, _, value = text.partition("=")
+    if not value or not _NAME.fullmatch(name):
         raise InputError(
-            f"--model is '{text}': expected NAME=SPEC, the name of letters, digits, dot, dash and underscore, "
-            "such as ours=builtin"
+            f"{flag} is '{text}': expected {form}, the name of letters, digits, dot, dash and underscore, "
+            f"such as {example}"
         )
-    return resolve_model(name, spec)
+    return name, value
+
+
+def check_names(names: Sequence[str], flag: str, other_names: Sequence[str] = ()) -> None:
+    """Raise InputError for a name that stands twice, is among `other_names` or is a baseline's."""
+    for name in names:
+        if [*names, *other_names].count(name) > 1 or name.lower() in ("bicubic", "lanczos", "hq"):
+            raise InputError(f"{flag} {name}: the name is taken, expected one of its own for each; choose another")
 
 
 def resolve_model(name: str, spec: str) -> EvalModel:

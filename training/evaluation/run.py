@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,27 +17,34 @@ from PIL import Image
 from teasr_core.errors import InputError
 from teasr_core.image.target_size import TargetSize
 
+from ..data.photographs import read_rgb
+from ..run.progress import progress_bar
 from .datasets import EvalDataset, EvalPicture
 from .metrics.registry import Metric, Metrics
 from .models import EvalModel, EvalSettings, RestoreFn
-from .progress import Progress
+from .picture_folders import PictureFolder
 from .result_store import PictureStore
 from .scores import ResultKey, Score, ScoreFile
 
 HQ = "HQ"
 ENLARGEMENTS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 BASELINES = (*ENLARGEMENTS, HQ)
+_NO_SETTINGS = EvalSettings(dtype="", color_fix="")  # of what no model makes
 
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """What makes results: a model, or a baseline, which has no steps. load() is called once, when it is needed."""
+    """What makes results: a model, or a baseline, which has no steps. load() is called once, when it is needed.
+
+    files: the results themselves by picture_id, where they were made elsewhere; such a method is a baseline.
+    """
 
     name: str
     model_id: str
     settings: EvalSettings
     load: Callable[[], RestoreFn]
     is_baseline: bool = False
+    files: Mapping[str, Path] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +84,17 @@ def model_method(model: EvalModel, settings: EvalSettings) -> Method:
     return Method(model.name, model.model_id, settings, lambda: model.load(settings))
 
 
+def folder_method(folder: PictureFolder) -> Method:
+    return Method(folder.name, folder.model_id, _NO_SETTINGS, _no_restore, is_baseline=True, files=folder.files)
+
+
 def baseline_methods() -> list[Method]:
     """PIL's bicubic and Lanczos enlargement, and the originals themselves where a dataset has them."""
-    settings = EvalSettings(dtype="", color_fix="")
     methods = [
-        Method(name, f"pil-{name}", settings, lambda name=name: _enlargement(name), is_baseline=True)
+        Method(name, f"pil-{name}", _NO_SETTINGS, lambda name=name: _enlargement(name), is_baseline=True)
         for name in ENLARGEMENTS
     ]
-    return [*methods, Method(HQ, "original", settings, _no_restore, is_baseline=True)]
+    return [*methods, Method(HQ, "original", _NO_SETTINGS, _no_restore, is_baseline=True)]
 
 
 def enlarge(lr: np.ndarray, size: TargetSize, resampling: Image.Resampling) -> np.ndarray:
@@ -127,23 +137,22 @@ def all_jobs(evaluation: Evaluation) -> list[Job]:
     return jobs
 
 
-def run_evaluation(evaluation: Evaluation, make_progress: Callable[[float], Progress] = Progress) -> int:
+def run_evaluation(evaluation: Evaluation, show_progress: bool = True) -> int:
     """Compute what is missing. Returns how many pictures a model or a baseline had to make.
 
     Errors as the methods' own; a figure that does not exist for a picture is recorded with its reason.
     """
     todo = [job for job in all_jobs(evaluation) if _is_missing(job, evaluation)]
     made = 0
-    if todo:
-        progress = make_progress(sum(job.work for job in todo))
-        loaded: tuple[Method | None, RestoreFn] = (None, _no_restore())
+    loaded: tuple[Method | None, RestoreFn] = (None, _no_restore())
+    with progress_bar(sum(job.work for job in todo), "eval", show_progress and bool(todo)) as bar:
         for job in todo:
             if loaded[0] is not job.method and not evaluation.pictures.has(job.key):
                 loaded = (job.method, job.method.load())
             made += _do(job, evaluation, loaded[1])
             steps = f", {job.key.steps} steps" if job.key.steps else ""
-            progress.advance(job.work, f"{job.key.dataset}, {job.key.model}{steps}, {job.key.picture}")
-        progress.close()
+            bar.set_postfix_str(f"{job.key.dataset}, {job.key.model}{steps}, {job.key.picture}", refresh=False)
+            bar.update(job.work)
     _score_sets(evaluation)
     return made
 
@@ -163,6 +172,8 @@ def _do(job: Job, evaluation: Evaluation, restore: RestoreFn) -> int:
     is_made = not evaluation.pictures.has(job.key)
     if not is_made:
         result = evaluation.pictures.read(job.key)
+    elif job.method.files is not None:
+        result = read_rgb(job.method.files[job.picture.picture_id])
     elif job.method.name == HQ and job.method.is_baseline:
         assert hq is not None  # rows_of
         result = hq

@@ -1,4 +1,4 @@
-"""Picture grids of an evaluation: LQ | the numbers of steps | HQ, one file for each model."""
+"""Picture grids of an evaluation: LQ | folders of pictures | the numbers of steps | HQ, one file for each model."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ def save_grids(evaluation: Evaluation, dataset: EvalDataset, folder: Path) -> li
     Each row is the middle `GRID_CROP_PX` of a picture's result.
     """
     models = [method for method in evaluation.methods if not method.is_baseline]
+    folders = [method.name for method in evaluation.methods if method.files is not None]
     shown = dataset.pictures_at(max(evaluation.steps))[:GRID_PICTURES]
     paths = []
     for method in models:
         rows = [_grid_row(evaluation, dataset, method, picture) for picture in shown]
-        labels = ["LQ", *(f"{n} step{'s' if n > 1 else ''}" for n in evaluation.steps)]
+        labels = ["LQ", *folders, *(f"{n} step{'s' if n > 1 else ''}" for n in evaluation.steps)]
         labels = [*labels, "HQ"] if dataset.has_hq else [labels[0], "Lanczos", *labels[1:]]
         suffix = f"_{method.name}" if len(models) > 1 else ""
         paths.append(folder / f"grid_{dataset.name}{suffix}.jpg")
@@ -35,7 +36,9 @@ def save_grids(evaluation: Evaluation, dataset: EvalDataset, folder: Path) -> li
 
 def _grid_row(evaluation: Evaluation, dataset: EvalDataset, method: Method, picture: EvalPicture) -> list[np.ndarray]:
     lr, hq = picture.read()
-    keys = [result_key(dataset, method, steps, picture) for steps in evaluation.steps]
+    folders = [other for other in evaluation.methods if other.files is not None]
+    keys = [result_key(dataset, folder, 0, picture) for folder in folders]
+    keys += [result_key(dataset, method, steps, picture) for steps in evaluation.steps]
     results = [evaluation.pictures.read(key) for key in keys]
     if hq is None:
         results = [enlarge(lr, picture.size, Image.Resampling.LANCZOS), *results]

@@ -51,12 +51,12 @@ def curves(result: DatasetResult, which: Column) -> dict[str, tuple[list[int], l
 
 
 def baselines(result: DatasetResult, which: Column) -> dict[str, float]:
-    """Baseline -> mean. The originals only where their figure is not perfect by definition."""
+    """The means of the rows without steps. Those of the originals only where they are not perfect by definition."""
     found = {}
     for row in result.groups[-1].rows:
         value = row.means.get(which.key)
         is_trivial = row.model == HQ and which.needs_hq and which.better != NEITHER
-        if row.model in BASELINES and not row.steps and value is not None and not is_trivial:
+        if not row.steps and value is not None and not is_trivial:
             found[row.model] = value
     return found
 
@@ -66,8 +66,10 @@ def _draw_panel(panel: Any, result: DatasetResult, which: Column) -> None:
     for model, (steps, values) in curves(result, which).items():
         panel.plot(steps, values, marker="o", markersize=3.5, label=model)
         ticks.update(steps)
-    colors = dict(zip(BASELINES, ("0.45", "0.65", "black"), strict=True))
-    for name, value in baselines(result, which).items():
+    lines = baselines(result, which)
+    colors = {name: f"C{9 - index}" for index, name in enumerate(name for name in lines if name not in BASELINES)}
+    colors |= dict(zip(BASELINES, ("0.45", "0.65", "black"), strict=True))
+    for name, value in lines.items():
         panel.axhline(value, linestyle="--", linewidth=1, color=colors[name], label=name)
     panel.set_title(which.heading, fontsize=9)
     panel.set_xscale("log", base=2)
