@@ -11,6 +11,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..teasr_core.errors import LoraFileError
 from ..teasr_core.weight_files.lora_file import LoraFile, check_base, fingerprint, read_lora
+from .inputs import lora_strength_input
 from .model.builtin_model import base_traits
 from .model.conditioning import prompt_conditioning
 from .model.dual_branch import DualBranch, attach
@@ -34,14 +35,7 @@ class TEASRApplyLoRA(io.ComfyNode):
                     options=folder_paths.get_filename_list("loras"),
                     tooltip="A TEASR LoRA in ComfyUI's `loras` folder. Ordinary LoRAs belong in LoraLoader.",
                 ),
-                io.Float.Input(
-                    "lora_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="1 is what the LoRA was trained for; 0 skips it and keeps the two-branch model.",
-                ),
+                lora_strength_input("1 is what the LoRA was trained for; 0 skips it and keeps the two-branch model."),
                 io.Boolean.Input(
                     "allow_other_base",
                     default=False,

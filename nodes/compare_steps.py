@@ -1,7 +1,7 @@
-"""TEASRCompareSteps: one picture at several numbers of steps, side by side, with time and sharpness under each.
+"""TEASRCompareSteps shows one picture at several numbers of steps, with time and sharpness under each.
 
-It expands as TEASRUpscale does: one load and one encode, then a sampler for each number. ComfyUI's cache and the cache
-of visited step counts keep each of them, so that one more number costs that number alone.
+It expands as TEASRUpscale does: one load and one encode serve a sampler for each number. ComfyUI's cache and the cache
+of sampled latents keep every result, so that one more number costs the time of that number alone.
 """
 
 from __future__ import annotations
@@ -9,21 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import GraphBuilder
 
 from ..teasr_core.sampling.schedule import parse_steps
-from .inputs import (
-    color_fix_input,
-    color_strength_input,
-    fidelity_input,
-    max_megapixels_input,
-    model_inputs,
-    seed_input,
-    size_input,
-    strength_input,
-    tile_inputs,
-)
-from .parts.expansion import Link, ModelWires, add_condition, add_source
+from .inputs import picture_inputs, restoration_inputs
+from .parts.expansion import Expansion, Link, ModelWires
 
 DEFAULT_STEPS = "1,2,4,8"
 
@@ -39,30 +28,19 @@ class TEASRCompareSteps(io.ComfyNode):
             search_aliases=["grid", "xy plot", "steps", "compare", "teasr"],
             enable_expand=True,
             inputs=[
-                # Raw links, as in TEASRUpscale.
-                io.Image.Input(
-                    "image", raw_link=True, tooltip="The picture to compare on; a batch is done one by one."
-                ),
-                size_input(),
-                max_megapixels_input(),
+                *picture_inputs("The steps are compared on this picture; a batch is done one by one."),
                 io.String.Input(
                     "steps_list",
                     default=DEFAULT_STEPS,
-                    tooltip="The numbers of steps, 1 to 30, with commas, such as 1,2,4,8. Each once.",
+                    tooltip="Write the numbers of steps, 1 to 30, with commas, such as 1,2,4,8. Name each once.",
                 ),
-                seed_input(),
-                strength_input(),
-                color_fix_input(),
-                *model_inputs(),
-                *tile_inputs(),
-                color_strength_input(use_advanced=True),
-                fidelity_input(),
+                *restoration_inputs(),
             ],
-            # Lists: see TEASRUpscale.
+            # The outputs are lists for the reason that TEASRUpscale gives.
             outputs=[
-                io.Image.Output(display_name="image", tooltip="The labelled grid.", is_output_list=True),
+                io.Image.Output(display_name="image", tooltip="This is the labelled grid.", is_output_list=True),
                 io.Image.Output(
-                    display_name="images", tooltip="The results, in the list's order.", is_output_list=True
+                    display_name="images", tooltip="These are the results, in the list's order.", is_output_list=True
                 ),
             ],
         )
@@ -88,24 +66,22 @@ class TEASRCompareSteps(io.ComfyNode):
     ) -> io.NodeOutput:
         numbers = parse_steps(steps_list)
         wires = ModelWires(model, vae, conditioning)
-        wires.are_given()
-        graph = GraphBuilder()
-        resized, _ = add_source(graph, image, mask, size, max_megapixels)
-        encoded = add_condition(graph, resized, wires) if strength > 0 else None
+        expansion = Expansion(wires, image, mask, size, max_megapixels, needs_model=strength > 0)
+        graph, encoded = expansion.graph, expansion.encoded
         columns: Link | None = None
         for steps in numbers:
             column = graph.node(
                 "TEASRCompareStepsColumn",
                 steps=steps,
-                resized=resized,
+                resized=expansion.resized,
                 strength=strength,
                 color_fix=color_fix,
                 color_strength=color_strength,
             )
-            if columns is not None:
-                column.set_input("before", columns)
+            column.set_input("before", columns)
             if encoded is not None:
-                # An id of its own, since the host caches it by its id: a number keeps its result wherever it moves.
+                # ComfyUI caches this node by its id. An id that names the number of steps keeps the number's result
+                # when it moves to another place in the list.
                 selector = graph.node("TEASRStepSelector", id=f"steps{steps}", steps=steps, mode="manual")
                 sampler = graph.node(
                     "TEASRSampler",
@@ -116,7 +92,7 @@ class TEASRCompareSteps(io.ComfyNode):
                     fidelity=fidelity,
                     **encoded.sampler_inputs(),
                 )
-                encoded.add_decode(graph, sampler.out(0), column)
+                expansion.add_decode(encoded, sampler.out(0), column)
             columns = column.out(0)
         grid = graph.node("TEASRCompareStepsGrid", columns=columns)
         return io.NodeOutput(grid.out(0), grid.out(1), expand=graph.finalize())

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..teasr_core.device import DTYPES
 from ..teasr_core.weight_files import builtin_file
 from ..teasr_core.weight_files.lora_file import LoraFile
+from .inputs import lora_strength_input
 from .model.builtin_model import builtin_patcher
 from .model.conditioning import prompt_conditioning
 from .model.dct_vae import DctVAE
@@ -26,13 +27,8 @@ class TEASRLoadBuiltin(io.ComfyNode):
             description="The small restoration model that comes with TEASR: nothing to download.",
             search_aliases=["upscale model", "super resolution", "restore", "teasr"],
             inputs=[
-                io.Float.Input(
-                    "lora_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="How much of the shipped LoRA is applied; 1 is what it was trained for, 0 the base.",
+                lora_strength_input(
+                    "This much of the shipped LoRA is applied; 1 is what it was trained for, 0 is the base alone."
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -8,7 +8,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from .inputs import fidelity_input, seed_input, tile_inputs
+from .inputs import sampling_inputs
 from .model.conditioning import Conditioning
 from .run.sampling_jobs import image_batch
 
@@ -32,9 +32,7 @@ class TEASRSampler(io.ComfyNode):
                 ),
                 io.Latent.Input("latent", tooltip="From TEASRCondition."),
                 io.Sigmas.Input("sigmas", tooltip="From TEASRStepSelector."),
-                seed_input(),
-                *tile_inputs(),
-                fidelity_input(),
+                *sampling_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )

@@ -1,7 +1,7 @@
-"""TEASRUpscale: an image in, an image out. The node most people use.
+"""TEASRUpscale takes an image and gives an image. It is the node that most people use.
 
-It expands into the building blocks, so that ComfyUI's own cache holds the loaded model and the encoded picture: moving
-`steps` re-runs the sampler alone, moving `strength` not even that.
+It expands into the building blocks, so that ComfyUI's own cache holds the loaded model and the encoded picture. A new
+value of `steps` runs the sampler again and nothing before it; a new value of `strength` runs no model at all.
 """
 
 from __future__ import annotations
@@ -10,25 +10,11 @@ import time
 from typing import Any
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import GraphBuilder
 
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE
 from .host.text import own_id
-from .inputs import (
-    color_fix_input,
-    color_strength_input,
-    fidelity_input,
-    max_megapixels_input,
-    mode_input,
-    model_inputs,
-    seed_input,
-    size_input,
-    steps_input,
-    strength_input,
-    tile_inputs,
-    tolerance_input,
-)
-from .parts.expansion import Link, ModelWires, add_condition, add_source
+from .inputs import mode_input, picture_inputs, restoration_inputs, steps_input, tolerance_input
+from .parts.expansion import Expansion, Link, ModelWires
 
 
 class TEASRUpscale(io.ComfyNode):
@@ -42,30 +28,23 @@ class TEASRUpscale(io.ComfyNode):
             search_aliases=["upscale", "super resolution", "restore", "enhance", "enlarge", "denoise", "teasr"],
             enable_expand=True,
             inputs=[
-                # Raw links: the parts this node expands into take the wires themselves (the host caches by wire).
-                io.Image.Input("image", raw_link=True, tooltip="The picture to restore; a batch is done one by one."),
-                size_input(),
-                max_megapixels_input(),
+                *picture_inputs("This picture is restored; a batch is restored one by one."),
                 steps_input(),
                 mode_input("step_mode"),
-                seed_input(),
-                strength_input(),
-                color_fix_input(),
-                *model_inputs(),
-                *tile_inputs(),
-                color_strength_input(use_advanced=True),
-                fidelity_input(),
+                *restoration_inputs(),
                 tolerance_input(),
             ],
             hidden=[io.Hidden.unique_id],
-            # Lists, since pictures of several sizes may come in as one. The host hands what an expanded graph returns
-            # on as it is: only an output that is declared a list keeps the pictures of a list apart.
+            # Pictures of several sizes may come in as one list. ComfyUI does not unpack what an expanded graph returns,
+            # so that only outputs declared as lists keep those pictures apart.
             outputs=[
                 io.Image.Output(display_name="image", is_output_list=True),
-                io.Mask.Output(display_name="mask", tooltip="The transparency at the new size.", is_output_list=True),
+                io.Mask.Output(
+                    display_name="mask", tooltip="This is the transparency at the new size.", is_output_list=True
+                ),
                 io.String.Output(
                     display_name="report",
-                    tooltip="Size, tiles, steps, seconds, peak memory: one line.",
+                    tooltip="One line tells size, tiles, steps, seconds and peak memory.",
                     is_output_list=True,
                 ),
             ],
@@ -93,27 +72,25 @@ class TEASRUpscale(io.ComfyNode):
         tolerance: float = DEFAULT_TOLERANCE,
     ) -> io.NodeOutput:
         wires = ModelWires(model, vae, conditioning)
-        wires.are_given()
-        graph = GraphBuilder()
-        resized, out_mask = add_source(graph, image, mask, size, max_megapixels)
-        result = graph.node(
+        expansion = Expansion(wires, image, mask, size, max_megapixels, needs_model=strength > 0)
+        result = expansion.graph.node(
             "TEASRUpscaleOutput",
-            resized=resized,
-            mask=out_mask,
+            resized=expansion.resized,
+            mask=expansion.mask,
             strength=strength,
             color_fix=color_fix,
             color_strength=color_strength,
             started=time.perf_counter(),
             shown_on=own_id(cls) or "",
         )
-        if strength > 0:
-            encoded = add_condition(graph, resized, wires)
+        encoded = expansion.encoded
+        if encoded is not None:
             options = {"seed": seed, "tile_px": tile_px, "overlap_px": overlap_px, "fidelity": fidelity}
             options |= encoded.sampler_inputs()
             if step_mode == "auto":
-                sampler = graph.node("TEASRUpscaleAutoSampler", tolerance=tolerance, **options)
+                sampler = expansion.graph.node("TEASRUpscaleAutoSampler", tolerance=tolerance, **options)
             else:
-                selector = graph.node("TEASRStepSelector", steps=steps, mode=step_mode)
-                sampler = graph.node("TEASRSampler", sigmas=selector.out(0), **options)
-            encoded.add_decode(graph, sampler.out(0), result)
-        return io.NodeOutput(result.out(0), result.out(1), result.out(2), expand=graph.finalize())
+                selector = expansion.graph.node("TEASRStepSelector", steps=steps, mode=step_mode)
+                sampler = expansion.graph.node("TEASRSampler", sigmas=selector.out(0), **options)
+            expansion.add_decode(encoded, sampler.out(0), result)
+        return io.NodeOutput(result.out(0), result.out(1), result.out(2), expand=expansion.graph.finalize())

@@ -8,29 +8,26 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ...teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, AutoSteps
-from ..inputs import fidelity_input, seed_input, tile_inputs, tolerance_input
+from ..inputs import sampling_inputs, tolerance_input
 from ..model.conditioning import Conditioning
 from ..run.sampling_jobs import image_batch, summary
+from .expansion import part_schema
 
 
 class TEASRUpscaleAutoSampler(io.ComfyNode):
-    """TEASRStepSelector and TEASRSampler in one, image by image."""
+    """TEASRStepSelector and TEASRSampler in one node, image by image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TEASRUpscaleAutoSampler",
-            display_name="TEASR Upscale (auto sampler part)",
-            category="TEASR",
-            description="Made by TEASRUpscale while it runs; not meant to be placed by hand.",
-            is_dev_only=True,
+        return part_schema(
+            "TEASRUpscaleAutoSampler",
+            "TEASR Upscale (auto sampler part)",
+            "TEASRUpscale",
             inputs=[
-                io.Model.Input("model", tooltip="The model to sample with."),
-                io.Conditioning.Input("conditioning", tooltip="From TEASRCondition."),
-                io.Latent.Input("latent", tooltip="From TEASRCondition."),
-                seed_input(),
-                *tile_inputs(),
-                fidelity_input(),
+                io.Model.Input("model", tooltip="This model samples."),
+                io.Conditioning.Input("conditioning", tooltip="TEASRCondition gives it."),
+                io.Latent.Input("latent", tooltip="TEASRCondition gives it."),
+                *sampling_inputs(),
                 tolerance_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent")],

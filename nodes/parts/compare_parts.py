@@ -13,9 +13,10 @@ from ...teasr_core.image.labelled_sheet import Cell, comparison_grid
 from ...teasr_core.image.luma import mean_gradient
 from ...teasr_core.sampling.schedule import steps_text
 from ..host.images import from_host, to_host
-from ..inputs import color_fix_input, color_strength_input
+from ..inputs import steps_input
 from ..run.run_notes import notes_of
-from .upscale_parts import aligned, finish_image
+from .expansion import part_schema
+from .upscale_parts import aligned, decoded_inputs, finish_image
 
 Columns = io.Custom("TEASR_COLUMNS")
 
@@ -34,24 +35,15 @@ class TEASRCompareStepsColumn(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TEASRCompareStepsColumn",
-            display_name="TEASR Compare Steps (column part)",
-            category="TEASR",
-            description="Made by TEASRCompareSteps while it runs; not meant to be placed by hand.",
-            is_dev_only=True,
+        return part_schema(
+            "TEASRCompareStepsColumn",
+            "TEASR Compare Steps (column part)",
+            "TEASRCompareSteps",
             is_input_list=True,
             inputs=[
-                Columns.Input("before", optional=True, tooltip="The columns to the left."),
-                io.Int.Input("steps", default=1, min=1, max=30, tooltip="The number of steps of this column."),
-                io.Image.Input("resized", tooltip="The picture at the target size."),
-                io.Image.Input("decoded", optional=True, tooltip="The restored picture; none at strength 0."),
-                io.Latent.Input("latent", optional=True, tooltip="What was decoded, for the time."),
-                io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=1.0, tooltip="0 is the resize, 1 the restoration."
-                ),
-                color_fix_input(),
-                color_strength_input(use_advanced=True),
+                Columns.Input("before", optional=True, tooltip="These are the columns to the left."),
+                steps_input(),
+                *decoded_inputs(),
             ],
             outputs=[Columns.Output(display_name="columns")],
         )
@@ -78,13 +70,11 @@ class TEASRCompareStepsGrid(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TEASRCompareStepsGrid",
-            display_name="TEASR Compare Steps (grid part)",
-            category="TEASR",
-            description="Made by TEASRCompareSteps while it runs; not meant to be placed by hand.",
-            is_dev_only=True,
-            inputs=[Columns.Input("columns", tooltip="All of them.")],
+        return part_schema(
+            "TEASRCompareStepsGrid",
+            "TEASR Compare Steps (grid part)",
+            "TEASRCompareSteps",
+            inputs=[Columns.Input("columns", tooltip="The sheet shows all of these columns.")],
             outputs=[io.Image.Output(display_name="image"), io.Image.Output(display_name="images")],
         )
 

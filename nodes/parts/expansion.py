@@ -1,6 +1,6 @@
 """The graph that TEASRUpscale and TEASRCompareSteps expand into, up to the sampler.
 
-One encode and one load serve any number of samplers behind them, and ComfyUI's cache keeps both.
+One load and one encode serve any number of samplers behind them, and ComfyUI's cache keeps both.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
 from ...teasr_core.errors import InputError
@@ -16,16 +17,31 @@ from ..inputs import size_values
 Link = list[Any]
 
 
+def part_schema(
+    node_id: str, name: str, owner: str, inputs: list[io.Input], outputs: list[io.Output], is_input_list: bool = False
+) -> io.Schema:
+    """The schema of a node that only expansions use: menus do not list it."""
+    return io.Schema(
+        node_id=node_id,
+        display_name=name,
+        category="TEASR",
+        description=f"{owner} makes this node while it runs; it is not meant to be placed by hand.",
+        is_dev_only=True,
+        is_input_list=is_input_list,
+        inputs=inputs,
+        outputs=outputs,
+    )
+
+
 @dataclass(frozen=True)
 class ModelWires:
-    """The three wires that belong together; all None is the built-in model."""
+    """The three wires that belong together. Where none of them is given, the built-in model is used."""
 
     model: Link | None = None
     vae: Link | None = None
     conditioning: Link | None = None
 
-    def are_given(self) -> bool:
-        """Whether a model is wired; all three or none. InputError naming the missing one."""
+    def __post_init__(self) -> None:
         wires = {"model": self.model, "vae": self.vae, "conditioning": self.conditioning}
         missing = [name for name, link in wires.items() if link is None]
         if missing and len(missing) < len(wires):
@@ -33,16 +49,6 @@ class ModelWires:
                 f"{' and '.join(name for name in wires if name not in missing)} wired, {' and '.join(missing)} not: "
                 f"wire {' and '.join(missing)} too, or unplug the rest for the built-in model"
             )
-        return not missing
-
-
-def add_source(
-    graph: GraphBuilder, image: Link, mask: Link | None, size: dict[str, Any], max_megapixels: float
-) -> tuple[Link, Link]:
-    """(resized IMAGE, MASK) at the target size: what needs no model."""
-    source = graph.node("TEASRUpscaleInput", image=image, max_megapixels=max_megapixels, **size_values(size))
-    source.set_input("mask", mask)
-    return source.out(0), source.out(1)
 
 
 @dataclass(frozen=True)
@@ -57,27 +63,48 @@ class Encoded:
     def sampler_inputs(self) -> dict[str, Link]:
         return {"model": self.model, "conditioning": self.conditioning, "latent": self.latent}
 
-    def add_decode(self, graph: GraphBuilder, sampled: Link, result: Any) -> None:
-        """Decode `sampled` and wire it, latent and picture, into the node `result` of the graph."""
-        decode = graph.node("TEASRUpscaleDecode", latent=sampled, vae=self.vae)
+
+class Expansion:
+    """A graph that begins with one picture at its target size.
+
+    resized, mask: links to the picture and its mask at the target size.
+    encoded: links to the encoded picture and its model, or None where the graph needs no model.
+    """
+
+    def __init__(
+        self,
+        wires: ModelWires,
+        image: Link,
+        mask: Link | None,
+        size: dict[str, Any],
+        max_megapixels: float,
+        needs_model: bool,
+    ) -> None:
+        self.graph = GraphBuilder()
+        source = self.graph.node("TEASRUpscaleInput", image=image, max_megapixels=max_megapixels, **size_values(size))
+        source.set_input("mask", mask)
+        self.resized, self.mask = source.out(0), source.out(1)
+        self.encoded = self._encode(wires) if needs_model else None
+
+    def add_decode(self, encoded: Encoded, sampled: Link, result: Any) -> None:
+        """Decode `sampled`, and wire the latent and the picture into the node `result`."""
+        decode = self.graph.node("TEASRUpscaleDecode", latent=sampled, vae=encoded.vae)
         result.set_input("decoded", decode.out(0))
         result.set_input("latent", decode.out(1))
 
-
-def add_condition(graph: GraphBuilder, resized: Link, wires: ModelWires) -> Encoded:
-    """Load the built-in model where none is wired, and encode."""
-    if wires.are_given():
+    def _encode(self, wires: ModelWires) -> Encoded:
+        """Add the nodes that load the built-in model, unless another one is wired, and encode the picture."""
         model, vae, conditioning = wires.model, wires.vae, wires.conditioning
-    else:
-        builtin = graph.node("TEASRLoadBuiltin", lora_strength=1.0, dtype="auto")
-        model, vae, conditioning = builtin.out(0), builtin.out(1), builtin.out(2)
-    # `resized` is at the target size already, so that strength 0 needs no VAE: the factor is 1 from here on.
-    condition = graph.node(
-        "TEASRCondition",
-        image=resized,
-        vae=vae,
-        conditioning=conditioning,
-        max_megapixels=0.0,
-        **size_values({"size": "factor", "scale": 1.0}),
-    )
-    return Encoded(model, vae, condition.out(0), condition.out(2))
+        if model is None or vae is None or conditioning is None:
+            builtin = self.graph.node("TEASRLoadBuiltin", lora_strength=1.0, dtype="auto")
+            model, vae, conditioning = builtin.out(0), builtin.out(1), builtin.out(2)
+        # The picture has its target size already, since strength 0 must need no VAE: the factor is 1 from here on.
+        condition = self.graph.node(
+            "TEASRCondition",
+            image=self.resized,
+            vae=vae,
+            conditioning=conditioning,
+            max_megapixels=0.0,
+            **size_values({"size": "factor", "scale": 1.0}),
+        )
+        return Encoded(model, vae, condition.out(0), condition.out(2))

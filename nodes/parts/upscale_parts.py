@@ -1,4 +1,4 @@
-"""The ends of TEASRUpscale's graph and its decoder. They are nodes since the host caches nodes; menus hide them."""
+"""The two ends of TEASRUpscale's graph and its decoder. They are nodes because ComfyUI's cache keeps nodes' results."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ from ...teasr_core.image.target_size import TargetSize
 from ...teasr_core.restore import RestoreOptions, finish
 from ..host.images import from_host, rgb_and_alpha, to_host
 from ..host.text import show_on_node
-from ..inputs import color_fix_input, color_strength_input, max_megapixels_input, size_input, target_size
+from ..inputs import (
+    color_fix_input,
+    color_strength_input,
+    max_megapixels_input,
+    size_input,
+    strength_input,
+    target_size,
+)
 from ..run.run_notes import KEY, Phase, RunNotes, notes_of
 from ..run.vae import HostVae
+from .expansion import part_schema
 
 
 class TEASRUpscaleInput(io.ComfyNode):
@@ -25,15 +33,13 @@ class TEASRUpscaleInput(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TEASRUpscaleInput",
-            display_name="TEASR Upscale (input part)",
-            category="TEASR",
-            description="Made by TEASRUpscale while it runs; not meant to be placed by hand.",
-            is_dev_only=True,
+        return part_schema(
+            "TEASRUpscaleInput",
+            "TEASR Upscale (input part)",
+            "TEASRUpscale",
             inputs=[
-                io.Image.Input("image", tooltip="The picture; a fourth channel is its alpha."),
-                io.Mask.Input("mask", optional=True, tooltip="Its transparency, 1 = transparent."),
+                io.Image.Input("image", tooltip="This is the picture; a fourth channel is its alpha."),
+                io.Mask.Input("mask", optional=True, tooltip="This is its transparency, 1 = transparent."),
                 size_input(),
                 max_megapixels_input(),
             ],
@@ -63,15 +69,13 @@ class TEASRUpscaleDecode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TEASRUpscaleDecode",
-            display_name="TEASR Upscale (decode part)",
-            category="TEASR",
-            description="Made by TEASRUpscale while it runs; not meant to be placed by hand.",
-            is_dev_only=True,
+        return part_schema(
+            "TEASRUpscaleDecode",
+            "TEASR Upscale (decode part)",
+            "TEASRUpscale",
             inputs=[
-                io.Latent.Input("latent", tooltip="The sampler's."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                io.Latent.Input("latent", tooltip="The sampler gives it."),
+                io.Vae.Input("vae", tooltip="This is the VAE that belongs to the model."),
             ],
             outputs=[io.Image.Output(display_name="image"), io.Latent.Output(display_name="latent")],
         )
@@ -85,32 +89,35 @@ class TEASRUpscaleDecode(io.ComfyNode):
         return io.NodeOutput(to_host(image), latent | {KEY: notes})
 
 
+def decoded_inputs() -> list[io.Input]:
+    """What a node takes that turns a decoded picture into the result."""
+    return [
+        io.Image.Input("resized", tooltip="This is the picture at the target size."),
+        io.Image.Input("decoded", optional=True, tooltip="This is the restored picture; at strength 0 there is none."),
+        io.Latent.Input("latent", optional=True, tooltip="This latent was decoded; it tells how it was sampled."),
+        strength_input(),
+        color_fix_input(),
+        color_strength_input(use_advanced=True),
+    ]
+
+
 class TEASRUpscaleOutput(io.ComfyNode):
     """Everything after the model: crop, colour, strength, the report line."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TEASRUpscaleOutput",
-            display_name="TEASR Upscale (output part)",
-            category="TEASR",
-            description="Made by TEASRUpscale while it runs; not meant to be placed by hand.",
-            is_dev_only=True,
+        return part_schema(
+            "TEASRUpscaleOutput",
+            "TEASR Upscale (output part)",
+            "TEASRUpscale",
             is_input_list=True,
             inputs=[
-                io.Image.Input("resized", tooltip="The picture at the target size."),
-                io.Mask.Input("mask", tooltip="Its transparency at the target size."),
-                io.Image.Input("decoded", optional=True, tooltip="The restored picture; none at strength 0."),
-                io.Latent.Input("latent", optional=True, tooltip="What was decoded, for the report."),
+                io.Mask.Input("mask", tooltip="This is the picture's transparency at the target size."),
+                *decoded_inputs(),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=1.0, tooltip="0 is the resize, 1 the restoration."
+                    "started", default=0.0, min=0.0, max=1e15, tooltip="The run began at this time, for the report."
                 ),
-                color_fix_input(),
-                color_strength_input(use_advanced=True),
-                io.Float.Input(
-                    "started", default=0.0, min=0.0, max=1e15, tooltip="When the run began, for the report."
-                ),
-                io.String.Input("shown_on", default="", tooltip="The node in the graph that shows the report."),
+                io.String.Input("shown_on", default="", tooltip="This node in the graph shows the report."),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
