@@ -24,7 +24,7 @@ import torch
 
 from teasr_core.image.target_size import TargetSize
 from teasr_core.memory import peak_memory_mb
-from teasr_core.restore import RestoreOptions
+from teasr_core.restore import Restored, RestoreOptions, RestoreRequest
 from teasr_core.restorer import Restorer, load_restorer
 from teasr_core.sampling.schedule import manual_plan
 from teasr_core.tiling import plan_tiles
@@ -44,9 +44,9 @@ def scene(side: int) -> torch.Tensor:
     return (stack + 0.03 * noise).clamp(0, 1)[None]
 
 
-def run(restorer: Restorer, side: int, steps: int, tile_px: int = 0) -> torch.Tensor:
+def run(restorer: Restorer, side: int, steps: int, tile_px: int = 0) -> Restored:
     options = RestoreOptions(TargetSize(side, side), color_fix="off")
-    return restorer.restore(scene(side // SCALE), options, manual_plan(steps), tile_px=tile_px)
+    return restorer.restore(scene(side // SCALE), RestoreRequest(options, manual_plan(steps), tile_px=tile_px))
 
 
 def one_size(side: int) -> dict[str, float]:
@@ -54,10 +54,10 @@ def one_size(side: int) -> dict[str, float]:
     run(restorer, 128, 1)  # warm up
     loaded = peak_memory_mb()
     start = time.perf_counter()
-    run(restorer, side, 1)
+    report = run(restorer, side, 1).report
     seconds = time.perf_counter() - start
     return {
-        "tiles": restorer.report.tiles,
+        "tiles": report.tiles,
         "peak_mib": round(peak_memory_mb()),
         "loaded_mib": round(loaded),
         "seconds": round(seconds, 2),
@@ -91,8 +91,8 @@ def seams(side: int) -> dict[str, float]:
     token_px = architecture.patch_size * downscale
     result = {}
     for steps in SEAM_STEPS:
-        tiled, whole = run(restorer, side, steps), run(restorer, side, steps, tile_px=side)
-        assert restorer.report.tiles == 1
+        tiled, (whole, report) = run(restorer, side, steps).image, run(restorer, side, steps, tile_px=side)
+        assert report.tiles == 1
         result[f"psnr_db_{steps}_steps"] = round(-10 * math.log10(float((tiled - whole).square().mean())), 1)
         turned = (tiled.transpose(2, 3), whole.transpose(2, 3))
         ratio = max(seam_ratio(*pair, starts + ends, token_px) for pair in ((tiled, whole), turned))

@@ -18,7 +18,7 @@ import torch
 
 from teasr_core.image.target_size import TargetSize
 from teasr_core.memory import peak_memory_mb
-from teasr_core.restore import AUTO_TILE_PX, RestoreOptions
+from teasr_core.restore import AUTO_TILE_PX, RestoreOptions, RestoreRequest
 from teasr_core.restorer import Restorer, load_restorer
 from teasr_core.sampling.schedule import manual_plan
 
@@ -28,9 +28,9 @@ def seconds(restorer: Restorer, side: int, steps: int, repeats: int, phase: str 
     image = torch.rand(1, 3, side // 4, side // 4, generator=torch.Generator().manual_seed(0))
     best = float("inf")
     for _ in range(repeats):
-        restorer.restore(image, RestoreOptions(TargetSize(side, side)), manual_plan(steps))
-        spent = restorer.report.seconds
-        best = min(best, sum(spent.values()) if phase == "total" else spent[phase])
+        request = RestoreRequest(RestoreOptions(TargetSize(side, side)), manual_plan(steps))
+        report = restorer.restore(image, request).report
+        best = min(best, report.total_seconds if phase == "total" else report.seconds[phase])
     return best
 
 

@@ -18,7 +18,7 @@ import torch
 from spandrel.architectures.ESRGAN import ESRGAN
 
 from teasr_core.image.target_size import TargetSize
-from teasr_core.restore import RestoreOptions
+from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import load_restorer
 from teasr_core.sampling.schedule import manual_plan
 
@@ -51,14 +51,14 @@ def main() -> None:
         network.to(dtype)
         for side in arguments.sides:
             image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1))
-            options = RestoreOptions(TargetSize(SCALE * side, SCALE * side))
+            request = RestoreRequest(RestoreOptions(TargetSize(SCALE * side, SCALE * side)), manual_plan(1))
 
             def rrdbnet(image: torch.Tensor = image, dtype: torch.dtype = dtype) -> torch.Tensor:
                 with torch.inference_mode():
                     return network(image.to(dtype)).float().clamp(0, 1)
 
-            def teasr(image: torch.Tensor = image, options: RestoreOptions = options) -> torch.Tensor:
-                return restorer.restore(image, options, manual_plan(1))  # noqa: B023 - called within the loop
+            def teasr(image: torch.Tensor = image, request: RestoreRequest = request) -> torch.Tensor:
+                return restorer.restore(image, request).image  # noqa: B023 - called within the loop
 
             seconds = best_seconds({"teasr": teasr, "rrdbnet": rrdbnet}, arguments.repeats)
             for rival, value in seconds.items():

@@ -27,7 +27,7 @@ from teasr_core.image.labelled_sheet import Cell, comparison_grid  # noqa: E402
 from teasr_core.image.levels import to_levels  # noqa: E402
 from teasr_core.image.resize import resize  # noqa: E402
 from teasr_core.image.target_size import TargetSize  # noqa: E402
-from teasr_core.restore import RestoreOptions  # noqa: E402
+from teasr_core.restore import RestoreOptions, RestoreRequest  # noqa: E402
 from teasr_core.restorer import Restorer, load_restorer  # noqa: E402
 from teasr_core.sampling.auto_steps import AutoSteps  # noqa: E402 (the packages need not be installed)
 from teasr_core.sampling.schedule import StepPlan, manual_plan, steps_text  # noqa: E402
@@ -84,8 +84,8 @@ class Studio:
     def restored(self, part: Part, plan: StepPlan | AutoSteps) -> torch.Tensor:
         """At the command line's defaults."""
         size = TargetSize(part.px * SCALE, part.px * SCALE)
-        image = self.restorer.restore(self.low(part), RestoreOptions(size), plan)
-        print(self.restorer.report.line())
+        image, report = self.restorer.restore(self.low(part), RestoreRequest(RestoreOptions(size), plan))
+        print(report.line())
         return image
 
 

@@ -1,9 +1,9 @@
-"""The one line at the end of a run: size, tiles, steps, seconds per phase, peak memory (R33)."""
+"""What a run tells: how an image was sampled, its size, the seconds of each phase, and one line of all that (R33)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,16 +12,15 @@ from .memory import peak_memory_mb
 from .sampling.schedule import steps_text
 
 
-@dataclass
-class Report:
-    """Filled while an image is restored.
+@dataclass(frozen=True)
+class SamplingRecord:
+    """How an image was sampled. The report of a run and the notes that travel between the nodes share these fields.
 
-    tile_px, vae_tile_px: longest side of a tile, of the sampler and of the VAE; 0 says nothing about it.
-    reason: why this number of steps, where the pack chose it. largest_piece: side in latent pixels that tiles were cut
-    to where memory ran out.
+    tile_px, vae_tile_px: the longest side of a tile of the sampler and of the VAE; 0 where it is not reported.
+    steps: 0 where nothing was sampled. reason: why this number of steps was taken, where the pack chose it.
+    largest_piece: the side in latent pixels to which tiles were cut because memory ran out.
     """
 
-    size: TargetSize | None = None
     tiles: int = 1
     tile_px: int = 0
     vae_tile_px: int = 0
@@ -29,15 +28,18 @@ class Report:
     dtype: str = ""
     reason: str = ""
     largest_piece: int | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+@dataclass(frozen=True)
+class Report(SamplingRecord):
+    """How a restoration went. size: that of the result. seconds: for each phase."""
+
+    size: TargetSize | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
 
     def line(self) -> str:
         """E.g. `1024x1024, 25 tiles, 1 step, bf16 | encode 0.1 s, sample 4.2 s, decode 0.3 s | peak 812 MiB`."""
@@ -54,3 +56,18 @@ class Report:
         if self.largest_piece is not None:
             cut = f"memory ran out: tiles were cut to {self.largest_piece} latent pixels"
         return " | ".join(part for part in (head, phases, peak, self.reason, cut) if part)
+
+
+class PhaseTimer:
+    """Adds up the seconds of each phase over the images of a batch."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

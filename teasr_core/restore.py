@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -19,7 +20,7 @@ from .image.color_fix import COLOR_FIXES, apply_strength, fix_color
 from .image.resize import check_image, crop_to, pad_to_multiple, resize
 from .image.target_size import TargetSize
 from .model.velocity import Velocity
-from .report import Report
+from .report import PhaseTimer, Report, SamplingRecord
 from .sampling.auto_steps import AutoSteps
 from .sampling.sampler import StepCallback, check_fidelity, initial_noise, sample
 from .sampling.schedule import StepPlan
@@ -27,10 +28,8 @@ from .sampling.smaller_pieces import SteppingDown
 from .sampling.tiled_velocity import TiledVelocity
 from .tiling import TileCallback, plan_tiles
 
-# What one image's conditioning latent (1, C, h, w) becomes: the clean latent of the same shape.
-LatentSampler = Callable[[torch.Tensor], torch.Tensor]
-# What is called with the times of an image before its first step.
-PlanCallback = Callable[[StepPlan], None]
+# From one image's conditioning latent (1, C, h, w) to the clean latent of the same shape and how it was sampled.
+LatentSampler = Callable[[torch.Tensor], tuple[torch.Tensor, SamplingRecord]]
 
 # Automatic tiles of the built-in model. Attention is quadratic: on a CPU small tiles are the fast ones; the condition
 # encoder sees past their edges, so a small overlap hides them (docs/log/tiles_and_memory.md).
@@ -61,29 +60,61 @@ class RestoreOptions:
                 raise InputError(f"{name} is {value}: expected a number from 0 to 1")
 
 
+@dataclass(frozen=True)
+class RestoreRequest:
+    """All that decides the pixels of a restoration, but for the model.
+
+    plan: the times of the steps, or `AutoSteps`, which chooses them for each image from the noise and the tiles that it
+    is then sampled with. tile_px, overlap_px: 0 is automatic.
+    """
+
+    options: RestoreOptions
+    plan: StepPlan | AutoSteps
+    seed: int = 0
+    tile_px: int = 0
+    overlap_px: int = 0
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What is called while an image is sampled: after each step, after each tile, and with its times before them."""
+
+    on_step: StepCallback | None = None
+    on_tile: TileCallback | None = None
+    on_plan: Callable[[StepPlan], None] | None = None
+
+
+class Restored(NamedTuple):
+    """A restored image (B, 3, H', W') in [0, 1], and how the restoration went."""
+
+    image: torch.Tensor
+    report: Report
+
+
 def conditioning_image(image: torch.Tensor, size: TargetSize, multiple: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(resized, padded): the image (B, 3, H, W) at the exact target size, and padded to `multiple` for the encoder."""
     resized = resize(image, size)  # (B, 3, H', W')
     return resized, pad_to_multiple(resized, multiple)[0]
 
 
-def finish(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
+def postprocess(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
     """Crop the decoded image to `resized`, clamp it to [0, 1], fix its colour, apply strength. (B, 3, H, W)
 
-    The result is float32 on the device of `resized`, wherever the codec ran. Raises OutputError as `check_result`.
+    The result is float32 on the device of `resized`, wherever the codec ran. OutputError for what `check_result`
+    refuses.
     """
-    return blend(usable(decoded, resized, options), resized, options)
+    return colour_and_strength(cropped_to_unit(decoded, resized, options), resized, options)
 
 
-def usable(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
-    """The decoded image (B, 3, H, W) cropped to options.size and in [0, 1]. Raises OutputError as `check_result`."""
+def cropped_to_unit(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
+    """The decoded image (B, 3, H, W), checked, cropped to options.size and clamped to [0, 1]."""
     cropped = crop_to(decoded.to(resized), options.size)
     check_result(cropped, resized)
     return cropped.clamp(0, 1)
 
 
-def blend(restored: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
-    """Colour fix and strength of what `usable` returned. (B, 3, H, W) in [0, 1]"""
+def colour_and_strength(restored: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
+    """The colour fix and the strength blend of a restored image (B, 3, H, W) in [0, 1]."""
     fixed = fix_color(restored, resized, options.color_fix, options.color_strength)
     return apply_strength(resized, fixed, options.strength)
 
@@ -110,82 +141,71 @@ def _spread(image: torch.Tensor) -> float:
 
 
 def restore(
-    image: torch.Tensor,
-    codec: Codec,
-    sampler: LatentSampler,
-    options: RestoreOptions,
-    multiple: int,
-    report: Report | None = None,
-) -> torch.Tensor:
+    image: torch.Tensor, codec: Codec, sampler: LatentSampler, options: RestoreOptions, multiple: int
+) -> Restored:
     """Restore (B, 3, H, W) in [0, 1] to (B, 3, H', W') of options.size, float32 in [0, 1].
 
-    Images are taken one at a time: image k of a batch is the same as that image alone, and memory does not grow.
+    Images are taken one at a time: image k of a batch is the same as that image alone, and memory does not grow. The
+    report tells how the last one was sampled, and the seconds of all.
     `multiple` is the padding in pixels: 16 for the built-in model, 32 for Qwen-Image. strength 0 runs no model.
     Raises InputError for another kind of tensor, OutputError for a result that must not be shown.
     """
     check_image(image, "image", channels=3)
-    report = report or Report()
+    timer, record = PhaseTimer(), SamplingRecord()
     results = []
     for k in range(len(image)):
         one = image[k : k + 1]
         if options.strength == 0:
             results.append(resize(one, options.size))
             continue
-        # One name for all its forms, each as large as the result: none is kept beside the next but z_lq. Resizing
-        # once more at the end is cheaper than keeping that picture while sampling.
-        with report.phase("encode"):
+        # `picture` is reused so that only one full-size tensor is alive at a time while sampling. For the same reason
+        # the resized image is computed again at the end: that is cheaper than keeping it.
+        with timer.phase("encode"):
             picture = conditioning_image(one, options.size, multiple)[1]
             picture = encode_condition(codec, picture)
-        with report.phase("sample"):
-            picture = sampler(picture)
-        with report.phase("decode"):
+        with timer.phase("sample"):
+            picture, record = sampler(picture)
+        with timer.phase("decode"):
             picture = codec.decode(picture)
             resized = resize(one, options.size)
-            picture = usable(picture, resized, options)
-            results.append(blend(picture, resized, options))
+            picture = cropped_to_unit(picture, resized, options)
+            results.append(colour_and_strength(picture, resized, options))
         del picture, resized
-    report.size = options.size
-    return torch.cat(results) if len(results) > 1 else results[0]
+    restored = torch.cat(results) if len(results) > 1 else results[0]
+    return Restored(restored, Report(**vars(record), size=options.size, seconds=timer.seconds))
 
 
 def latent_sampler(
     velocity: Velocity,
-    plan: StepPlan | AutoSteps,
-    seed: int,
+    request: RestoreRequest,
     patch_multiple: int,
     tile: int,
     overlap: int,
-    report: Report,
-    fidelity: float = 0.0,
-    on_step: StepCallback | None = None,
-    on_tile: TileCallback | None = None,
-    on_plan: PlanCallback | None = None,
+    callbacks: Callbacks | None = None,
 ) -> LatentSampler:
     """The standalone `LatentSampler`: Algorithm 1 on a velocity, in tiles of `tile` latent pixels where it is larger.
 
-    plan: the times, or `AutoSteps`, which chooses them for each image from the noise and tiles it is then sampled with.
-    patch_multiple: `QwenArchitecture.block_multiple`. Every image gets the one noise field of `seed`
+    patch_multiple: `QwenArchitecture.block_multiple`. Every image gets the one noise field of the seed
     (docs/decisions.md#one-noise-field). A tile that does not fit into memory is computed in smaller pieces, and so are
     all tiles after it.
     """
+    callbacks, plan = callbacks or Callbacks(), request.plan
     fitting = SteppingDown(velocity, patch_multiple)
 
-    def sample_latent(z_lq: torch.Tensor) -> torch.Tensor:
+    def sample_latent(z_lq: torch.Tensor) -> tuple[torch.Tensor, SamplingRecord]:
         _, channels, height, width = z_lq.shape
         tiles = plan_tiles(height, width, tile, overlap, patch_multiple)
 
         def noise() -> torch.Tensor:
-            return initial_noise(seed, channels, height, width).to(z_lq)
+            return initial_noise(request.seed, channels, height, width).to(z_lq)
 
-        tiled = TiledVelocity(fitting, tiles, on_tile) if tiles.count > 1 else fitting
+        tiled = TiledVelocity(fitting, tiles, callbacks.on_tile) if tiles.count > 1 else fitting
         chosen = plan.choose(tiled, noise(), z_lq) if isinstance(plan, AutoSteps) else plan
-        report.tiles, report.steps = tiles.count, chosen.steps
-        report.reason = chosen.reason if isinstance(plan, AutoSteps) else ""
-        if on_plan is not None:
-            on_plan(chosen)
-        z_0 = sample(tiled, noise(), z_lq, chosen.taus, on_step, fidelity)
-        report.largest_piece = fitting.largest
-        return z_0
+        reason = chosen.reason if isinstance(plan, AutoSteps) else ""
+        if callbacks.on_plan is not None:
+            callbacks.on_plan(chosen)
+        z_0 = sample(tiled, noise(), z_lq, chosen.taus, callbacks.on_step, request.options.fidelity)
+        return z_0, SamplingRecord(tiles.count, steps=chosen.steps, reason=reason, largest_piece=fitting.largest)
 
     return sample_latent
 

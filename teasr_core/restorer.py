@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,20 +20,18 @@ from .errors import InputError, LoraFileError
 from .model.architecture import QWEN_IMAGE, QwenArchitecture
 from .model.branch_lora import BranchLora
 from .model.qwen_velocity import QwenVelocity
-from .report import Report
+from .report import SamplingRecord
 from .restore import (
     AUTO_OVERLAP_PX,
     AUTO_TILE_PX,
-    PlanCallback,
-    RestoreOptions,
+    Callbacks,
+    Restored,
+    RestoreRequest,
     latent_sampler,
     restore,
     tile_in_latent,
 )
 from .sampling.auto_steps import AutoSteps
-from .sampling.sampler import StepCallback
-from .sampling.schedule import StepPlan
-from .tiling import TileCallback
 from .weight_files import builtin_file
 from .weight_files.diffusers_folder import component_folder
 from .weight_files.lora_file import LoraFile, check_base, read_lora
@@ -81,7 +79,6 @@ class Restorer:
     base: Base
     velocity: QwenVelocity
     dtype: torch.dtype
-    report: Report = field(default_factory=Report)
     storage: str = ""
     device: torch.device = CPU
     resident: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -96,36 +93,23 @@ class Restorer:
         patch_multiple = self.base.architecture.block_multiple
         return tile_in_latent(tile_px, overlap_px, self.base.codec.downscale, patch_multiple, self.auto_px)
 
-    def restore(
-        self,
-        image: torch.Tensor,
-        options: RestoreOptions,
-        plan: StepPlan | AutoSteps,
-        seed: int = 0,
-        tile_px: int = 0,
-        overlap_px: int = 0,
-        on_step: StepCallback | None = None,
-        on_tile: TileCallback | None = None,
-        on_plan: PlanCallback | None = None,
-    ) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, 3, H', W') of options.size; `self.report` tells how it went.
+    def restore(self, image: torch.Tensor, request: RestoreRequest, callbacks: Callbacks | None = None) -> Restored:
+        """(B, 3, H, W) in [0, 1] -> (B, 3, H', W') of the requested size, with the report of how it went.
 
-        plan: the times, or `AutoSteps`: chosen for each image, told to on_plan and, of the last one, by the report.
+        Raises InputError for an image, a tile or an overlap that does not fit, and OutputError for a bad result.
         """
-        steps = 0 if isinstance(plan, AutoSteps) else plan.steps
-        self.report = Report(steps=steps, dtype=self.storage or dtype_name(self.dtype))
-        tile, overlap = self.tile(tile_px, overlap_px)
+        tile, overlap = self.tile(request.tile_px, request.overlap_px)
         patch_multiple = self.base.architecture.block_multiple
-        sampler = latent_sampler(
-            self.velocity, plan, seed, patch_multiple, tile, overlap, self.report, options.fidelity,
-            on_step, on_tile, on_plan,
-        )  # fmt: skip
+        sampler = latent_sampler(self.velocity, request, patch_multiple, tile, overlap, callbacks)
 
-        def sample_on_device(z_lq: torch.Tensor) -> torch.Tensor:
+        def sample_on_device(z_lq: torch.Tensor) -> tuple[torch.Tensor, SamplingRecord]:
             with self.resident():
                 return sampler(z_lq.to(self.device))
 
-        return restore(image, self.base.codec, sample_on_device, options, self.pixel_multiple, self.report)
+        restored, report = restore(image, self.base.codec, sample_on_device, request.options, self.pixel_multiple)
+        planned = 0 if isinstance(request.plan, AutoSteps) else request.plan.steps  # reported at strength 0 too
+        dtype = self.storage or dtype_name(self.dtype)
+        return Restored(restored, replace(report, steps=report.steps or planned, dtype=dtype))
 
 
 def load_restorer(

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ...teasr_core.image.alpha import resize_alpha
 from ...teasr_core.image.resize import resize
 from ...teasr_core.image.target_size import TargetSize
-from ...teasr_core.restore import RestoreOptions, finish
+from ...teasr_core.restore import RestoreOptions, postprocess
 from ..host.images import from_host, rgb_and_alpha, to_host
 from ..host.text import show_on_node
 from ..inputs import (
@@ -177,4 +177,4 @@ def finish_image(
         return resized
     size = TargetSize(width=resized.shape[2], height=resized.shape[1])
     options = RestoreOptions(size, strength, color_fix, color_strength)
-    return to_host(finish(from_host(decoded, "image"), from_host(resized, "resized"), options))
+    return to_host(postprocess(from_host(decoded, "image"), from_host(resized, "resized"), options))

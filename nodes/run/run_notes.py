@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ...teasr_core.image.target_size import TargetSize
-from ...teasr_core.report import Report
+from ...teasr_core.report import Report, SamplingRecord
 
 KEY = "teasr_notes"
 
@@ -23,20 +23,13 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class RunNotes:
-    """tile_px to largest_piece: as in `Report`.
+class RunNotes(SamplingRecord):
+    """How the images were sampled, and when.
 
-    image_seconds: what sampling each image takes, the time it once took where its latent came from memory.
+    image_seconds: seconds of sampling for each image; for a latent from the cache, the time that it took originally.
     """
 
     phases: Mapping[str, Phase] = field(default_factory=dict)
-    tiles: int = 1
-    tile_px: int = 0
-    vae_tile_px: int = 0
-    steps: int = 0
-    dtype: str = ""
-    reason: str = ""
-    largest_piece: int | None = None
     image_seconds: tuple[float, ...] = ()
 
     @contextmanager
@@ -52,17 +45,8 @@ class RunNotes:
         seconds = {
             name: phase.end - phase.start if phase.start >= started else 0.0 for name, phase in self.phases.items()
         }
-        return Report(
-            size=size,
-            tiles=self.tiles,
-            tile_px=self.tile_px,
-            vae_tile_px=self.vae_tile_px,
-            steps=self.steps,
-            dtype=self.dtype,
-            reason=self.reason,
-            largest_piece=self.largest_piece,
-            seconds=seconds,
-        )
+        sampled = {item.name: getattr(self, item.name) for item in fields(SamplingRecord)}
+        return Report(**sampled, size=size, seconds=seconds)
 
 
 def notes_of(latent: Mapping[str, Any]) -> RunNotes:

@@ -162,17 +162,16 @@ class Comparison:
         cells = [Cell(sheet_pixels(resized), f"{_short(source.name)}, resized", f"{size}, sharpness {sharpness:.2f}")]
         for count in self.steps:
             plan = manual_plan(count)
-            restored = restore_picture(restorer, picture, options, plan, self.args, self.progress)
+            restored, report = restore_picture(restorer, picture, options, plan, self.args, self.progress)
             self.progress.done_steps += count
-            seconds = sum(restorer.report.seconds.values())
             shown = self._shown(restored.rgb)
             sharpness = mean_gradient(shown)
             label = f"{count} step{'s' if count > 1 else ''}"
-            cells.append(Cell(sheet_pixels(shown), label, f"{seconds:.2f} s, sharpness {sharpness:.2f}"))
+            cells.append(Cell(sheet_pixels(shown), label, f"{report.total_seconds:.2f} s, sharpness {sharpness:.2f}"))
             if self.args.images is not None:
                 make_folder(self.args.images)
                 save_picture(restored, self.saved[source, count], self.args.quality, self.args.overwrite)
-            self.progress.say(f"{source}: {restorer.report.line()} | sharpness {sharpness:.2f}")
+            self.progress.say(f"{source}: {report.line()} | sharpness {sharpness:.2f}")
         return cells
 
     def _shown(self, image: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from ..image.levels import to_levels
 from ..image.resize import resize
 from ..image.target_size import TargetSize
 from ..picture_files.find import Picture, check_output, save_picture
-from ..restore import RestoreOptions
+from ..restore import RestoreOptions, RestoreRequest
 from ..restorer import load_restorer
 from ..sampling.schedule import manual_plan
 from .terminal import write_line
@@ -31,9 +31,9 @@ def demo(output: Path, dtype: str, overwrite: bool) -> int:
     size = TargetSize(CROP_PX, CROP_PX)
     panels = [("LQ (Lanczos)", resize(lq, size))]
     for steps in STEPS:
-        image = restorer.restore(lq, RestoreOptions(size), manual_plan(steps))
+        image, report = restorer.restore(lq, RestoreRequest(RestoreOptions(size), manual_plan(steps)))
         panels.append((f"{steps} step{'s' if steps > 1 else ''}", image))
-        write_line(restorer.report.line())
+        write_line(report.line())
     save_picture(Picture(labelled_row(panels)), output, overwrite=overwrite)
     write_line(f"wrote {output}: LQ | {' | '.join(str(s) for s in STEPS)} steps")
     return 0

@@ -18,7 +18,8 @@ from ..image.target_size import TRAINED_SCALE, SizeRequest, TargetSize, exceeds_
 from ..memory import refuse_out_of_memory
 from ..picture_files.picture import Picture
 from ..picture_files.read import read_size
-from ..restore import RestoreOptions
+from ..report import Report
+from ..restore import Callbacks, RestoreOptions, RestoreRequest
 from ..restorer import CPU, Restorer, load_qwen_restorer, load_restorer, qwen_tile
 from ..sampling.auto_steps import AutoSteps
 from ..sampling.schedule import MIN_STEPS, StepPlan, manual_plan
@@ -151,22 +152,21 @@ def restore_picture(
     plan: StepPlan | AutoSteps,
     args: argparse.Namespace,
     progress: Progress | None = None,
-) -> Picture:
-    """Restore the colours; alpha is resampled on its own, with the colours bled under it first
-    (docs/decisions.md#alpha)."""
+) -> tuple[Picture, Report]:
+    """Restore the colours. Alpha is resampled on its own, with the colours bled under it first.
+
+    See docs/decisions.md#alpha.
+    """
     rgb, alpha = picture.rgb, picture.alpha
     if alpha is not None:
         rgb = bleed_rgb(rgb, alpha)
         alpha = resize_alpha(alpha, options.size)
-    restored = restorer.restore(
-        rgb, options, plan, args.seed, args.tile_px, args.overlap_px,
-        on_step=progress.on_step if progress else None,
-        on_tile=progress.on_tile if progress else None,
-        on_plan=progress.on_plan if progress else None,
-    )  # fmt: skip
+    request = RestoreRequest(options, plan, args.seed, args.tile_px, args.overlap_px)
+    callbacks = Callbacks(progress.on_step, progress.on_tile, progress.on_plan) if progress else Callbacks()
+    restored, report = restorer.restore(rgb, request, callbacks)
     if picture.is_grey:
         restored = _grey(restored)
-    return dataclasses.replace(picture, rgb=restored, alpha=alpha)
+    return dataclasses.replace(picture, rgb=restored, alpha=alpha), report
 
 
 def _grey(image: torch.Tensor) -> torch.Tensor:

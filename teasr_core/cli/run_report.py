@@ -47,7 +47,7 @@ class ImageRecord:
             self.size_after = (report.size.width, report.size.height)
         self.tiles, self.steps, self.dtype = report.tiles, report.steps, report.dtype
         self.reason = report.reason or None
-        self.seconds = {name: round(value, 4) for name, value in (report.seconds | {"total": seconds}).items()}
+        self.seconds = {name: round(value, 4) for name, value in {**report.seconds, "total": seconds}.items()}
         self.peak_memory_mib = round(peak_memory_mb(), 1)
 
 

@@ -116,15 +116,15 @@ class UpscaleRun:
         self._warn(size_note(job.source.name, picture, options.size))
         try:
             with enough_for(options.size):
-                restored = restore_picture(restorer, picture, options, self.plan, self.args, self.progress)
+                restored, report = restore_picture(restorer, picture, options, self.plan, self.args, self.progress)
                 self._save(job, restored)
         except TeasrError as error:
             self._refuse(job, record, error)
             return
         record.status = "written"
-        record.fill(restorer.report, time.monotonic() - started)
+        record.fill(report, time.monotonic() - started)
         self.report.images.append(record)
-        self.progress.say(f"{job.target}: {restorer.report.line()}", self.lines)
+        self.progress.say(f"{job.target}: {report.line()}", self.lines)
 
     def _prepare(self, job: Job, record: ImageRecord) -> tuple[Picture, RestoreOptions]:
         """The picture and what to make of it. InputError when it cannot be read, enlarged so, or saved so."""

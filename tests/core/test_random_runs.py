@@ -15,7 +15,7 @@ from teasr_core.cli.request import restore_picture, target_size
 from teasr_core.image.alpha import bleed_rgb, resize_alpha
 from teasr_core.image.resize import resize
 from teasr_core.picture_files.picture import Picture
-from teasr_core.restore import RestoreOptions
+from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import Restorer, load_restorer
 from teasr_core.sampling.schedule import manual_plan
 from teasr_core.weight_files.builtin_file import build_velocity
@@ -68,7 +68,7 @@ def restored(restorer, run, steps=None):
     """(found, resized), both (B, 3, H', W'), checked for what every result owes."""
     options, (rgb, _) = options_of(run), opaque(run)
     plan = manual_plan(steps or run.steps)
-    found = restorer.restore(rgb, options, plan, run.seed, run.tile_px, run.overlap_px)
+    found = restorer.restore(rgb, RestoreRequest(options, plan, run.seed, run.tile_px, run.overlap_px)).image
     assert found.shape == (run.batch, 3, options.size.height, options.size.width), run
     assert found.dtype == torch.float32
     assert bool(torch.isfinite(found).all()), run
@@ -83,7 +83,7 @@ def check_the_last_alone(restorer, run, found, steps=None):
     source = Picture(rgb.contiguous(), alpha, is_grey=run.channels == 1)
     args = types.SimpleNamespace(seed=run.seed, tile_px=run.tile_px, overlap_px=run.overlap_px)
     options = options_of(run)
-    alone = restore_picture(restorer, source, options, manual_plan(steps or run.steps), args)
+    alone, _ = restore_picture(restorer, source, options, manual_plan(steps or run.steps), args)
     if run.channels == 1:
         luma = 0.299 * found[-1:, :1] + 0.587 * found[-1:, 1:2] + 0.114 * found[-1:, 2:]
         assert float((alone.rgb - luma).abs().max()) <= 1e-6, run

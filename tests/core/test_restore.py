@@ -13,8 +13,8 @@ from helpers.tiny import model as tiny
 from teasr_core.errors import InputError, OutputError
 from teasr_core.image.resize import resize
 from teasr_core.image.target_size import TargetSize
-from teasr_core.report import Report
-from teasr_core.restore import RestoreOptions, check_result, latent_sampler, restore
+from teasr_core.report import Report, SamplingRecord
+from teasr_core.restore import RestoreOptions, RestoreRequest, check_result, latent_sampler, restore
 from teasr_core.restorer import Restorer
 from teasr_core.sampling.sampler import initial_noise
 from teasr_core.sampling.schedule import manual_plan
@@ -25,6 +25,11 @@ MULTIPLE = 16  # built-in: an even grid of 8 px tokens
 
 def identity(z_lq):
     return z_lq
+
+
+def as_sampler(function):
+    """A `LatentSampler` of a function on latents."""
+    return lambda z_lq: (function(z_lq), SamplingRecord())
 
 
 def random_sizes(count, seed=0):
@@ -46,7 +51,7 @@ def restorer(tmp_path_factory):
 
 def plain(image, size, sampler=identity, **options):
     options = {"color_fix": "off"} | options
-    return restore(image, tiny.codec(), sampler, RestoreOptions(size, **options), MULTIPLE)
+    return restore(image, tiny.codec(), as_sampler(sampler), RestoreOptions(size, **options), MULTIPLE).image
 
 
 def check_image(image, size, batch=1):
@@ -74,7 +79,9 @@ def test_the_tiny_model_gives_exact_sizes(restorer):
     sizes = [*random_sizes(8, seed=1), ((1, 1), (1, 1)), ((1, 40), (8, 63))]
     for (height, width), (target_height, target_width) in sizes:
         size = TargetSize(target_width, target_height)
-        found = restorer.restore(tiny.picture(height, width), RestoreOptions(size), manual_plan(2))
+        found = restorer.restore(
+            tiny.picture(height, width), RestoreRequest(RestoreOptions(size), manual_plan(2))
+        ).image
         check_image(found, size)
 
 
@@ -113,8 +120,8 @@ def test_strength_rises_from_resized_to_restored(restorer):
     image, size = tiny.picture(9, 13), TargetSize(26, 18)
     resized = resize(image, size)
     distances = [
-        float((restorer.restore(image, RestoreOptions(size, strength), manual_plan(1)) - resized).abs().mean())
-        for strength in (0.0, 0.25, 0.5, 0.75, 1.0)
+        float((restorer.restore(image, RestoreRequest(options, manual_plan(1))).image - resized).abs().mean())
+        for options in (RestoreOptions(size, strength) for strength in (0.0, 0.25, 0.5, 0.75, 1.0))
     ]
     assert distances[0] == 0
     assert all(a < b for a, b in itertools.pairwise(distances))
@@ -126,17 +133,18 @@ def test_strength_rises_from_resized_to_restored(restorer):
 def test_images_of_a_batch_equal_each_alone(restorer):
     images = torch.cat([tiny.picture(7, 11, seed=seed) for seed in range(3)])
     options, plan = RestoreOptions(TargetSize(21, 15)), manual_plan(2)
-    together = restorer.restore(images, options, plan, seed=5)
+    request = RestoreRequest(options, plan, seed=5)
+    together = restorer.restore(images, request).image
     for k in range(3):
-        assert torch.equal(together[k : k + 1], restorer.restore(images[k : k + 1], options, plan, seed=5))
+        assert torch.equal(together[k : k + 1], restorer.restore(images[k : k + 1], request).image)
     assert not torch.equal(together[0], together[1])
 
 
 def test_same_seed_same_pixels_another_seed_others(restorer):
     image, options, plan = tiny.picture(7, 11), RestoreOptions(TargetSize(21, 15)), manual_plan(2)
-    first = restorer.restore(image, options, plan, seed=2**63)
-    assert torch.equal(first, restorer.restore(image, options, plan, seed=2**63))
-    assert not torch.equal(first, restorer.restore(image, options, plan, seed=1))
+    first = restorer.restore(image, RestoreRequest(options, plan, seed=2**63)).image
+    assert torch.equal(first, restorer.restore(image, RestoreRequest(options, plan, seed=2**63)).image)
+    assert not torch.equal(first, restorer.restore(image, RestoreRequest(options, plan, seed=1)).image)
 
 
 def test_the_noise_is_the_seeds_field_of_the_padded_size(restorer):
@@ -148,14 +156,14 @@ def test_the_noise_is_the_seeds_field_of_the_padded_size(restorer):
         return velocity(z_t, t_cur, z_lq, t_tar)
 
     spied = dataclasses.replace(restorer, velocity=spy)
-    spied.restore(tiny.picture(7, 11), RestoreOptions(TargetSize(21, 15)), manual_plan(1), seed=9)
+    spied.restore(tiny.picture(7, 11), RestoreRequest(RestoreOptions(TargetSize(21, 15)), manual_plan(1), seed=9))
     assert torch.equal(seen[0], initial_noise(9, 48, 4, 8))  # 32 x 16 px
 
 
 def test_the_input_and_the_global_random_state_are_untouched(restorer):
     image = tiny.picture(7, 11)
     before, state, numpy_state = image.clone(), torch.get_rng_state(), np.random.get_state()[1].copy()
-    result = restorer.restore(image, RestoreOptions(TargetSize(7, 11)), manual_plan(1))
+    result = restorer.restore(image, RestoreRequest(RestoreOptions(TargetSize(7, 11)), manual_plan(1))).image
     assert torch.equal(image, before)
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
@@ -187,30 +195,32 @@ def test_a_tile_that_does_not_fit_is_cut_and_reported(tmp_path):
 
     restorer, size = Restorer(base, SmallCard(), torch.float32), TargetSize(128, 96)
     options, plan = RestoreOptions(size, color_fix="off"), manual_plan(2)
-    found = restorer.restore(tiny.picture(24, 32), options, plan)
+    request = RestoreRequest(options, plan)
+    found, report = restorer.restore(tiny.picture(24, 32), request)
     check_image(found, size)
-    assert "tiles were cut to 16 latent pixels" in restorer.report.line()
+    assert "tiles were cut to 16 latent pixels" in report.line()
     whole = Restorer(base, velocity, torch.float32)
-    assert float((found - whole.restore(tiny.picture(24, 32), options, plan)).abs().mean()) < 0.05
-    assert "cut" not in whole.report.line()
+    untiled, report = whole.restore(tiny.picture(24, 32), request)
+    assert float((found - untiled).abs().mean()) < 0.05
+    assert "cut" not in report.line()
 
 
 def test_tiles_are_used_where_the_image_is_larger_and_reported(restorer):
     image, size = tiny.picture(20, 28), TargetSize(80, 56)
     options, plan = RestoreOptions(size, color_fix="off"), manual_plan(1)
-    tiled = restorer.restore(image, options, plan, tile_px=32, overlap_px=16)
-    assert restorer.report.tiles == 3 * 4
+    tiled, report = restorer.restore(image, RestoreRequest(options, plan, tile_px=32, overlap_px=16))
+    assert report.tiles == 3 * 4
     check_image(tiled, size)
-    untiled = restorer.restore(image, options, plan)
-    assert restorer.report.tiles == 1
+    untiled, report = restorer.restore(image, RestoreRequest(options, plan))
+    assert report.tiles == 1
     assert not torch.equal(tiled, untiled)
-    exact = restorer.restore(image, options, plan, tile_px=96)
+    exact = restorer.restore(image, RestoreRequest(options, plan, tile_px=96)).image
     assert torch.equal(exact, untiled)
 
 
 def test_the_report_is_one_line(restorer):
-    restorer.restore(tiny.picture(7, 11), RestoreOptions(TargetSize(21, 15)), manual_plan(2))
-    line = restorer.report.line()
+    request = RestoreRequest(RestoreOptions(TargetSize(21, 15)), manual_plan(2))
+    line = restorer.restore(tiny.picture(7, 11), request).report.line()
     assert line.startswith("21x15, 1 tile, 2 steps, fp32 | encode ")
     assert "sample" in line
     assert "peak" in line
@@ -289,9 +299,11 @@ def test_16_bit_steps_survive():
 def test_no_more_than_three_tensors_of_the_picture_s_size_are_alive(color_fix):
     """While sampling: condition, state, velocity (numpy's arrays are not counted)."""
     side = 1024
-    sampler = latent_sampler(lambda z_t, *_: torch.zeros_like(z_t), manual_plan(3), 0, 4, 32, 8, Report())
+    options = RestoreOptions(TargetSize(side, side), color_fix=color_fix)
+    request = RestoreRequest(options, manual_plan(3))
+    sampler = latent_sampler(lambda z_t, *_: torch.zeros_like(z_t), request, 4, 32, 8)
     image = tiny.picture(side // 4, side // 4)
     with LiveBytes() as live:
-        plain(image, TargetSize(side, side), sampler, color_fix=color_fix)
+        restore(image, tiny.codec(), sampler, options, MULTIPLE)
     picture_bytes = 3 * 4 * side**2  # a 4x4 DCT latent has as many
     assert live.peak <= 3.4 * picture_bytes + 2**22  # a plane, and strips whose size is fixed

@@ -11,7 +11,7 @@ CACHES = ("RAM_PRESSURE", "CLASSIC", "LRU")  # the host's default, --cache-class
 
 
 def by_hand(host, builtin, image, steps=2, seed=7, strength=1.0, color_fix="wavelet", factor=2.0):
-    """The core's own path (`restore.finish` and friends), fed by the nodes' sampler."""
+    """The core's own path (`restore.postprocess` and friends), fed by the nodes' sampler."""
     restore, target_size = host.pack("teasr_core.restore"), host.pack("teasr_core.image.target_size")
     size = target_size.size_by_factor(image.shape[2], image.shape[1], factor)
     resized = host.pack("teasr_core.image.resize").resize(image.movedim(-1, 1).contiguous(), size)
@@ -28,7 +28,7 @@ def by_hand(host, builtin, image, steps=2, seed=7, strength=1.0, color_fix="wave
     )
     decoded = builtin.vae.decode(latent[0]["samples"]).movedim(-1, 1)
     options = restore.RestoreOptions(size, strength, color_fix)
-    return restore.finish(decoded, resized, options).movedim(1, -1), resized.movedim(1, -1)
+    return restore.postprocess(decoded, resized, options).movedim(1, -1), resized.movedim(1, -1)
 
 
 def test_one_node_equals_the_core_by_hand(host, builtin, executor, photo):

@@ -22,7 +22,7 @@ from teasr_core.device import DTYPES
 from teasr_core.errors import InputError, ModelFileError
 from teasr_core.image.levels import to_levels
 from teasr_core.image.target_size import TargetSize
-from teasr_core.restore import RestoreOptions, tile_in_latent
+from teasr_core.restore import RestoreOptions, RestoreRequest, tile_in_latent
 from teasr_core.restorer import Restorer
 from teasr_core.sampling.schedule import manual_plan
 from teasr_core.weight_files import builtin_file
@@ -83,7 +83,8 @@ class EvalModel:
         def restore(lr: np.ndarray, size: TargetSize, steps: int) -> np.ndarray:
             image = torch.tensor(lr).permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
             options = RestoreOptions(size, color_fix=settings.color_fix)
-            out = restorer.restore(image, options, manual_plan(steps), settings.seed, tile_px=settings.tile_px)
+            request = RestoreRequest(options, manual_plan(steps), settings.seed, tile_px=settings.tile_px)
+            out = restorer.restore(image, request).image
             return np.ascontiguousarray(to_levels(out[0]).permute(1, 2, 0).numpy())  # (H, W, 3)
 
         return restore

@@ -15,7 +15,7 @@ from teasr_core.device import OFFLOADS
 from teasr_core.errors import InputError
 from teasr_core.image.target_size import TargetSize
 from teasr_core.picture_files.find import load_picture
-from teasr_core.restore import RestoreOptions
+from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import load_qwen_restorer, qwen_tile
 from teasr_core.sampling.schedule import manual_plan
 from teasr_core.weight_files.safetensors_reader import read_header
@@ -138,7 +138,7 @@ def test_the_velocity_is_that_of_the_files(files):
     sizes = []
     hook = restorer.base.codec.vae.encoder.register_forward_pre_hook(lambda _m, args: sizes.append(args[0].shape[-2:]))
     image = load_picture(files.picture).rgb
-    restored = restorer.restore(image, RestoreOptions(TargetSize(33, 65)), manual_plan(1))
+    restored = restorer.restore(image, RestoreRequest(RestoreOptions(TargetSize(33, 65)), manual_plan(1))).image
     hook.remove()
     assert restored.shape == (1, 3, 65, 33) and restored.dtype == torch.float32
     assert sizes == [(96, 64)]

@@ -13,6 +13,7 @@ from teasr_core.codec.lq_encoder import ConditionEncoder, load_condition_encoder
 from teasr_core.codec.protocol import encode_condition
 from teasr_core.errors import ModelFileError
 from teasr_core.image.target_size import TargetSize
+from teasr_core.report import SamplingRecord
 from teasr_core.restore import RestoreOptions, restore
 from teasr_core.weight_files.builtin_file import ENCODER_KEY, ENCODER_PREFIX, read_base
 from training.objective.losses import weighted_mse
@@ -104,10 +105,10 @@ def test_restoring_samples_from_the_encoded_condition():
 
     def sampler(z_lq):
         seen.append(z_lq)
-        return z_lq
+        return z_lq, SamplingRecord()
 
     image, with_encoder = tiny.picture(32, 32), codec()
-    restored = restore(image, with_encoder, sampler, RestoreOptions(TargetSize(32, 32), color_fix="off"), 16)
+    restored = restore(image, with_encoder, sampler, RestoreOptions(TargetSize(32, 32), color_fix="off"), 16).image
     assert torch.equal(seen[0], encode_condition(with_encoder, image))
     assert torch.allclose(restored, with_encoder.decode(seen[0]).clamp(0, 1), atol=1e-6)
 

@@ -7,7 +7,7 @@ from teasr_core.image import flat_areas
 from teasr_core.image.color_fix import fix_color
 from teasr_core.image.flat_areas import REACH_PX, SOFT_PX, keep_flat_
 from teasr_core.image.target_size import TargetSize
-from teasr_core.restore import RestoreOptions
+from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import load_restorer
 from teasr_core.sampling.schedule import manual_plan
 
@@ -81,7 +81,8 @@ def test_every_colour_fix_keeps_what_is_flat_and_off_does_not(method):
 def test_a_flat_picture_through_the_shipped_model(steps):
     """The model alone leaves specks of 3 to 29 levels on these; the limit is 2."""
     restorer = load_restorer("fp32")
+    request = RestoreRequest(RestoreOptions(TargetSize(96, 80)), manual_plan(steps))
     for colour in ((0, 0, 255), (20, 120, 40), (128, 128, 128)):
         flat = torch.tensor(colour).view(1, 3, 1, 1) / 255
-        found = restorer.restore(flat.expand(1, 3, 40, 48), RestoreOptions(TargetSize(96, 80)), manual_plan(steps))
+        found = restorer.restore(flat.expand(1, 3, 40, 48), request).image
         assert float((found - flat).abs().max()) <= 2 / 255

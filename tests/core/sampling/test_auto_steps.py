@@ -9,7 +9,7 @@ import torch
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError, OutputError
 from teasr_core.image.target_size import TargetSize
-from teasr_core.restore import RestoreOptions, conditioning_image
+from teasr_core.restore import Callbacks, RestoreOptions, RestoreRequest, conditioning_image
 from teasr_core.restorer import Restorer
 from teasr_core.sampling.auto_steps import MAX_EVALUATIONS, AutoSteps, FirstStep
 from teasr_core.sampling.sampler import initial_noise
@@ -197,12 +197,14 @@ OPTIONS = RestoreOptions(TargetSize(46, 34))
 def test_the_result_is_that_of_the_chosen_number(restorer):
     image = tiny.picture(17, 23)
     plans = []
-    found = restorer.restore(image, OPTIONS, AutoSteps(0.1), seed=7, on_plan=plans.append)
+    request = RestoreRequest(OPTIONS, AutoSteps(0.1), seed=7)
+    found, report = restorer.restore(image, request, Callbacks(on_plan=plans.append))
     (plan,) = plans
-    assert restorer.report.steps == plan.steps > 1
-    assert restorer.report.line().endswith(f" | {plan.reason}")
-    assert torch.equal(found, restorer.restore(image, OPTIONS, manual_plan(plan.steps), seed=7))
-    assert "auto" not in restorer.report.line()
+    assert report.steps == plan.steps > 1
+    assert report.line().endswith(f" | {plan.reason}")
+    again, report = restorer.restore(image, RestoreRequest(OPTIONS, manual_plan(plan.steps), seed=7))
+    assert torch.equal(found, again)
+    assert "auto" not in report.line()
 
 
 def parts(restorer, image, seed=0):
@@ -217,17 +219,17 @@ def test_each_image_of_a_batch_has_its_own_number(restorer):
     errors = [FirstStep(restorer.velocity, *parts(restorer, image[None])).error(2) for image in images]
     assert abs(errors[0] - errors[1]) > 1e-5
     auto, plans, alone = AutoSteps(sum(errors) / 2), [], []
-    restorer.restore(images, OPTIONS, auto, on_plan=plans.append)
+    restorer.restore(images, RestoreRequest(OPTIONS, auto), Callbacks(on_plan=plans.append))
     for k in range(2):
-        restorer.restore(images[k : k + 1], OPTIONS, auto, on_plan=alone.append)
+        restorer.restore(images[k : k + 1], RestoreRequest(OPTIONS, auto), Callbacks(on_plan=alone.append))
     assert [plan.steps for plan in plans] == [plan.steps for plan in alone]
     assert min(plan.steps for plan in plans) == 2 < max(plan.steps for plan in plans)
 
 
 def test_it_works_in_tiles_with_the_samplers_noise(restorer):
     image, seen = tiny.picture(17, 23), []
-    restorer.restore(image, OPTIONS, AutoSteps(0.1), seed=5, tile_px=32, overlap_px=16, on_plan=seen.append)
-    assert restorer.report.tiles == 4
+    request = RestoreRequest(OPTIONS, AutoSteps(0.1), seed=5, tile_px=32, overlap_px=16)
+    assert restorer.restore(image, request, Callbacks(on_plan=seen.append)).report.tiles == 4
     noise, z_lq = parts(restorer, image, seed=5)
     tiled = TiledVelocity(restorer.velocity, plan_tiles(*z_lq.shape[-2:], 8, 4, 4))
     assert AutoSteps(0.1).choose(tiled, noise, z_lq).reason == seen[0].reason

@@ -9,7 +9,7 @@ import torch
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError
 from teasr_core.image.target_size import TargetSize
-from teasr_core.restore import RestoreOptions
+from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import Restorer
 from teasr_core.sampling.sampler import initial_noise, quieter, sample
 from teasr_core.sampling.schedule import linear_taus, manual_plan
@@ -62,7 +62,8 @@ def test_seeds_come_together_along_the_dial_and_meet_at_1(restorer, steps):
 
     def spread(fidelity):
         options = RestoreOptions(SIZE, color_fix="off", fidelity=fidelity)
-        first, second = (restorer.restore(image, options, manual_plan(steps), seed=seed) for seed in (1, 2))
+        requests = (RestoreRequest(options, manual_plan(steps), seed=seed) for seed in (1, 2))
+        first, second = (restorer.restore(image, request).image for request in requests)
         return float((first - second).abs().mean())
 
     spreads = [spread(fidelity) for fidelity in DIAL]
@@ -72,9 +73,10 @@ def test_seeds_come_together_along_the_dial_and_meet_at_1(restorer, steps):
 
 def test_0_is_the_default_of_the_restorer(restorer):
     image, plan = tiny.picture(17, 23), manual_plan(2)
-    found = restorer.restore(image, RestoreOptions(SIZE), plan)
-    assert torch.equal(found, restorer.restore(image, RestoreOptions(SIZE, fidelity=0.0), plan))
-    assert not torch.equal(found, restorer.restore(image, RestoreOptions(SIZE, fidelity=0.5), plan))
+    options = (RestoreOptions(SIZE), RestoreOptions(SIZE, fidelity=0.0), RestoreOptions(SIZE, fidelity=0.5))
+    default, zero, half = (restorer.restore(image, RestoreRequest(each, plan)).image for each in options)
+    assert torch.equal(default, zero)
+    assert not torch.equal(default, half)
 
 
 @pytest.mark.parametrize("fidelity", [-0.1, 1.1, math.nan, math.inf])

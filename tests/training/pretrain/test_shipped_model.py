@@ -8,7 +8,7 @@ import torch
 
 from teasr_core.image.resize import resize
 from teasr_core.image.target_size import TargetSize
-from teasr_core.restore import RestoreOptions
+from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import load_restorer
 from teasr_core.sampling.schedule import manual_plan
 from teasr_core.weight_files.builtin_file import ASSETS
@@ -52,7 +52,7 @@ def test_shipped_quality():
         for seed in (0, 1):
             lq = as_image(degrade(hq, LIGHT, 4, np.random.default_rng([seed, 0])))
             lanczos, original = resize(lq, size), as_image(hq)
-            restored = restorer.restore(lq, RestoreOptions(size), manual_plan(1))
+            restored = restorer.restore(lq, RestoreRequest(RestoreOptions(size), manual_plan(1))).image
             gains.append(10 * math.log10((lanczos - original).square().mean() / (restored - original).square().mean()))
             sharper = edge_strength(restored, original) / edge_strength(lanczos, original)
             assert sharper > 1.1, f"{name} was blurred: its edges are {sharper:.2f} times as strong"
