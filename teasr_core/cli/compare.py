@@ -20,7 +20,7 @@ from ..memory import refuse_out_of_memory
 from ..picture_files.find import Picture, check_output, check_profile, find_images, load_picture, save_picture
 from ..restore import RestoreOptions
 from ..restorer import Restorer
-from ..sampling.schedule import manual_plan, parse_steps
+from ..sampling.schedule import manual_plan, parse_steps, steps_text
 from .jobs import check_originals, make_folder
 from .options import SOME_FAILED, one_line
 from .progress import Progress
@@ -166,8 +166,8 @@ class Comparison:
             self.progress.done_steps += count
             shown = self._shown(restored.rgb)
             sharpness = mean_gradient(shown)
-            label = f"{count} step{'s' if count > 1 else ''}"
-            cells.append(Cell(sheet_pixels(shown), label, f"{report.total_seconds:.2f} s, sharpness {sharpness:.2f}"))
+            note = f"{report.total_seconds:.2f} s, sharpness {sharpness:.2f}"
+            cells.append(Cell(sheet_pixels(shown), steps_text(count), note))
             if self.args.images is not None:
                 make_folder(self.args.images)
                 save_picture(restored, self.saved[source, count], self.args.quality, self.args.overwrite)

@@ -12,16 +12,18 @@ from PIL import Image
 
 from teasr_core.codec.protocol import Codec, encode_condition
 from teasr_core.errors import InputError
-from teasr_core.image.levels import to_levels
+from teasr_core.image.labelled_sheet import Cell, draw_sheet
 from teasr_core.image.resize import resize
 from teasr_core.image.target_size import TargetSize
 from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.sampling.sampler import initial_noise, sample
-from teasr_core.sampling.schedule import linear_taus
+from teasr_core.sampling.schedule import linear_taus, steps_text
 
 from ..degradation.degrade import LIGHT, degrade
 
 CROP_PX, SCALE, STEPS = 128, 4, (1, 2, 4, 8)
+ZOOM = 2  # each pixel is shown as a square of this side
+LABELS = ("LQ", *(steps_text(n) for n in STEPS), "HQ")
 
 
 def check_preview_images(photographs: Sequence[str]) -> None:
@@ -45,12 +47,12 @@ def write_preview(
     photographs: Sequence[Path],
     forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
-    """One row a photograph: the central 128x128 px at x4, light degradation with a fixed seed.
+    """Draw one row for each photograph: its central 128x128 px at x4, light degradation with a fixed seed.
 
     forward_context: entered around the sampling alone, e.g. autocast, whose bf16 is too coarse for the codec.
     """
     device = velocity.prompt_embeds.device
-    rows = []
+    rows: list[list[Cell]] = []
     for index, photograph in enumerate(photographs):
         hq = _centre(_read(photograph))  # (128, 128, 3)
         lq = degrade(hq, LIGHT, SCALE, np.random.default_rng([0, index]))
@@ -60,11 +62,10 @@ def write_preview(
         with torch.no_grad(), forward_context():
             latents = [sample(velocity, noise, z_lq, linear_taus(n)) for n in STEPS]
         results = [codec.decode(z.float()).detach().cpu() for z in latents]
-        rows.append(torch.cat([image, *results, _tensor(hq)], dim=3))
-    grid = to_levels(torch.cat(rows, dim=2)[0]).permute(1, 2, 0).numpy()  # (H, W, 3)
-    Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), Image.Resampling.NEAREST).save(
-        path, quality=92
-    )
+        labels = LABELS if not rows else [""] * len(LABELS)
+        pictures = [image, *results, _tensor(hq)]
+        rows.append([Cell(_enlarged(picture), label) for picture, label in zip(pictures, labels, strict=True)])
+    draw_sheet(rows).save(path, quality=92)
 
 
 def _read(path: Path) -> Image.Image:
@@ -75,6 +76,10 @@ def _read(path: Path) -> Image.Image:
 def _centre(photo: Image.Image) -> np.ndarray:
     x, y = (photo.width - CROP_PX) // 2, (photo.height - CROP_PX) // 2
     return np.asarray(photo.crop((x, y, x + CROP_PX, y + CROP_PX)), dtype=np.float32) / 255
+
+
+def _enlarged(image: torch.Tensor) -> torch.Tensor:
+    return image.repeat_interleave(ZOOM, dim=2).repeat_interleave(ZOOM, dim=3)
 
 
 def _tensor(image: np.ndarray) -> torch.Tensor:

@@ -215,6 +215,12 @@ def test_a_sheet_of_uneven_cells():
         comparison_grid([[]])
 
 
+def test_a_sheet_spends_no_line_on_texts_that_are_absent():
+    image = torch.zeros(1, 3, 9, 40)
+    assert comparison_grid([[Cell(image)], [Cell(image)]], gap_px=0).shape == (1, 3, 18, 40)
+    assert comparison_grid([[Cell(image, "a")], [Cell(image)]]).shape == (1, 3, TEXT_PX + 18 + GAP_PX, 40)
+
+
 def test_a_long_text_widens_its_column():
     image = torch.zeros(1, 3, 4, 4)
     short, long = (comparison_grid([[Cell(image, "a", note)]]).shape[-1] for note in ("b", "b" * 40))

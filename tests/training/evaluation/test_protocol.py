@@ -9,6 +9,7 @@ from PIL import Image
 
 from helpers.tiny.evaluation import shrunk, smooth
 from teasr_core.errors import InputError
+from teasr_core.image.labelled_sheet import GAP_PX, TEXT_PX
 from training.data.held_out import CROP_PX, EvalPair, choose_crop, load_eval_pairs, read_eval_list
 from training.degradation.degrade import HEAVY, LIGHT
 from training.evaluation.protocol import Row, markdown_table, split_means
@@ -137,12 +138,13 @@ def test_a_grid_is_readable_and_small(tmp_path):
     rows = [[pair.lr, bicubic(pair.lr), pair.hq]] * 2
     save_grid(rows, ("LQ", "bicubic", "HQ"), tmp_path / "new" / "grid.png")
     grid = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
-    assert grid.shape == (24 + 48 + 4 + 48, 3 * 48 + 2 * 4, 3)
-    assert np.array_equal(grid[24:72, 104:152], pair.hq)
-    assert np.array_equal(grid[24:72:4, 0:48:4], pair.lr)
-    assert (grid[:24] < 128).any()  # the labels
+    assert grid.shape[0] == TEXT_PX + 48 + GAP_PX + 48 and grid.shape[1] >= 3 * 48 + 2 * GAP_PX
+    for top in (TEXT_PX, TEXT_PX + 48 + GAP_PX):
+        assert np.array_equal(grid[top : top + 48, -48:], pair.hq)
+        assert np.array_equal(grid[top : top + 48 : 4, 0:48:4], pair.lr)
+    assert (grid[:TEXT_PX] < 128).any()  # the labels
     save_grid(rows, ("LQ", "bicubic", "HQ"), tmp_path / "half.png", cell_px=24)
-    assert Image.open(tmp_path / "half.png").size == (3 * 24 + 2 * 4, 24 + 24 + 4 + 24)
+    assert Image.open(tmp_path / "half.png").height == TEXT_PX + 24 + GAP_PX + 24
 
 
 def test_a_grid_keeps_the_byte_limit_or_refuses(tmp_path):

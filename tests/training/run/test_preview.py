@@ -10,6 +10,7 @@ from PIL import Image
 from helpers.tiny.run import MODEL, write_photos
 from teasr_core.codec.dct import DctCodec
 from teasr_core.errors import InputError
+from teasr_core.image.labelled_sheet import GAP_PX, TEXT_PX
 from training.distill.trainer import Distiller
 from training.pretrain.model import PretrainModel
 from training.pretrain.trainer import Pretrainer
@@ -31,9 +32,12 @@ def test_an_untrained_model_shows_the_lq_image_at_every_step(tmp_path):
     write_preview(tmp_path / "preview.jpg", PretrainModel(MODEL, seed=0).eval().velocity(), codec, photographs)
     assert torch.equal(torch.get_rng_state(), state)
     with Image.open(tmp_path / "preview.jpg") as image:
-        assert image.size == (2 * 6 * CROP_PX, 2 * 2 * CROP_PX)
-        pixels = np.asarray(image)[::2, ::2].astype(int)
-    lq, *restored, hq = np.split(pixels, 6, axis=1)
+        side = 2 * CROP_PX
+        assert image.size == (6 * side + 5 * GAP_PX, TEXT_PX + 2 * side + GAP_PX)
+        pixels = np.asarray(image).astype(int)
+    assert (pixels[:TEXT_PX] < 128).any()  # the labels
+    columns = [pixels[TEXT_PX:, left : left + side] for left in range(0, 6 * side + 5 * GAP_PX, side + GAP_PX)]
+    lq, *restored, hq = (np.concatenate((column[:side], column[-side:]))[::2, ::2] for column in columns)
     for steps in restored:
         assert np.abs(steps - lq).mean() < 3  # JPEG, and bf16 in the network
     assert np.abs(hq - lq).mean() > 0.5

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from teasr_core.errors import InputError
+from teasr_core.sampling.schedule import steps_text
 
 from ..metrics.columns import Column, best_values, column
 from .results import Results
@@ -56,7 +57,7 @@ def ablation_table(
     heads, columns = [], []
     for n in steps:
         for which in shown:
-            heads.append(f"{n} step{'s' if n > 1 else ''}: {which.heading}")
+            heads.append(f"{steps_text(n)}: {which.heading}")
             columns.append(_cells(which, [arm.means[n].get(which.key) for arm in arms]))
     lines = [["arm", *heads], ["---"] * (1 + len(heads))]
     lines += [[arm.name, *(cells[index] for cells in columns)] for index, arm in enumerate(arms)]

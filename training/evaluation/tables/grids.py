@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from teasr_core.sampling.schedule import steps_text
+
 from ..datasets import EvalDataset, EvalPicture
 from ..run import Evaluation, Method, enlarge, result_key
 from .picture_grid import save_grid
@@ -26,7 +28,7 @@ def save_grids(evaluation: Evaluation, dataset: EvalDataset, folder: Path) -> li
     paths = []
     for method in models:
         rows = [_grid_row(evaluation, dataset, method, picture) for picture in shown]
-        labels = ["LQ", *folders, *(f"{n} step{'s' if n > 1 else ''}" for n in evaluation.steps)]
+        labels = ["LQ", *folders, *(steps_text(n) for n in evaluation.steps)]
         labels = [*labels, "HQ"] if dataset.has_hq else [labels[0], "Lanczos", *labels[1:]]
         suffix = f"_{method.name}" if len(models) > 1 else ""
         paths.append(folder / f"grid_{dataset.name}{suffix}.jpg")

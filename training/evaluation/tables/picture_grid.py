@@ -2,16 +2,17 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image
 
 from teasr_core.errors import InputError
+from teasr_core.image.labelled_sheet import Cell, draw_sheet
 
 MAX_BYTES = 1_000_000
-_GAP_PX = 4
-_LABEL_PX = 24
 _QUALITIES = (92, 84, 76, 68, 60)
 
 
@@ -54,20 +55,9 @@ def _fit_row(row: Sequence[np.ndarray], cell_px: int | None) -> list[Image.Image
 
 
 def _draw(rows: list[list[Image.Image]], labels: Sequence[str]) -> Image.Image:
-    widths = [max(row[column].width for row in rows) for column in range(len(labels))]
-    heights = [row[0].height for row in rows]
-    size = (sum(widths) + _GAP_PX * (len(widths) - 1), _LABEL_PX + sum(heights) + _GAP_PX * (len(heights) - 1))
-    sheet = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
-    x = 0
-    for column, label in enumerate(labels):
-        pen.text((x + 4, 3), label, fill="black", font=font)
-        y = _LABEL_PX
-        for row in rows:
-            sheet.paste(row[column], (x, y))
-            y += row[column].height + _GAP_PX
-        x += widths[column] + _GAP_PX
-    return sheet
+    cells = [[Cell(torch.tensor(np.asarray(image)).permute(2, 0, 1)[None]) for image in row] for row in rows]
+    labelled = [replace(cell, label=label) for cell, label in zip(cells[0], labels, strict=True)]
+    return draw_sheet([labelled, *cells[1:]])
 
 
 def _encode(sheet: Image.Image, suffix: str, max_bytes: int) -> bytes:

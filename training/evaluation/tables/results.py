@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from teasr_core.errors import InputError
+from teasr_core.sampling.schedule import steps_text
 from teasr_core.whole_file import write_whole
 
 from ..datasets import LIST, EvalDataset, Skipped
@@ -102,7 +103,7 @@ def split_rows(evaluation: Evaluation, dataset: EvalDataset) -> list[Row]:
     names = {method.name for method in evaluation.methods if not method.is_baseline}
     rows = []
     for method, steps in rows_of(evaluation, dataset):
-        label = method.name if not steps else f"{steps} step{'s' if steps > 1 else ''}"
+        label = method.name if not steps else steps_text(steps)
         if steps and len(names) > 1:
             label = f"{method.name}, {label}"
         rows.append(Row(label, _scores(evaluation, dataset, method, steps, len(dataset.pictures), [])))
@@ -180,7 +181,7 @@ def _scores(
 
 
 def _row_text(method: Method, steps: int) -> str:
-    return f"{method.name} at {steps} step{'s' if steps > 1 else ''}" if steps else method.name
+    return f"{method.name} at {steps_text(steps)}" if steps else method.name
 
 
 def _to_json(value: Any) -> Any:
