@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from .codec.protocol import Codec, encode_condition
+from .codec.protocol import Codec
 from .errors import InputError, OutputError
 from .image.color_fix import COLOR_FIXES, apply_strength, fix_color
 from .image.resize import check_image, crop_to, pad_to_multiple, resize
@@ -162,7 +162,7 @@ def restore(
         # the resized image is computed again at the end: that is cheaper than keeping it.
         with timer.phase("encode"):
             picture = conditioning_image(one, options.size, multiple)[1]
-            picture = encode_condition(codec, picture)
+            picture = codec.encode_lq(picture)
         with timer.phase("sample"):
             picture, record = sampler(picture)
         with timer.phase("decode"):

@@ -17,7 +17,10 @@ from ..image.luma import mean_gradient
 from ..image.resize import resize
 from ..image.target_size import TargetSize
 from ..memory import refuse_out_of_memory
-from ..picture_files.find import Picture, check_output, check_profile, find_images, load_picture, save_picture
+from ..picture_files.find import find_images
+from ..picture_files.picture import Picture
+from ..picture_files.read import load_picture
+from ..picture_files.write import check_output, check_profile, save_picture
 from ..restore import RestoreOptions
 from ..restorer import Restorer
 from ..sampling.schedule import manual_plan, parse_steps, steps_text

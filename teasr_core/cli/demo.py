@@ -13,7 +13,8 @@ from ..errors import InputError
 from ..image.labelled_sheet import Cell, comparison_grid
 from ..image.resize import resize
 from ..image.target_size import TargetSize
-from ..picture_files.find import Picture, check_output, save_picture
+from ..picture_files.picture import Picture
+from ..picture_files.write import check_output, save_picture
 from ..restore import RestoreOptions, RestoreRequest
 from ..restorer import load_restorer
 from ..sampling.schedule import manual_plan, steps_text

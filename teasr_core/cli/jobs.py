@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..picture_files.find import KNOWN_EXTENSIONS, WRITABLE_EXTENSIONS, check_output, find_images
+from ..picture_files.find import find_images
+from ..picture_files.read import KNOWN_EXTENSIONS
+from ..picture_files.write import WRITABLE_EXTENSIONS, check_output
 from ..whole_file import nearest_existing
 
 

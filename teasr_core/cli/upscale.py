@@ -7,7 +7,9 @@ import sys
 import time
 
 from ..errors import InputError, TeasrError
-from ..picture_files.find import Picture, check_output, check_profile, load_picture, save_picture
+from ..picture_files.picture import Picture
+from ..picture_files.read import load_picture
+from ..picture_files.write import check_output, check_profile, save_picture
 from ..restore import RestoreOptions
 from ..restorer import Restorer
 from .jobs import Job, make_folder, plan_jobs, split_jobs

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from .lq_encoder import ConditionEncoder
+from .lq_encoder import ConditionEncoder
+from .protocol import Codec
 
 BLOCK = 4
 DCT_CHANNELS = 3 * BLOCK * BLOCK
-STRIP = 32  # rows of blocks that a codec transforms at a time
+STRIP = 32  # the codec transforms this many rows of blocks at a time
 
 
 def dct_matrix() -> torch.Tensor:
@@ -30,7 +29,7 @@ def dct_matrix() -> torch.Tensor:
 def image_to_coefficients(image: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) in [0, 1] -> (B, 48, H/4, W/4). Channel = colour*16 + row frequency*4 + column frequency.
 
-    The image is taken in [-1, 1]; H and W must be multiples of 4.
+    The image is scaled to [-1, 1] first; H and W must be multiples of 4.
     """
     batch, colours, height, width = image.shape
     matrix = dct_matrix().to(image)  # (4, 4)
@@ -48,10 +47,10 @@ def coefficients_to_image(coefficients: torch.Tensor) -> torch.Tensor:
     return (blocks.reshape(batch, -1, h * BLOCK, w * BLOCK) + 1) / 2
 
 
-class DctCodec:
-    """4x4 block DCT with per-channel mean and std (48,), so that latents have about zero mean and unit variance.
+class DctCodec(Codec):
+    """The 4x4 block DCT with per-channel mean and std (48,), so that latents have about zero mean and unit variance.
 
-    condition_encoder: what LQ images go through on top; None shows them as they are.
+    condition_encoder: the LQ encoder, which repairs the latents of low-quality images; None leaves them as they are.
     """
 
     channels = DCT_CHANNELS
@@ -65,7 +64,7 @@ class DctCodec:
         self.std = torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1)
         assert self.mean.shape == self.std.shape == (1, DCT_CHANNELS, 1, 1)
 
-    # Row by row of blocks would do; strips keep what is made on the way small beside the picture.
+    # Both directions work in strips, so that intermediate tensors stay small beside the picture.
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         batch, _, height, width = image.shape
@@ -76,8 +75,8 @@ class DctCodec:
             latent[:, :, y : y + STRIP] = (image_to_coefficients(rows) - mean) / std
         return latent
 
-    def encode_condition(self, image: torch.Tensor) -> torch.Tensor:
-        """The latent of an LQ image, repaired by the condition encoder where there is one; no gradient."""
+    def encode_lq(self, image: torch.Tensor) -> torch.Tensor:
+        """The latent of a low-quality image, repaired by the LQ encoder where there is one; that has no gradient."""
         latent = self.encode(image)
         return latent if self.condition_encoder is None else self.condition_encoder.in_tiles(latent)
 
@@ -92,7 +91,5 @@ class DctCodec:
 
     @property
     def pixel_weights(self) -> torch.Tensor:
-        """(1, 48, 1, 1): std_c**2 / mean(std**2). Squared errors of a latent times this are squared errors in pixels
-        (docs/decisions.md#loss-space).
-        """
+        """(1, 48, 1, 1): std_c**2 / mean(std**2)."""
         return self.std**2 / (self.std**2).mean()

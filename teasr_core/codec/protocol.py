@@ -1,30 +1,39 @@
-"""What `restore` needs of an image codec."""
+"""The contract of an image codec."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from abc import abstractmethod
+from typing import Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    pass
-
 
 class Codec(Protocol):
-    """What `restore` needs of an image codec. Images (B, 3, H, W) in [0, 1], latents (B, C, H/f, W/f) normalised."""
+    """Turns images (B, 3, H, W) in [0, 1] into normalised latents (B, C, H/downscale, W/downscale), and back.
+
+    A codec subclasses it, so that it gets `encode_lq` and `pixel_weights` where it has none of its own.
+    """
 
     channels: int
     downscale: int
 
-    def encode(self, image: torch.Tensor) -> torch.Tensor: ...
+    @abstractmethod
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Encode an image."""
+        ...
 
-    def decode(self, latent: torch.Tensor) -> torch.Tensor: ...
+    @abstractmethod
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """Decode a latent; the image is not clamped."""
+        ...
 
+    def encode_lq(self, image: torch.Tensor) -> torch.Tensor:
+        """Encode a low-quality image for the condition branch. Unless a codec says otherwise, as any other image."""
+        return self.encode(image)
 
-def encode_condition(codec: Codec, image: torch.Tensor) -> torch.Tensor:
-    """What the condition branch sees of an LQ image: (B, 3, H, W) -> (B, C, h, w), by the codec's `encode_condition`.
-
-    A codec without one, such as Qwen-Image's VAE, encodes every image alike.
-    """
-    encode = getattr(codec, "encode_condition", codec.encode)
-    return encode(image)
+    @property
+    def pixel_weights(self) -> torch.Tensor:
+        """(1, C, 1, 1): squared errors of a latent times this are squared errors in pixels
+        (docs/decisions.md#loss-space). Only an orthogonal codec has them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not orthogonal: its latents have no weights in pixels")

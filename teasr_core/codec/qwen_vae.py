@@ -1,7 +1,7 @@
-"""The Qwen-Image VAE as a `Codec`: 16 channels at 1/8 of the size, one frame of a video VAE.
+"""The Qwen-Image VAE as a `Codec`: 16 channels at 1/8 of the size; an image is one frame of this video VAE.
 
-Images larger than one tile are encoded and decoded in overlapping tiles of our own (`codec_tiles`): all of one size,
-their edges left out of the blend, without the narrow last tiles of diffusers' own `enable_tiling`.
+Images larger than one tile are encoded and decoded in the overlapping tiles of `tiling.py`: all tiles have one size and
+their edges do not enter the blend. The `enable_tiling` of diffusers would end in narrow tiles.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..tiling import convert_in_tiles, plan_codec_tiles
+from .protocol import Codec
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
 
-# Decoding 1024 x 1024 in bf16 takes about 4.3 GiB, 2048 x 2048 17.2 (ComfyUI's estimate): larger images go in tiles.
+# Decoding 1024 x 1024 in bf16 takes about 4.3 GiB and 2048 x 2048 17.2 GiB (ComfyUI's estimate), hence the tiles.
+# The transformer's tiles have the same size.
 TILE_PX, OVERLAP_PX = 1024, 128
 DOWNSCALE = 8
 # Statistics of the latent of Wan 2.1 and Qwen-Image, as published with both; single files do not hold them.
@@ -30,11 +32,11 @@ LATENT_STD = (
 )  # fmt: skip
 
 
-class QwenVaeCodec:
-    """A `codec.Codec` over diffusers' `AutoencoderKLQwenImage`, on the VAE's device and in its dtype.
+class QwenVaeCodec(Codec):
+    """A `Codec` around diffusers' `AutoencoderKLQwenImage`, on the VAE's device and in its dtype.
 
-    encode gives the posterior's mode, normalised by mean and std; both directions are differentiable. decode is not
-    clamped: diffusers' own `decode` clamps, which would cut gradients off.
+    `encode` returns the posterior's mode, normalised by mean and std. Both directions are differentiable: `decode` does
+    not clamp, as the `decode` of diffusers does, because that would cut gradients off.
 
     Args:
         vae: any size; its config carries latents_mean and latents_std.

@@ -1,29 +1,15 @@
-"""Image files for the command line: the front door to reading, writing and listing them."""
+"""The image files of a folder."""
 
 from pathlib import Path
 
 from ..errors import InputError
-from .picture import Picture
-from .read import KNOWN_EXTENSIONS, load_picture, read_size
-from .write import WRITABLE_EXTENSIONS, check_output, check_profile, save_picture
-
-__all__ = [
-    "KNOWN_EXTENSIONS",
-    "WRITABLE_EXTENSIONS",
-    "Picture",
-    "check_output",
-    "check_profile",
-    "find_images",
-    "load_picture",
-    "read_size",
-    "save_picture",
-]
+from .read import KNOWN_EXTENSIONS
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """The files right in `folder` whose ending is in KNOWN_EXTENSIONS, sorted by name; hidden files are left out.
+    """Return the files directly in `folder` whose ending is in KNOWN_EXTENSIONS, sorted by name, without hidden ones.
 
-    The list may be empty. Raises InputError when `folder` is no folder.
+    The list may be empty. Raises InputError when `folder` is not a folder.
     """
     folder = Path(folder)
     if not folder.is_dir():

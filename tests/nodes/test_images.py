@@ -56,7 +56,7 @@ def test_condition_goes_through_the_encoder_and_the_vae_does_not(host, builtin, 
     )
     found = builtin.model.model.process_latent_in(conditioning[0][1]["reference_latents"][0])[:, :, 0]
     pixels = image.movedim(-1, 1)
-    assert torch.allclose(found, codec.encode_condition(pixels), atol=1e-4)
+    assert torch.allclose(found, codec.encode_lq(pixels), atol=1e-4)
     assert (found - codec.encode(pixels)).abs().max() > 0.05
     assert torch.allclose(builtin.vae.decode(builtin.vae.encode(image)), image, atol=1e-5)
 

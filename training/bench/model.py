@@ -86,7 +86,7 @@ def load_random(settings: BenchSettings, plan: MemoryPlan, device: torch.device)
     return BenchModel(velocity, codec, perceptual, memory, dict(lora.named_parameters()))
 
 
-class LatentCodec:
+class LatentCodec(Codec):
     """No decode: the data loss compares latents, through images of the latent's own shape."""
 
     def __init__(self, channels: int, downscale: int) -> None:

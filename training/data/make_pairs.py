@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from teasr_core.errors import InputError
-from teasr_core.picture_files.find import Picture, save_picture
+from teasr_core.picture_files.picture import Picture
+from teasr_core.picture_files.write import save_picture
 from teasr_core.whole_file import nearest_existing, write_whole
 
 from ..degradation.degrade import PRESETS, degrade

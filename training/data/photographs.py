@@ -18,7 +18,8 @@ import numpy as np
 
 from teasr_core.errors import InputError
 from teasr_core.image.levels import to_levels
-from teasr_core.picture_files.find import KNOWN_EXTENSIONS, find_images, load_picture, read_size
+from teasr_core.picture_files.find import find_images
+from teasr_core.picture_files.read import KNOWN_EXTENSIONS, load_picture, read_size
 
 LIST_EXTENSION = ".txt"
 HR_FOLDER, LR_FOLDER = "test_HR", "test_LR"  # the layout of StableSR's published test sets

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teasr_core.errors import InputError
-from teasr_core.picture_files.find import read_size
+from teasr_core.picture_files.read import read_size
 
 from ..data.photographs import images_by_stem, name_some
 from .datasets import EvalDataset

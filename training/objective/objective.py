@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from teasr_core.codec.protocol import Codec, encode_condition
+from teasr_core.codec.protocol import Codec
 from teasr_core.model.flow import clean_from_output, interpolate
 from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.model.timesteps import check_target_times
@@ -58,7 +58,7 @@ class Batch:
     def encode(cls, codec: Codec, lq: torch.Tensor, hq: torch.Tensor) -> Batch:
         """From images (B, 3, H, W) in [0, 1]; no gradient."""
         with torch.no_grad():
-            return cls(2 * hq - 1, codec.encode(hq), encode_condition(codec, lq))
+            return cls(2 * hq - 1, codec.encode(hq), codec.encode_lq(lq))
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Objective:
         self.w_max = w_max
         self.forward_context = forward_context
         self.phase = phase
-        self.channel_weight = codec.pixel_weights if loss_space == "pixel" else torch.ones(1)  # type: ignore[attr-defined]
+        self.channel_weight = codec.pixel_weights if loss_space == "pixel" else torch.ones(1)
 
     @property
     def prediction(self) -> str:

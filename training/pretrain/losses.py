@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from teasr_core.codec.dct import DctCodec
-from teasr_core.codec.protocol import encode_condition
 from teasr_core.model.flow import clean_from_output, interpolate
 from teasr_core.sampling.sampler import sample
 from teasr_core.sampling.schedule import linear_taus
@@ -52,7 +51,7 @@ def pretrain_losses(
             return network(z_t, t_cur, z_lq, t_tar)  # (B, C, h, w)
 
     num_data, num_flow, num_cons = split_roles(stage)
-    z_0, z_lq = codec.encode(hq), encode_condition(codec, lq)  # (B, C, h, w)
+    z_0, z_lq = codec.encode(hq), codec.encode_lq(lq)  # (B, C, h, w)
     noise = torch.randn(z_0.shape, generator=generator)  # (B, C, h, w)
     t_flow = time_sampling.flow_times(num_flow, generator)  # (F,)
     t_cons, s_cons = time_sampling.consistency_times(num_cons, generator, stage.boundary_time)  # (K,)

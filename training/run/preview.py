@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from teasr_core.codec.protocol import Codec, encode_condition
+from teasr_core.codec.protocol import Codec
 from teasr_core.errors import InputError
 from teasr_core.image.labelled_sheet import Cell, draw_sheet
 from teasr_core.image.resize import resize
@@ -57,7 +57,7 @@ def write_preview(
         hq = _centre(_read(photograph))  # (128, 128, 3)
         lq = degrade(hq, LIGHT, SCALE, np.random.default_rng([0, index]))
         image = resize(_tensor(lq), TargetSize(CROP_PX, CROP_PX))  # (1, 3, 128, 128)
-        z_lq = encode_condition(codec, image.to(device))  # (1, C, h, w)
+        z_lq = codec.encode_lq(image.to(device))  # (1, C, h, w)
         noise = initial_noise(0, *z_lq.shape[1:]).to(device)
         with torch.no_grad(), forward_context():
             latents = [sample(velocity, noise, z_lq, linear_taus(n)) for n in STEPS]

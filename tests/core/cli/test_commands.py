@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from helpers.tiny import model as tiny
-from teasr_core.picture_files.find import load_picture
+from teasr_core.picture_files.read import load_picture
 from teasr_core.weight_files import builtin_file
 from teasr_core.weight_files.builtin_file import BASE_NAME, LORA_NAME
 

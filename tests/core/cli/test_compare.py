@@ -15,7 +15,7 @@ from teasr_core.image.labelled_sheet import GAP_PX, TEXT_PX, Cell, comparison_gr
 from teasr_core.image.luma import mean_gradient
 from teasr_core.image.resize import resize
 from teasr_core.image.target_size import TargetSize
-from teasr_core.picture_files.find import load_picture
+from teasr_core.picture_files.read import load_picture
 from teasr_core.sampling.schedule import parse_steps
 
 pytestmark = pytest.mark.usefixtures("tiny_model")

@@ -309,7 +309,7 @@ def test_outside_the_main_thread(upscale, tmp_path):
 
 
 def test_sizes_from_headers_are_those_of_the_pixels(tmp_path):
-    from teasr_core.picture_files.find import load_picture, read_size
+    from teasr_core.picture_files.read import load_picture, read_size
 
     for orientation in (1, 3, 6):
         exif = Image.Exif()

@@ -13,7 +13,7 @@ from PIL import Image
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError
 from teasr_core.memory import is_out_of_memory
-from teasr_core.picture_files.find import load_picture
+from teasr_core.picture_files.read import load_picture
 
 resource = pytest.importorskip("resource")
 pytestmark = [

@@ -14,7 +14,7 @@ from teasr_core.cli import request as cli_request
 from teasr_core.device import OFFLOADS
 from teasr_core.errors import InputError
 from teasr_core.image.target_size import TargetSize
-from teasr_core.picture_files.find import load_picture
+from teasr_core.picture_files.read import load_picture
 from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import load_qwen_restorer, qwen_tile
 from teasr_core.sampling.schedule import manual_plan

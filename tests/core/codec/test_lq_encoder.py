@@ -10,7 +10,7 @@ from helpers.tiny import model as tiny
 from teasr_core.codec import lq_encoder
 from teasr_core.codec.dct import DCT_CHANNELS, DctCodec
 from teasr_core.codec.lq_encoder import ConditionEncoder, load_condition_encoder
-from teasr_core.codec.protocol import encode_condition
+from teasr_core.codec.protocol import Codec
 from teasr_core.errors import ModelFileError
 from teasr_core.image.target_size import TargetSize
 from teasr_core.report import SamplingRecord
@@ -82,12 +82,12 @@ def test_the_condition_is_encoded_and_the_photograph_is_not():
     with_encoder, image = codec(), tiny.picture(32, 48)
     plain = tiny.codec().encode(image)
     assert torch.equal(with_encoder.encode(image), plain)
-    assert torch.allclose(encode_condition(with_encoder, image), tiny.condition_encoder(5)(plain), atol=1e-5)
-    assert torch.equal(encode_condition(tiny.codec(), image), plain)
+    assert torch.allclose(with_encoder.encode_lq(image), tiny.condition_encoder(5)(plain), atol=1e-5)
+    assert torch.equal(tiny.codec().encode_lq(image), plain)
 
 
 def test_a_codec_without_its_own_way_shows_every_image_alike():
-    class Plain:
+    class Plain(Codec):
         channels, downscale = 3, 1
 
         def encode(self, image):
@@ -97,7 +97,7 @@ def test_a_codec_without_its_own_way_shows_every_image_alike():
             return (latent + 1) / 2
 
     image = tiny.picture(8, 8)
-    assert torch.equal(encode_condition(Plain(), image), 2 * image - 1)
+    assert torch.equal(Plain().encode_lq(image), 2 * image - 1)
 
 
 def test_restoring_samples_from_the_encoded_condition():
@@ -109,7 +109,7 @@ def test_restoring_samples_from_the_encoded_condition():
 
     image, with_encoder = tiny.picture(32, 32), codec()
     restored = restore(image, with_encoder, sampler, RestoreOptions(TargetSize(32, 32), color_fix="off"), 16).image
-    assert torch.equal(seen[0], encode_condition(with_encoder, image))
+    assert torch.equal(seen[0], with_encoder.encode_lq(image))
     assert torch.allclose(restored, with_encoder.decode(seen[0]).clamp(0, 1), atol=1e-6)
 
 

@@ -9,7 +9,9 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 
 from teasr_core.errors import InputError
-from teasr_core.picture_files.find import Picture, load_picture, save_picture
+from teasr_core.picture_files.picture import Picture
+from teasr_core.picture_files.read import load_picture
+from teasr_core.picture_files.write import save_picture
 
 H, W = 13, 18
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

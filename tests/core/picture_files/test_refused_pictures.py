@@ -11,7 +11,10 @@ import torch
 from PIL import Image, ImageCms
 
 from teasr_core.errors import InputError, OutputError
-from teasr_core.picture_files.find import Picture, check_output, find_images, load_picture, save_picture
+from teasr_core.picture_files.find import find_images
+from teasr_core.picture_files.picture import Picture
+from teasr_core.picture_files.read import load_picture
+from teasr_core.picture_files.write import check_output, save_picture
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from teasr_core.codec.protocol import Codec
 from teasr_core.model.flow import velocity_from_output
 from teasr_core.sampling.sampler import sample
 from teasr_core.sampling.schedule import linear_taus
@@ -29,7 +30,7 @@ WIDTH, DEPTH = 48, 3
 TIME_FEATURES = 8
 
 
-class PointCodec:
+class PointCodec(Codec):
     """A latent is its own picture, of two channels and one pixel."""
 
     channels, downscale = 2, 1
@@ -141,7 +142,7 @@ def train(
 ) -> ToyVelocity:  # fmt: skip
     """Train by the real objective; the rate falls linearly, rectify is ramped as in `distill`."""
     velocity = ToyVelocity(seeds, samples, first_seed=first_seed, **options)  # type: ignore[arg-type]
-    objective = Objective(velocity, PointCodec(), use_tar=use_tar)  # type: ignore[arg-type]
+    objective = Objective(velocity, PointCodec(), use_tar=use_tar)
     optimizer = torch.optim.Adam(velocity.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
     ema, generator, ramp = Ema(velocity.named_parameters(), 0.98), torch.Generator().manual_seed(first_seed), steps / 10
     for step in range(steps):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from teasr_core.picture_files.find import load_picture
+from teasr_core.picture_files.read import load_picture
 from training.cli.commands import main
 from training.data import make_pairs
 from training.data.held_out import load_eval_pairs

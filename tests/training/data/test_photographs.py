@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from teasr_core.picture_files.find import Picture, load_picture, save_picture
+from teasr_core.picture_files.picture import Picture
+from teasr_core.picture_files.read import load_picture
+from teasr_core.picture_files.write import save_picture
 from training.config.shared import DataConfig
 from training.config.toml import read_toml
 from training.data.dataset import CropDataset

@@ -108,7 +108,7 @@ def test_the_transformer_sees_the_encoded_condition():
     encoded.condition_encoder = tiny.condition_encoder()
     one_step = dataclasses.replace(ALL_ROLES, data_share=1.0, flow_share=0.0, cons_share=0.0)
     found = pretrain_losses(model, encoded, lq, hq, one_step, "pixel", None, tiny.generator(2))["data"]
-    untrained = (2 * encoded.decode(encoded.encode_condition(lq)) - 2 * hq).square().mean()  # it returns its condition
+    untrained = (2 * encoded.decode(encoded.encode_lq(lq)) - 2 * hq).square().mean()  # it returns its condition
     assert float(found) == pytest.approx(float(untrained), rel=1e-4)
     without = pretrain_losses(model, plain, lq, hq, one_step, "pixel", None, tiny.generator(2))["data"]
     assert float(without) == pytest.approx(float((2 * lq - 2 * hq).square().mean()), rel=1e-4)
