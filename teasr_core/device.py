@@ -1,4 +1,4 @@
-"""Where a standalone model runs."""
+"""The device and the dtype of a standalone model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from .errors import InputError
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`: the accelerator torch finds, else the CPU; or a device by torch's name. InputError when it is absent."""
+    """Return a device by torch's name for it; `auto` is the accelerator that torch finds, else the CPU.
+
+    Raises InputError when there is no such device.
+    """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
         return found or torch.device("cpu")
@@ -27,22 +30,22 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-# bf16 must beat fp32 clearly, so that the choice does not flip between two runs: with AMX it takes a fraction of the
-# time, without any support a multiple.
-WORTH_IT = 0.7
-
+# `auto` takes bf16 on a CPU when it needs at most this share of the time of fp32. With AMX it needs a fraction, without
+# hardware support a multiple, so the choice does not flip between two runs.
+MAX_BF16_TIME = 0.7
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-STORAGES = ("fp8", "nf4")  # see `weight_storage`
-
+STORAGES = ("fp8", "nf4")  # how `weight_files/qwen_storage.py` keeps weights
 
 OFFLOADS = ("none", "model", "sequential")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`fp32`, `bf16` or `auto`: bf16 off the CPU; on a CPU only where a short timed matmul says it is faster."""
+    """Return the dtype called `fp32` or `bf16`. `auto` is bf16 on an accelerator, and on a CPU only where a
+    short timed product says that it is faster (docs/decisions.md#dtype-on-a-cpu).
+    """
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
@@ -50,7 +53,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type != "cpu":
         return torch.bfloat16
     times = matmul_seconds()
-    return torch.bfloat16 if times[torch.bfloat16] < WORTH_IT * times[torch.float32] else torch.float32
+    return torch.bfloat16 if times[torch.bfloat16] < MAX_BF16_TIME * times[torch.float32] else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -58,7 +61,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def matmul_seconds(size: int = 1024, rounds: int = 4) -> dict[torch.dtype, float]:
-    """Best time of a size x size product in each dtype, taken in turns so that a busy machine slows both alike."""
+    """The best time of a size x size product in each dtype. They take turns, so that a busy machine slows both."""
     operands = {dtype: torch.ones(size, size, dtype=dtype) for dtype in DTYPES.values()}
     best = dict.fromkeys(operands, float("inf"))
     for _ in range(rounds):

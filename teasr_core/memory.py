@@ -1,8 +1,4 @@
-"""When a tile does not fit: cut it into smaller ones and go on, keeping every tile that is finished (R8).
-
-`SteppingDown` is a velocity around a velocity, below the tiles: `TiledVelocity` adds up what it returns and never hears
-that a tile came in pieces. What did not fit once is not tried again.
-"""
+"""Memory that ran out: how to recognise it, refuse in one line, free what is held, and how much was used at most."""
 
 from __future__ import annotations
 
@@ -15,25 +11,25 @@ import torch
 
 from .errors import InputError
 
-# How allocators without an error class of their own say it: the CPU's, Apple's, and the system where a file is mapped.
+# The messages of allocators without an error class: the CPU's, Apple's, and the system's when a file is mapped.
 _MESSAGES = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator, of whatever device, ran out."""
+    """Whether the error says that an allocator, of any device, ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    if isinstance(error, OSError) and error.errno is not None:  # what it says may be a file's name
+    if isinstance(error, OSError) and error.errno is not None:  # its text may hold the name of a file
         return error.errno == errno.ENOMEM
-    # OSError without a number is Pillow's decoders and encoders.
+    # Pillow's decoders and encoders raise OSError without a number.
     return isinstance(error, RuntimeError | OSError) and any(message in str(error).lower() for message in _MESSAGES)
 
 
 @contextmanager
 def refuse_out_of_memory(doing: str, advice: str) -> Iterator[None]:
-    """InputError where memory runs out in this block, so that the next and smaller image has its turn.
+    """Raise InputError when memory runs out in this block, so that the next image, which may be smaller, is tried.
 
-    doing: what the memory does not suffice for. advice: what to do. All other errors pass.
+    doing: what there was not enough memory for. advice: what to do. All other errors are raised as they are.
     """
     try:
         yield
@@ -44,7 +40,7 @@ def refuse_out_of_memory(doing: str, advice: str) -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Give what the allocator holds in reserve back to the device."""
+    """Return the memory that the allocator holds in reserve to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

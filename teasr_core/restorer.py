@@ -15,6 +15,8 @@ import torch
 
 from .codec.protocol import Codec
 from .codec.qwen_vae import DOWNSCALE
+from .codec.qwen_vae import OVERLAP_PX as QWEN_OVERLAP_PX
+from .codec.qwen_vae import TILE_PX as QWEN_TILE_PX
 from .device import OFFLOADS, STORAGES, choose_dtype, dtype_name
 from .errors import InputError, LoraFileError
 from .model.architecture import QWEN_IMAGE, QwenArchitecture
@@ -40,8 +42,6 @@ from .weight_files.qwen_storage import load_stored, offload
 from .weight_files.qwen_vae_file import load_qwen_vae
 
 CPU = torch.device("cpu")
-# Automatic tiles of Qwen-Image: the size it was made for. The nodes take the same.
-QWEN_TILE_PX, QWEN_OVERLAP_PX = 1024, 128
 
 
 class Base(Protocol):

@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ...teasr_core.sampling.auto_steps import AutoSteps
-from ...teasr_core.sampling.sampler import initial_noise, quieter
+from ...teasr_core.sampling.sampler import initial_noise, scaled_noise
 from ...teasr_core.sampling.schedule import StepPlan
 from ..model.conditioning import Conditioning
 from ..model.dual_branch import KEY, TARGET_SIGMA, TILES
@@ -105,7 +105,7 @@ def _run(
     _, channels, _, height, width = job.latent.shape
     noise = initial_noise(job.seed, channels, height, width)[:, :, None]  # (1, C, 1, h, w)
     return guider.sample(
-        quieter(noise, fidelity),
+        scaled_noise(noise, fidelity),
         job.latent,
         sampler,
         sigmas,

@@ -10,6 +10,8 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ...teasr_core.codec.qwen_vae import OVERLAP_PX as QWEN_OVERLAP_PX
+from ...teasr_core.codec.qwen_vae import TILE_PX as QWEN_TILE_PX
 from ...teasr_core.errors import InputError
 from ...teasr_core.restore import AUTO_OVERLAP_PX, AUTO_TILE_PX, tile_in_latent
 from ...teasr_core.tiling import TilePlan, plan_tiles
@@ -22,8 +24,7 @@ from ..model.tiles import HostTiles
 # Automatic tiles of Qwen-Image: the size it was made for, less where a card has no room for it even with all weights
 # off it (the host moves them). Never more, however much is free: a picture must not depend on what else is loaded.
 # The built-in model's are `restore`'s, for a CPU's sake.
-QWEN_SIDES_PX = (1024, 512, 256)
-QWEN_OVERLAP_PX = 128
+QWEN_SIDES_PX = (QWEN_TILE_PX, 512, 256)
 
 
 def host_plan(model: ModelPatcher, height: int, width: int, tile_px: int, overlap_px: int) -> TilePlan:

@@ -1,8 +1,9 @@
-"""The built-in model's degradation-robust encoder of the low-quality image: a small residual convolutional network.
+"""The built-in model's LQ encoder, a small residual convolutional network on the latent of the low-quality image.
 
-The condition branch is shown what a plain encoder would have made of a cleaner picture, as in SUPIR (arXiv 2401.13627,
-section 3.1) and the first stage of DiffBIR (arXiv 2308.15070). Tokens of 8 px learn local repair slowly, convolutions
-on the codec's 4 px grid do not (figures in docs/log/encoder.md). Photographs to be learnt from keep the plain encoder.
+It repairs that latent before the condition branch sees it, so that it resembles the latent of a cleaner picture, as in
+SUPIR (arXiv 2401.13627, section 3.1) and the first stage of DiffBIR (arXiv 2308.15070). Tokens of 8 px learn local
+repair slowly; convolutions on the codec's 4 px grid learn it fast (docs/log/encoder.md). Training targets use the plain
+codec. Files and the class below call this network the condition encoder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import nn
 
 from ..tiling import convert_in_tiles, plan_codec_tiles
 
-# Side and overlap of tiles in latent pixels, in the nodes too: pictures of up to 512 px are encoded whole.
+# Side and overlap of the tiles in latent pixels, for the nodes too. Pictures of up to 512 px are encoded whole.
 TILE, OVERLAP = 128, 32
 
 
@@ -34,9 +35,9 @@ class ResidualBlock(nn.Module):
 
 
 class ConditionEncoder(nn.Module):
-    """Normalised latent of an LQ image (B, channels, h, w) -> one that is nearer to the HQ image's, same shape.
+    """Turns the normalised latent of an LQ image (B, channels, h, w) into one that is nearer to the HQ image's.
 
-    Untrained it changes nothing. `width` features in `blocks` residual blocks.
+    It has `blocks` residual blocks of `width` features. Before training it changes nothing.
     """
 
     def __init__(self, channels: int, width: int, blocks: int) -> None:
@@ -56,21 +57,24 @@ class ConditionEncoder(nn.Module):
 
     @torch.no_grad()
     def in_tiles(self, z_lq: torch.Tensor) -> torch.Tensor:
-        """As `forward`, on the encoder's device, in overlapping tiles where z_lq is large; the result on z_lq's."""
+        """Run `forward` on the encoder's device, in overlapping tiles where z_lq is large.
+
+        The result is on the device of z_lq and in its dtype.
+        """
         weight = self.head.weight
         plan = plan_codec_tiles(z_lq.shape[2], z_lq.shape[3], TILE, OVERLAP)
         encoded = convert_in_tiles(lambda tile: self(tile.to(weight)).to(z_lq), z_lq, plan, size_in=1, size_out=1)
         return encoded.contiguous()
 
     def config(self) -> dict[str, int]:
-        """What `load_condition_encoder` needs beside the tensors, as JSON values."""
+        """The JSON values that `load_condition_encoder` needs beside the tensors."""
         return {"width": self.width, "blocks": self.blocks}
 
 
 def load_condition_encoder(
     channels: int, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> ConditionEncoder:
-    """A frozen float32 encoder from `config()` and its state dict.
+    """Build a frozen float32 encoder from its `config()` and its state dict.
 
     Raises KeyError, TypeError, ValueError or RuntimeError where they do not fit together.
     """

@@ -73,12 +73,10 @@ def apply_strength(resized: torch.Tensor, restored: torch.Tensor | None, strengt
     run: `restored` may be None. Raises InputError for other strengths, unequal shapes or a missing `restored`.
     """
     strength = _checked_strength(strength, "strength")
-    check_image(resized, "resized", channels=3)
     if strength == 0:
         return resized
     if restored is None:
         raise InputError(f"strength is {strength:g} and there is no restored image; expected one; run the model first")
-    check_image(restored, "restored", channels=3)
     if restored.shape != resized.shape:
         raise InputError(
             f"restored has shape {tuple(restored.shape)}, resized {tuple(resized.shape)}; expected equal shapes; "

@@ -7,7 +7,6 @@ import torch
 
 from ..errors import InputError
 from .levels import to_levels
-from .resize import check_image
 
 
 def unit_rgb(rgb: np.ndarray) -> np.ndarray:
@@ -49,7 +48,6 @@ def mean_gradient(image: torch.Tensor) -> float:
 
     In 8-bit levels per pixel. A picture without two pixels in both directions has 0.
     """
-    check_image(image, "image", channels=3)
     if min(image.shape[-2:]) < 2:
         return 0.0
     pixels = to_levels(image).permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)

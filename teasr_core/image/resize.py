@@ -55,7 +55,6 @@ def pad_to_multiple(image: torch.Tensor, multiple: int) -> tuple[torch.Tensor, P
     Mirrored without repeating the edge pixel; a side that is not longer than its pad is replicated instead.
     Returns the image itself (no copy) when nothing is missing. Undo with `crop_to`.
     """
-    check_image(image, "image")
     multiple = check_side(multiple, "multiple")
     height, width = image.shape[-2:]
     padding = Padding(right=-width % multiple, bottom=-height % multiple)

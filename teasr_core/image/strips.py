@@ -1,4 +1,4 @@
-"""A large picture strip by strip, so that what a filter makes on the way does not grow with the picture."""
+"""Filters that work strip by strip, so that their intermediate tensors do not grow with the picture."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,11 @@ STRIP_PX = 1 << 20
 
 
 def strips_with_reach(image: torch.Tensor, reach: int, strip_px: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Slices of rows, from the top down: (a strip, the strip with what a filter reaches, the strip within that).
+    """Yield slices of rows from the top down: a strip, the strip with the rows that a filter reaches, and where the
+    strip lies within those.
 
-    image: (..., H, W). reach: rows on each side. A strip has about strip_px pixels, and is tall enough for its reach to
-    cost little.
+    image: (..., H, W). reach: how many rows on each side a filter reads. A strip has about strip_px pixels and at least
+    eight times as many rows as the reach, so that the rows read twice cost little.
     """
     height, width = image.shape[-2:]
     rows = max(8 * reach, strip_px // width)

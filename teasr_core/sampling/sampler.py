@@ -1,4 +1,4 @@
-"""Algorithm 1: any-step sampling. Knows a velocity and a schedule, nothing of networks, images or hosts."""
+"""Algorithm 1: any-step sampling. It knows a velocity and a schedule, and nothing of networks, images or hosts."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def sample(
     """Integrate from noise to a clean latent: z <- z - (tau_i - tau_{i+1}) v(z, tau_i, z_lq, tau_{i+1}).
 
     Args:
-        velocity: must not keep its z_t (B, C, H, W), which changes in place with every step.
+        velocity: it must not keep its z_t (B, C, H, W), because z_t is updated in place after every step.
         noise, z_lq: (B, C, H, W) float32. taus: (N+1,) float32, falling from 1 to 0.
-        fidelity: 0 to 1; above 0 the noise is quieter (`fidelity.quieter`), which the printed algorithm lacks.
-        on_step: called after step i with (i, clean estimate (B, C, H, W)); exceptions stop the sampling.
+        fidelity: 0 to 1; above 0 the noise is scaled down (`scaled_noise`), which the published algorithm does not do.
+        on_step: called after step i with (i, clean estimate (B, C, H, W)); an exception of it stops the sampling.
     Returns the clean latent (B, C, H, W). Algorithm 1.
     """
-    # New, and no two rows one memory: z changes in place, since a large picture's latent is to be held but once.
-    z = quieter(noise, fidelity).expand_as(z_lq).contiguous()
-    del noise  # as large as the picture: gone, unless the caller keeps it (a decorator's arguments would)
+    # Copy: `z` is updated in place to keep only one latent in memory.
+    z = scaled_noise(noise, fidelity).expand_as(z_lq).contiguous()
+    del noise  # it is as large as the latent; a decorator would keep it alive through its arguments
     with torch.inference_mode():
         for i in range(len(taus) - 1):
             t_cur = taus[i].to(z.device).expand(len(z))  # (B,)
@@ -52,17 +52,17 @@ def sample(
             if on_step is not None:
                 on_step(i, torch.sub(z, v, alpha=float(taus[i])))
             z.sub_(v, alpha=float(taus[i] - taus[i + 1]))
-            del v  # or it would live on beside the next
+            del v  # free it before the next velocity is computed
     return z
 
 
 def check_fidelity(fidelity: float) -> float:
-    """InputError unless it is a number from 0 to 1."""
+    """Return `fidelity`. Raises InputError unless it is a number from 0 to 1."""
     if not (math.isfinite(fidelity) and 0 <= fidelity <= 1):
         raise InputError(f"fidelity is {fidelity}: expected a number from 0 to 1")
     return fidelity
 
 
-def quieter(noise: torch.Tensor, fidelity: float) -> torch.Tensor:
-    """(1 - fidelity) noise, any shape: a new tensor, at fidelity 0 with the noise's values."""
+def scaled_noise(noise: torch.Tensor, fidelity: float) -> torch.Tensor:
+    """Return (1 - fidelity) * noise as a new tensor of the same shape; at fidelity 0 the values are equal."""
     return noise * (1 - check_fidelity(fidelity))

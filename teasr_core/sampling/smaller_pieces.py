@@ -1,4 +1,8 @@
-"""A velocity that takes smaller pieces when memory runs out."""
+"""A velocity that takes smaller pieces when memory runs out, and keeps every tile that is finished (R8).
+
+`SteppingDown` wraps a velocity and stands below the tiles: `TiledVelocity` adds up what it returns and never learns
+that a tile was computed in pieces. A size that failed once is not tried again.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +17,28 @@ from ..model.velocity import Velocity
 from ..tiling import plan_tiles
 from .tiled_velocity import TiledVelocity
 
-OVERLAP_SHARE = 4  # pieces of side s overlap by s / 4
+OVERLAP_SHARE = 4  # pieces of side s overlap by s / OVERLAP_SHARE
 
 
 @dataclass
 class PieceLimit:
-    """Largest side in latent pixels that is still tried, None before the first failure.
+    """The largest side, in latent pixels, that has not yet failed; None before the first failure.
 
-    Handed to every `SteppingDown` of a run, it remembers what did not fit over model calls, steps and images.
+    Every `SteppingDown` of a run gets the same one, so that a failure is remembered for later calls, steps and images.
     """
 
     largest: int | None = None
 
 
 class SteppingDown:
-    """`velocity` that halves its input while memory does not suffice. A `velocity.Velocity`.
+    """A `Velocity` that calls another one, and halves the side of its pieces each time memory runs out.
 
     Args:
-        multiple: sides of the pieces are multiples of it (`QwenArchitecture.block_multiple`), and it is the least side.
-        release: called after each failure, when nothing of the failed call is alive any more.
-        on_step_down: told the new side in latent pixels, for the report.
-        limit: what did not fit before; a new one where none is given.
-        is_out_of_memory: which errors to answer with smaller pieces; all others pass.
+        multiple: the smallest side of a piece; every side is a multiple of it (`QwenArchitecture.block_multiple`).
+        release: called after each failure, when all tensors of the failed call are freed.
+        on_step_down: called with the new side in latent pixels, for the report.
+        limit: the largest side that has not failed yet; without it, a new one.
+        is_out_of_memory: says which errors are answered with smaller pieces; all others are raised.
     Raises InputError when not even the smallest piece fits.
     """
 
@@ -56,11 +60,11 @@ class SteppingDown:
 
     @property
     def largest(self) -> int | None:
-        """Side in latent pixels that is tried at most; None before the first failure."""
+        """The largest side that is still tried, in latent pixels; None before the first failure."""
         return self.limit.largest
 
     def __call__(self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
-        """As `Velocity`: latents (B, C, H, W), times (B,)."""
+        """Evaluate the velocity: latents (B, C, H, W), times (B,)."""
         while True:
             v = self._try(z_t, t_cur, z_lq, t_tar)
             if v is not None:
@@ -71,7 +75,7 @@ class SteppingDown:
     def _try(
         self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor
     ) -> torch.Tensor | None:
-        """None when memory ran out; the failed call's tensors are gone when this returns."""
+        """Return None when memory ran out; by then the tensors of the failed call are freed."""
         velocity: Velocity = self.velocity
         if self.largest is not None:
             overlap = self.largest // OVERLAP_SHARE // self.multiple * self.multiple

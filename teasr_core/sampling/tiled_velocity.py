@@ -1,4 +1,4 @@
-"""Tiles as a velocity: a velocity evaluated tile by tile is itself a velocity."""
+"""A velocity that is evaluated tile by tile is itself a velocity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from ..tiling import TileCallback, TilePlan, blend_window
 
 
 class TiledVelocity:
-    """Blend of `velocity` over the tiles of `plan`. `on_tile(done, count)` runs before each tile and may raise."""
+    """Blends the results of `velocity` on the tiles of `plan`. Before each tile it calls `on_tile(done, count)`,
+    which may raise to stop.
+    """
 
     def __init__(self, velocity: Velocity, plan: TilePlan, on_tile: TileCallback | None = None) -> None:
         self.velocity = velocity
@@ -31,4 +33,4 @@ class TiledVelocity:
             )  # (tile, tile)
             total[window] += weight * v
             weights[window] += weight
-        return total.div_(weights)  # a large picture's latent is held as few times as can be
+        return total.div_(weights)  # in place, so that no further tensor of the picture's size is needed

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from teasr_core.codec.protocol import Codec
+from teasr_core.device import DTYPES
 from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.qwen_velocity import QwenVelocity
@@ -20,7 +21,6 @@ from ..config.distill import DistillConfig
 from ..memory.apply import PreparedMemory
 from ..memory.planner import MemoryPlan, plan
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FLOAT32_BUDGET = "the budget reckons with bf16, these weights are float32"
 
 

@@ -11,7 +11,7 @@ from teasr_core.errors import InputError
 from teasr_core.image.target_size import TargetSize
 from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import Restorer
-from teasr_core.sampling.sampler import initial_noise, quieter, sample
+from teasr_core.sampling.sampler import initial_noise, sample, scaled_noise
 from teasr_core.sampling.schedule import linear_taus, manual_plan
 from teasr_core.weight_files.builtin_file import build_velocity
 
@@ -28,8 +28,8 @@ def restorer(tmp_path_factory):
 
 def test_0_leaves_every_bit():
     noise = initial_noise(1, 48, 4, 6)
-    assert torch.equal(quieter(noise, 0.0), noise)
-    assert quieter(noise.double(), 0.0).dtype == torch.float64
+    assert torch.equal(scaled_noise(noise, 0.0), noise)
+    assert scaled_noise(noise.double(), 0.0).dtype == torch.float64
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -84,4 +84,4 @@ def test_an_impossible_fidelity_is_refused(fidelity):
     with pytest.raises(InputError, match=r"fidelity is .* from 0 to 1"):
         RestoreOptions(SIZE, fidelity=fidelity)
     with pytest.raises(InputError, match="from 0 to 1"):
-        quieter(torch.zeros(1), fidelity)
+        scaled_noise(torch.zeros(1), fidelity)
