@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from teasr_core.errors import InputError
+from teasr_core.whole_file import cause_of
 
 TINY = 1e-12  # squared errors below this count as none in the log
 
@@ -47,6 +48,7 @@ class RunLog:
         self.is_main = is_main
         self.path = folder / "log.jsonl"
         self.board: Any = None
+        self.has_gaps = False  # lines were lost because the disk was full
         if not is_main:
             return
         try:
@@ -70,15 +72,23 @@ class RunLog:
         if not self.is_main:
             return
         rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}  # losses get small
+        try:
+            self._store(step, values, rounded)
+        except OSError as error:  # a full disk costs lines of the log, not the run
+            if not self.has_gaps:
+                self.note(f"{self.path} cannot be written ({cause_of(error)}): the log has gaps until there is room")
+            self.has_gaps = True
+        chosen = {k: v for k, v in rounded.items() if not shown or k in shown}
+        line = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.items()]
+        print(f"step {step}", *line, sep="  ", flush=True)
+
+    def _store(self, step: int, values: Mapping[str, float], rounded: Mapping[str, float]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 1), "step": step, **rounded}) + "\n")
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
             self.board.flush()
-        chosen = {k: v for k, v in rounded.items() if not shown or k in shown}
-        line = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.items()]
-        print(f"step {step}", *line, sep="  ", flush=True)
 
     def picture(self, name: str, step: int, path: Path) -> None:
         """Show a picture file in TensorBoard."""
