@@ -1,18 +1,11 @@
-"""One thread, since the models are tiny."""
+"""A tiny model in place of the shipped one, and the command line as a function."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from helpers.one_thread import one_thread  # noqa: F401, a fixture
 
 
 @pytest.fixture(scope="session")

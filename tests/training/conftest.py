@@ -1,4 +1,4 @@
-"""One thread, since the models are tiny."""
+"""Photographs, tiny runs of both trainers, a tiny base, and processes that are cheap to start."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,14 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """Of the widest scope: what a module's fixture computes is compared bit for bit with what its tests do."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from helpers.one_thread import one_thread  # noqa: F401, a fixture
 
 
 @pytest.fixture(scope="session")

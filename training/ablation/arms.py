@@ -1,4 +1,4 @@
-"""The three arms of Table 3, trained or taken up where they were: baseline, +DTC, +DTC+TAR.
+"""The three arms of Table 3 (baseline, +DTC, +DTC+TAR): trained, resumed, or read from their files.
 
 Each arm distils a base that was pretrained with its own `dtc`, same seed and steps: a frozen base trained with DTC
 would make "+DTC" win by construction (docs/decisions.md#ablation-bases). The two arms with DTC share theirs.
@@ -24,8 +24,8 @@ from .reuse import check_base_file, check_lora_file
 
 
 @dataclass(frozen=True)
-class AblationConfig:
-    """pretrain, distill: the arms' configs, relative to the ablation's own file."""
+class AblationSettings:
+    """The TOML file of an ablation. pretrain, distill: the arms' configs, relative to this file."""
 
     pretrain: str = "base.toml"
     distill: str = "distill.toml"
@@ -34,7 +34,7 @@ class AblationConfig:
 
 @dataclass(frozen=True)
 class ArmSettings:
-    """title: in the table; name: of the files and of the model in the evaluation."""
+    """title: in the table. name: of the files, and of the model in the evaluation."""
 
     title: str
     name: str
@@ -57,28 +57,28 @@ class TrainedArm:
 
 
 def train_arms(path: Path, note: Callable[[str], None] = print) -> list[TrainedArm]:
-    """Train what is missing of the ablation at `path`; an interrupted one goes on.
+    """Train what is missing of the ablation at `path`; an interrupted one is resumed.
 
-    Errors as the trainers', with the arm's title or the base's name before them; ConfigError also for a file that is
-    there and was made with another config.
+    Raises the errors of the trainers with the arm's title or the base's name before them, and ConfigError for an
+    existing file that another config made.
     """
-    config = from_mapping(AblationConfig, read_toml(path), where="")
+    config = from_mapping(AblationSettings, read_toml(path), where="")
     pretrain = load_config(path.parent / config.pretrain)
     distill = load_distill_config(path.parent / config.distill)
     folder = Path(config.output_dir)
     bases = {}
     for dtc in (False, True):
-        with _named(base_name(dtc)):
+        with _errors_name(base_name(dtc)):
             bases[dtc] = train_base(pretrain, dtc, folder, note)
     arms = []
     for arm in ARMS:
-        with _named(arm.title):
+        with _errors_name(arm.title):
             arms.append(train_arm(distill, arm, bases[arm.dtc], folder, note))
     return arms
 
 
 @contextmanager
-def _named(what: str) -> Iterator[None]:
+def _errors_name(what: str) -> Iterator[None]:
     try:
         yield
     except TeasrError as error:
@@ -90,7 +90,7 @@ def base_name(dtc: bool) -> str:
 
 
 def train_base(config: PretrainConfig, dtc: bool, folder: Path, note: Callable[[str], None]) -> Path:
-    """The exported base of the arms with this `dtc`."""
+    """Train and export the base of the arms with this `dtc`, unless its file exists. Returns the file."""
     name = base_name(dtc)
     output = folder / f"{name}.safetensors"
     run = replace(config.run, output_dir=str(folder / name))
@@ -110,7 +110,7 @@ def train_base(config: PretrainConfig, dtc: bool, folder: Path, note: Callable[[
 def train_arm(
     config: DistillConfig, arm: ArmSettings, base: Path, folder: Path, note: Callable[[str], None]
 ) -> TrainedArm:
-    """The exported LoRA of one arm."""
+    """Train and export the LoRA of one arm, unless its file exists."""
     output = folder / f"{arm.name}.safetensors"
     config = replace(
         config,

@@ -1,4 +1,4 @@
-"""May a file of an ablation be taken up as it is? One that another config made would give the old table, unsaid."""
+"""Whether a file of an ablation may be used again. A file of another config would silently reproduce an old table."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from ..run.resume import plain
 
 
 def check_base_file(path: Path, config: PretrainConfig) -> None:
-    """ConfigError unless `path` is what `config` pretrains in `config.run.output_dir`, to its end.
+    """Raise ConfigError unless `config`, trained to its end in `config.run.output_dir`, gives the file at `path`.
 
-    By the run's newest checkpoint; where the run is gone, by what the file itself remembers.
+    The newest checkpoint of the run decides or, where the run was deleted, the metadata of the file.
     """
-    with _explained(path):
-        wanted = to_mapping(config)
+    with _errors_explain(path):
+        expected = to_mapping(config)
         checkpoints = list_checkpoints(Path(config.run.output_dir))
-        state = read_state(checkpoints[-1]) if checkpoints else _state_of_base(path, wanted)
-        check_resumable(state["config"], wanted, state["step"])
+        state = read_state(checkpoints[-1]) if checkpoints else _state_of_base(path, expected)
+        check_resumable(state["config"], expected, state["step"])
         _check_steps("the stages' steps add up to", config.total_steps, state["step"])
 
 
 def check_lora_file(path: Path, config: DistillConfig) -> None:
-    """ConfigError unless `path` is what `config` distils of its base in `config.run.output_dir`, to its end.
+    """Raise ConfigError unless `config`, trained to its end in `config.run.output_dir`, gives the LoRA at `path`.
 
-    By the run's newest checkpoint; where the run is gone, by the config in the file, which has no folders.
+    The newest checkpoint of the run decides or, where the run was deleted, the config in the file, without folders.
     """
     lora = read_lora(path)
-    with _explained(path):
+    with _errors_explain(path):
         checkpoints = list_checkpoints(Path(config.run.output_dir))
         micro_steps = config.train.accumulation
         if checkpoints:
@@ -60,26 +60,26 @@ def check_lora_file(path: Path, config: DistillConfig) -> None:
         )
 
 
-def _state_of_base(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """As a checkpoint's, in the fields that an exported base has; in the others it passes for `wanted`."""
+def _state_of_base(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint from the metadata of an exported base; missing fields are taken from `expected`."""
     base = read_base(path)
-    made, model = base.training, wanted["model"] | {"use_dtc": base.use_dtc, "prediction": base.prediction}
+    made, model = base.training, expected["model"] | {"use_dtc": base.use_dtc, "prediction": base.prediction}
     model |= {key: value for key, value in asdict(base.architecture).items() if key in model}
-    data = wanted["data"] | {key: made[key] for key in ("presets", "scales")}
-    loss = wanted["loss"] | {"perceptual": made["perceptual"]}
-    config = plain(wanted | {"model": model, "data": data, "loss": loss, "stages": made["stages"]})
+    data = expected["data"] | {key: made[key] for key in ("presets", "scales")}
+    loss = expected["loss"] | {"perceptual": made["perceptual"]}
+    config = plain(expected | {"model": model, "data": data, "loss": loss, "stages": made["stages"]})
     return {"config": config, "step": made["steps"]}
 
 
-def _check_steps(what: str, wanted: int, found: int) -> None:
-    if wanted != found:
+def _check_steps(what: str, expected: int, found: int) -> None:
+    if expected != found:
         raise ConfigError(
-            f"{what} {wanted}, the run has taken {found}: restore the old value or use a new run.output_dir"
+            f"{what} {expected}, the run has taken {found}: restore the old value or use a new run.output_dir"
         )
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _errors_explain(path: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:

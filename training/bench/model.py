@@ -1,7 +1,7 @@
-"""A model with random weights, held as a distillation's memory plan says: what `bench` measures.
+"""The model that `bench` measures: random weights, held as the memory plan of a distillation says.
 
-Weights are made up tensor by tensor and go the way of those of a file (`qwen_base.load_packed`): packed on arrival and
-sent where they live, so that the transformer is never in memory whole in bf16 beside its packed form.
+Weights are drawn tensor by tensor and loaded like those of a file (`qwen_base.load_packed`): each is packed and moved
+to its place at once, so that memory never holds the whole transformer in bf16 beside its packed form.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .settings import BenchSettings
 
 @dataclass(frozen=True)
 class BenchModel:
-    """All on the device but for what the plan holds on the host."""
+    """Everything is on the device, except for what the plan holds on the host."""
 
     velocity: QwenVelocity
     codec: Codec
@@ -42,7 +42,7 @@ class BenchModel:
 
 @dataclass(frozen=True)
 class RandomSource(QwenSource):
-    """A transformer that is on no disk: each parameter is made up when it is asked for."""
+    """A transformer without a file: each parameter is drawn when it is read."""
 
     seed: int = 0
 
@@ -53,7 +53,7 @@ class RandomSource(QwenSource):
 
 
 def weights_dtype(settings: BenchSettings) -> torch.dtype:
-    """Of the frozen weights that are not quantised. ConfigError as `base_dtype`."""
+    """The dtype of the frozen weights that are not quantised. Raises the ConfigError of `base_dtype`."""
     is_builtin = settings.architecture.latent_channels == DCT_CHANNELS
     return base_dtype(settings.config, "fp32" if is_builtin else "bf16")
 
@@ -65,7 +65,7 @@ def random_source(settings: BenchSettings) -> RandomSource:
 
 
 def load_random(settings: BenchSettings, plan: MemoryPlan, device: torch.device) -> BenchModel:
-    """Transformer, adapter, codec and perceptual network; the global random state is left as it was."""
+    """Make transformer, adapter, codec and perceptual network; the global random state does not change."""
     config = settings.config
     dtype = weights_dtype(settings)
     source = random_source(settings)
@@ -87,7 +87,7 @@ def load_random(settings: BenchSettings, plan: MemoryPlan, device: torch.device)
 
 
 class LatentCodec(Codec):
-    """No decode: the data loss compares latents, through images of the latent's own shape."""
+    """A codec without a decoder: the data loss compares latents, as images of the same shape."""
 
     def __init__(self, channels: int, downscale: int) -> None:
         self.channels, self.downscale = channels, downscale
@@ -117,13 +117,13 @@ def _codec_and_perceptual(
 
 
 def _random_lpips(name: str, device: torch.device) -> Perceptual | None:
-    """`loss.perceptual` with random weights, so that no file is needed."""
+    """The network of `loss.perceptual` with random weights, so that no file is needed."""
     if name == "none":
         return None
     import lpips
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision's deprecation of an argument the package passes
+        warnings.simplefilter("ignore")  # torchvision warns of an argument that the package lpips passes
         network = lpips.LPIPS(net=name.removeprefix("lpips-"), pretrained=False, pnet_rand=True, verbose=False)
     return network.eval().requires_grad_(False).to(device)
 

@@ -1,4 +1,4 @@
-"""What `bench` found, as a table for people and as plain values for JSON."""
+"""The result of `bench`, as a table for people and as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 from ..memory.meter import OUTSIDE
 from ..memory.planner import GIB
-from .step import FULL, PLAIN, BenchResult, StepFigures
+from .step import FULL, PLAIN, BenchResult, StepReport
 
 MIB = 2**20
 TERA = 1e12
 
 
 def format_result(result: BenchResult) -> str:
-    """Two columns, the full step and the plain one."""
+    """A table with two columns, the full step and the plain one."""
     both = (result.full, result.plain)
     largest = max(result.load.peak, *(step.peak for step in both))
     unit, divisor = ("GiB", GIB) if largest >= 10 * GIB else ("MiB", MIB)
@@ -46,7 +46,7 @@ def format_result(result: BenchResult) -> str:
 
 
 def ratios(result: BenchResult) -> dict[str, float]:
-    """The full step over the plain one: peak memory, the same without what is held before, seconds."""
+    """The full step divided by the plain one: peak memory, what the step adds to the memory before it, seconds."""
     full, plain = result.full, result.plain
     return {
         "peak": full.peak / plain.peak,
@@ -90,7 +90,7 @@ def to_json(result: BenchResult) -> dict[str, Any]:
     }
 
 
-def _step(step: StepFigures) -> dict[str, Any]:
+def _step(step: StepReport) -> dict[str, Any]:
     return {
         "seconds": step.seconds,
         "forwards": step.floor.forwards,

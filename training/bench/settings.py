@@ -1,4 +1,4 @@
-"""What `bench` runs: a distillation's config, a transformer of any size, and how often."""
+"""What `bench` runs: the config of a distillation, a transformer of any size, the number of timed steps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from teasr_core.weight_files.builtin_file import shipped_base
 
 from ..config.distill import BUILTIN, DistillConfig, check_distill
 from ..config.toml import from_mapping, read_toml
+from ..frozen_base.settings import memory_problem
 from ..memory.costs import VAE_BASE_DIM, Problem
 
 NAMED = (BUILTIN, "qwen-image")
@@ -21,10 +22,10 @@ QWEN_PROMPT_TOKENS = 16  # room for the empty prompt's
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """`config` as `distill` would read it; what names files and data in it is not looked at.
+    """The config as `distill` would read it; the files and data that it names are not used.
 
     Attributes:
-        steps: timed ones, of each kind.
+        steps: the number of timed steps of each kind.
         use_decode: decode the one-step result and compare pixels; otherwise the data loss compares latents.
         vae_width: `base_dim` of the VAE that decodes 16 channels.
     """
@@ -39,16 +40,12 @@ class BenchSettings:
 
     @property
     def problem(self) -> Problem:
-        """The same in the words of the planner."""
-        train, config = self.config.train, self.config
-        return Problem(
-            self.architecture, train.crop_px, config.adapter.rank, train.batch_size, train.layout,
-            config.loss.perceptual, self.prompt_tokens, config.run.autocast,
-        )  # fmt: skip
+        """What a step trains, in the terms of the planner."""
+        return memory_problem(self.config, self.architecture, self.prompt_tokens)
 
     @property
     def micro_steps(self) -> int:
-        """Of a step; `rotate` needs four to see every role."""
+        """The micro-steps of a step; `rotate` needs four to train every role."""
         train = self.config.train
         return max(4, train.accumulation) if train.layout == "rotate" else train.accumulation
 
@@ -65,12 +62,12 @@ def bench_settings(
     vae_width: int = VAE_BASE_DIM,
     vram_gb: float | None = None,
 ) -> BenchSettings:
-    """From a config and what the command line says besides, which wins.
+    """Join a config with the arguments of the command line, which take precedence.
 
-    architecture: one of NAMED; None is what the config's `base.path` means: "builtin", or else Qwen-Image. Without a
-    config, what it does not say is as in `distill`, but for rank and crop, which fit the architecture.
+    architecture: one of NAMED; None follows the config's `base.path`: "builtin", or else Qwen-Image. Without a config
+    the defaults are those of `distill`, except for rank and crop, which fit the architecture.
 
-    Raises ConfigError for a value out of range, or a size that makes no transformer.
+    Raises ConfigError for a value out of range and for a size that no transformer can have.
     """
     values = read_toml(path, overrides)
     from_mapping(DistillConfig, values, where="")  # names and types first
@@ -81,7 +78,7 @@ def bench_settings(
         values.setdefault("adapter", {}).setdefault("rank", 32 if is_builtin else 128)
         values.setdefault("train", {}).setdefault("crop_px", 128 if is_builtin else 512)
     values.setdefault("base", {})["path"] = BUILTIN if is_builtin else architecture
-    values.setdefault("loss", {}).setdefault("perceptual_backbone", "random")  # nothing is read
+    values.setdefault("loss", {}).setdefault("perceptual_backbone", "random")  # no file is read
     if vram_gb is not None:
         values.setdefault("memory", {})["vram_gb"] = vram_gb
     config = from_mapping(DistillConfig, values, where="")
@@ -110,15 +107,16 @@ def bench_settings(
 def resized(
     architecture: QwenArchitecture, layers: int | None = None, heads: int | None = None, width: int | None = None
 ) -> QwenArchitecture:
-    """The same with another number of blocks, heads, or another width (heads * head_dim); None leaves it.
+    """Change the number of blocks or heads, or the width (heads * head_dim); None leaves a value as it is.
 
-    A new head keeps the published split of its rotary dimensions, 1 : 3.5 : 3.5, as nearly as even numbers allow.
-    ConfigError for a width that the heads do not divide into such.
+    A head of another size keeps the published ratio of its rotary dimensions, 1 : 3.5 : 3.5, as nearly as even numbers
+    allow. Raises ConfigError for a width that the heads cannot be divided into.
     """
-    num_heads, wanted = architecture.num_heads if heads is None else heads, width or architecture.width
-    if num_heads < 1 or wanted < 1 or wanted % num_heads:
-        raise ConfigError(f"--width {wanted} and --heads {num_heads}: expected a width that the heads divide")
-    head_dim = wanted // num_heads
+    num_heads = architecture.num_heads if heads is None else heads
+    width = width or architecture.width
+    if num_heads < 1 or width < 1 or width % num_heads:
+        raise ConfigError(f"--width {width} and --heads {num_heads}: expected a width that the heads divide")
+    head_dim = width // num_heads
     axes = architecture.rope_axes if head_dim == architecture.head_dim else _rope_axes(head_dim)
     return dataclasses.replace(
         architecture, num_layers=layers or architecture.num_layers, num_heads=num_heads, head_dim=head_dim,
@@ -127,7 +125,7 @@ def resized(
 
 
 def _rope_axes(head_dim: int) -> tuple[int, int, int]:
-    """Even dimensions of (frame, row, column), row and column alike."""
+    """Even dimensions of (frame, row, column); row and column have the same."""
     frames = [frame for frame in range(2, head_dim, 2) if head_dim % 2 == 0 and (head_dim - frame) % 4 == 0]
     if not frames:
         raise ConfigError(f"a head of {head_dim}: expected an even number of at least 6, set --width and --heads so")

@@ -1,7 +1,8 @@
 """`bench`: memory by phase and seconds of a SAD + TAR step and of a plain flow-matching LoRA step, with random weights.
 
-Both steps are of the same model, tokens, adapter, optimiser and checkpointing, and walk the trainer's own path: memory
-plan, loading, `Objective`, clip, optimiser. What a run has besides (data, previews, averaged weights) is on the host.
+Both steps have the same model, tokens, adapter, optimiser and checkpointing, and run the code of the trainer: memory
+plan, loading, `Objective`, clipping, optimiser. The other parts of a run (data, previews, averaged weights) are on the
+host and not measured.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from teasr_core.errors import InputError
 from teasr_core.model.timesteps import dual_times
 
 from ..frozen_base.settings import FLOAT32_BUDGET, memory_plan
-from ..memory.meter import MemoryFigures, Phase, measure_memory, no_phase
+from ..memory.meter import MemoryReport, Phase, measure_memory, no_phase
 from ..memory.planner import CONTEXT_GIB, GIB, MemoryPlan
 from ..objective.draws import Draws, draw
 from ..objective.objective import Batch, LossWeights, Objective, velocity_calls
@@ -32,11 +33,11 @@ FULL, PLAIN = "full", "plain"
 
 
 @dataclass(frozen=True)
-class StepFigures:
-    """Of one kind of step. Bytes on the device.
+class StepReport:
+    """What one kind of step took. Memory is in bytes on the device.
 
-    seconds: median of the timed steps. held: before the step (weights, adapter, optimiser state). phases: the most that
-    was alive in each, `held` included. losses: raw, of the last micro-step.
+    seconds: the median of the timed steps. held: what is there before the step (weights, adapter, optimiser state).
+    phases: the peak in each phase, with `held`. losses: without their weights, of the last micro-step.
     """
 
     seconds: float
@@ -51,28 +52,28 @@ class StepFigures:
 
     @property
     def added(self) -> int:
-        """The peak without what was there before."""
+        """What the step adds at its peak to what is held before it."""
         return self.peak - self.held
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """`reserved`: what the accelerator's allocator had taken at the end, 0 on the CPU."""
+    """Both steps. reserved: the bytes that the accelerator's allocator had taken at the end, 0 on the CPU."""
 
     settings: BenchSettings
     plan: MemoryPlan
     device: torch.device
     load_seconds: float
-    load: MemoryFigures
-    full: StepFigures
-    plain: StepFigures
+    load: MemoryReport
+    full: StepReport
+    plain: StepReport
     reserved: int
 
 
 def run(settings: BenchSettings, note: Callable[[str], None] = print) -> BenchResult:
-    """Plan, load, and measure both steps. `note` is told the budget before anything is loaded.
+    """Plan, load, and measure both steps. `note` receives the budget before anything is loaded.
 
-    Raises InputError when no plan fits, or when the device runs out of memory all the same.
+    Raises InputError when no plan fits, or when the device runs out of memory nevertheless.
     """
     device = choose_device(settings.config.run.device)
     if settings.config.run.threads:
@@ -112,7 +113,7 @@ def _limit(vram_gb: float, device: torch.device) -> str:
 
 
 class Bench:
-    """A loaded model and its steps. `at`: the phase that is running, for an error's text."""
+    """A loaded model and its steps. at: the running phase, for the text of an error."""
 
     model: BenchModel
     optimizer: NamedOptimizer
@@ -125,18 +126,18 @@ class Bench:
         self.losses: dict[str, float] = {}
         self.at = "load"
 
-    def load(self) -> MemoryFigures:
+    def load(self) -> MemoryReport:
         def work(phase: Phase) -> None:
             with phase("load"):
                 self.model = load_random(self.settings, self.plan, self.device)
                 self.optimizer = NamedOptimizer(self.model.parameters, self.config.optim)
 
-        figures = measure_memory(work, self.device)
-        self.held = figures.end
-        return figures
+        report = measure_memory(work, self.device)
+        self.held = report.end
+        return report
 
-    def measure(self, kind: str) -> StepFigures:
-        """A step to warm up, which makes the optimiser's state; timed steps; one whose memory is measured."""
+    def measure(self, kind: str) -> StepReport:
+        """Run a step to warm up, which creates the optimiser's state, timed steps, and one that measures memory."""
 
         def step(phase: Phase) -> None:
             self.step(kind, phase)
@@ -149,14 +150,14 @@ class Bench:
             step(no_phase)
             self._synchronise()
             seconds.append(time.perf_counter() - started)
-        figures = measure_memory(step, self.device)
+        memory = measure_memory(step, self.device)
         rows = FULL_ROWS[self.config.train.layout] if kind == FULL else PLAIN_ROWS
         count = floor(self.settings.problem, rows, self.plan.checkpointing, self.settings.micro_steps)
-        phases = {name: self.held + size for name, size in figures.phases.items()}
-        return StepFigures(statistics.median(seconds), self.held, phases, self.losses, count)
+        phases = {name: self.held + size for name, size in memory.phases.items()}
+        return StepReport(statistics.median(seconds), self.held, phases, self.losses, count)
 
     def step(self, kind: str, phase: Phase) -> None:
-        """One step of the optimiser, on fresh draws."""
+        """One step of the optimiser with new random times and noise."""
 
         def noted(name: str) -> AbstractContextManager[object]:
             self.at = name
@@ -181,8 +182,7 @@ class Bench:
         lattice = loss.lattice if self.settings.use_decode else 0.0  # latents have no pixels to repeat
         weights = LossWeights(loss.data, loss.lpips, loss.flow, loss.cons, loss.adv, loss.rectify, lattice)
         with self._announced(velocity_calls(draws)):
-            figures = objective.backward(batch, draws, weights, scale, self.config.train.layout, number)
-        self.losses = figures.losses
+            self.losses = objective.backward(batch, draws, weights, scale, self.config.train.layout, number).losses
 
     def _plain(self, objective: Objective, batch: Batch, draws: Draws, _number: int) -> None:
         velocity = self.model.velocity
@@ -193,7 +193,7 @@ class Bench:
         self.losses = {"flow": float(loss.detach())}
 
     def _batch(self, phase: Phase) -> Batch:
-        """Random images, encoded where they are decoded too; otherwise random latents."""
+        """Random images that are encoded where results are decoded too; otherwise random latents."""
         train, channels = self.config.train, self.settings.architecture.latent_channels
         if self.settings.use_decode:
             images = torch.rand(2, train.batch_size, 3, train.crop_px, train.crop_px, generator=self.generator)
@@ -204,7 +204,7 @@ class Bench:
         return Batch(z_0, z_0, z_lq)
 
     def _announced(self, calls: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> AbstractContextManager[object]:
-        """Around a micro-step: modulation that is swept knows its times before."""
+        """The context of a micro-step: swept modulation must know its times beforehand."""
         use_dtc = self.model.velocity.use_dtc
         times = [dual_times(t_cur, t_tar, use_dtc) for t_cur, t_tar in calls]
         dtype = torch.bfloat16 if self.config.run.autocast else None

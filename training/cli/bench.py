@@ -25,7 +25,7 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--vram", metavar="auto|GIB", help="memory.vram_gb; auto is what the GPU has free")
     parser.add_argument("--decode", action="store_true", help="decode the one-step result and compare pixels")
     parser.add_argument("--vae-width", type=int, default=None, help="base_dim of the random VAE; 96 is Qwen-Image's")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.set_defaults(run=_bench)
 
 

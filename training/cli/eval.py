@@ -45,7 +45,7 @@ def add_eval(commands: Any) -> None:
     model.add_argument("--dtype", default="auto")
     model.add_argument("--tile-px", type=int, default=0)
     model.add_argument("--color-fix", default="off", help="measure the model itself by default")
-    metric = parser.add_argument_group("figures")
+    metric = parser.add_argument_group("metrics")
     metric.add_argument("--lpips-backbone", type=Path, help="squeezenet1_1_features.safetensors; absent = no LPIPS")
     metric.add_argument("--niqe-params", type=Path, help="niqe_pris_params.npz; absent = no NIQE")
     metric.add_argument("--pyiqa", default="all", help="all, none, or a list; only with weights that are on the disk")

@@ -1,4 +1,4 @@
-"""`eval`: models x datasets x steps into tables, scores.csv, results.json, a plot and picture grids."""
+"""The command `eval`: models x datasets x steps into tables, scores.csv, results.json, a plot and picture grids."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ..evaluation.metrics.pyiqa_metrics import pyiqa_metrics
 from ..evaluation.metrics.registry import Metrics, own_metrics
 from ..evaluation.models import EvalModel, EvalSettings, check_settings, parse_models
 from ..evaluation.picture_folders import PictureFolder, open_picture_folders
-from ..evaluation.result_store import PictureStore, check_folder
+from ..evaluation.result_store import ResultStore, check_folder
 from ..evaluation.run import HQ, Evaluation, all_jobs, baseline_methods, folder_method, model_method, run_evaluation
 from ..evaluation.scores import ScoreFile
-from ..evaluation.tables.ablation_table import ablation_table, arm_of_results
+from ..evaluation.tables.ablation_table import ablation_table, arm_means
 from ..evaluation.tables.grids import GRID_PICTURES, save_grids
 from ..evaluation.tables.plot import save_plot
 from ..evaluation.tables.report import dataset_report
@@ -56,7 +56,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
         steps=steps,
         metrics=metrics,
         scores=ScoreFile(args.output / "scores.csv"),
-        pictures=PictureStore(args.output / "pictures"),
+        pictures=ResultStore(args.output / "pictures"),
         kept_pictures=GRID_PICTURES,
         use_all_pictures=args.save_pictures,
     )
@@ -71,7 +71,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
 
 
 def ablation_models(path: Path) -> list[EvalModel]:
-    """The three arms of the ablation at `path`, trained as far as that is still to be done. Errors as `train_arms`."""
+    """Train what is missing of the ablation at `path`; its three arms. Raises the errors of `train_arms`."""
     from ..ablation.arms import train_arms
 
     arms = train_arms(path, note=lambda text: print(text, file=sys.stderr))
@@ -79,22 +79,22 @@ def ablation_models(path: Path) -> list[EvalModel]:
 
 
 def write_ablation(evaluation: Evaluation, folder: Path) -> str:
-    """ablation_{dataset}.md for each dataset, in the form of the paper's Table 3. Returns the tables' text."""
+    """Write ablation_{dataset}.md for each dataset, like the paper's Table 3. Returns the text of the tables."""
     from ..ablation.arms import ARMS
 
     texts = []
     for dataset in evaluation.datasets:
         result = collect(evaluation, dataset)
         results = Results((result,))
-        arms = [arm_of_results(arm.title, results, dataset.name, arm.name) for arm in ARMS]
-        originals = result.means(HQ).get(0, {})  # the DCT codec loses nothing, so they are its round trip too
+        arms = [arm_means(arm.title, results, dataset.name, arm.name) for arm in ARMS]
+        originals = result.means(HQ).get(0, {})  # the DCT codec is lossless: they are also its round trip
         texts.append(ablation_table(arms, evaluation.steps, codec_grid_peak=originals.get("grid_peak")))
         (folder / f"ablation_{dataset.name}.md").write_text(texts[-1], encoding="utf-8")
     return "\n".join(texts)
 
 
 def all_metrics(niqe_params: Path | None, lpips_backbone: Path | None, pyiqa: str) -> Metrics:
-    """Ours and pyiqa's. Errors as `own_metrics` and `pyiqa_metrics`."""
+    """Our own metrics and those of pyiqa. Raises the errors of `own_metrics` and `pyiqa_metrics`."""
     ours, fields = own_metrics(niqe_params, lpips_backbone), pyiqa_metrics(pyiqa)
     return Metrics(ours.pictures + fields.pictures, fields.sets, ours.absent + fields.absent)
 
@@ -106,7 +106,7 @@ def write_report(
     settings: EvalSettings,
     folder: Path,
 ) -> str:
-    """Every file but scores.csv, from the scores. Returns the tables' text."""
+    """Write every file except scores.csv from the scores. Returns the text of the tables."""
     results, texts = [], []
     for dataset in evaluation.datasets:
         results.append(collect(evaluation, dataset))

@@ -1,8 +1,8 @@
-"""Photographs -> (LQ, HQ) training crops. Sample i depends on (seed, i) alone, so a run resumes exactly.
+"""Photographs -> (LQ, HQ) training crops. Sample i depends on (seed, i) alone, so that a run resumes exactly.
 
-A region a little larger than the crop is cut, jittered in scale, flipped and turned, degraded, brought back to its
-size with the same Lanczos the restorer uses, and only then cropped at a random offset: so the borders are real
-content and the LQ pixel grid falls at every phase of the token grid (docs/decisions.md#evaluation-protocol). Ready
+A region a little larger than the crop is cut, jittered in scale, flipped and turned, degraded, enlarged to its former
+size by the Lanczos filter of the restorer, and only then cropped at a random offset. So the borders have real content,
+and the LQ pixel grid lies at every phase of the token grid (docs/decisions.md#evaluation-protocol). Ready
 pairs are cut, flipped, turned and enlarged alike, but neither jittered nor degraded.
 """
 
@@ -27,13 +27,13 @@ from ..degradation.degrade import PRESETS, degrade
 from .photographs import PhotoCache
 from .sources import MARGIN_PX, needed_px, open_sources, pair_scale
 
-DRAWS = 64  # of photographs for one sample, before their damage is an error
+DRAWS = 64  # photographs that are tried for one sample before unreadable files are an error
 
 
 class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Item i: (lq, hq), two (3, crop_px, crop_px) float32 tensors in [0, 1].
 
-    Entries are the HQ files of all sources in order. Raises InputError as `sources.open_sources`.
+    The entries are the HQ files of all sources in order. Raises the InputError of `sources.open_sources`.
     """
 
     def __init__(self, config: DataConfig, crop_px: int, seed: int) -> None:
@@ -61,7 +61,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         )
 
     def _draw(self, rng: np.random.Generator) -> int:
-        """An entry: every image alike, or a source by its weight and then any image of it."""
+        """Draw an entry: any image with equal chance, or a source by its weight and then any image of it."""
         if not self.config.weights:
             return int(rng.integers(self.num_entries))
         shares = np.array(self.config.weights, dtype=np.float64)
@@ -69,7 +69,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return sum(self.counts[:source]) + int(rng.integers(self.counts[source]))
 
     def _made_pair(self, entry: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(lq, hq) of a photograph, LQ made by degradation; None when the file is damaged."""
+        """(lq, hq) of a photograph that is degraded to LQ; None when the file is damaged."""
         region_px = self.crop_px + 2 * MARGIN_PX
         hq = self._region(entry, rng, region_px)  # (region, region, 3) float32
         if hq is None:
@@ -80,7 +80,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return self._window(small, hq, rng)
 
     def _region(self, entry: int, rng: np.random.Generator, region_px: int) -> np.ndarray | None:
-        """A square of a photograph, shrunk by the scale jitter, flipped and turned; float32 in [0, 1]."""
+        """A square of a photograph after scale jitter, flip and turn, float32 in [0, 1]; None for a damaged file."""
         photo = self.photos.get(entry)  # (H, W, 3) uint8
         if photo is None or min(photo.shape[:2]) < region_px:
             return None
@@ -94,7 +94,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return _turned([region], rng)[0]
 
     def _ready_pair(self, entry: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(lq, hq) of a ready pair; None when a file is damaged. The margin shrinks where the picture ends."""
+        """(lq, hq) of a ready pair; None when a file is damaged. A small picture leaves less margin around the crop."""
         high = self.photos.get(entry)  # (s H, s W, 3) uint8
         low = self.photos.get(self.num_entries + entry - self.first_pair)  # (H, W, 3) uint8
         if high is None or low is None:
@@ -111,7 +111,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return self._window(small, hq, rng)
 
     def _window(self, small: np.ndarray, hq: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bring `small` (h, w, 3) to the size of `hq` (R, R, 3), then cut the crop out of both at a random offset."""
+        """Resize `small` (h, w, 3) to the size of `hq` (R, R, 3), then cut both at the same random offset."""
         side = hq.shape[0]
         lq = resize(_to_tensor(small), TargetSize(side, side))[0]  # (3, R, R)
         x, y = rng.integers(0, side - self.crop_px + 1, size=2)
@@ -125,8 +125,8 @@ def batches(
 ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:  # fmt: skip
     """`count` batches (lq, hq), each (batch_size, 3, crop_px, crop_px), of samples first_sample, first_sample+1, ...
 
-    stride: only every stride-th batch, the share of one of several processes.
-    Its data processes end with the generator, however it ends. Raises InputError as `CropDataset`.
+    stride: yield only every stride-th batch, the share of one of several processes.
+    The data processes end with the generator, however it ends. Raises the InputError of `CropDataset`.
     """
     dataset = CropDataset(config, crop_px, seed)
     starts = [first_sample + k * stride * batch_size for k in range(count)]
@@ -141,15 +141,15 @@ def batches(
     iterator: Any = iter(loader)
     try:
         yield from iterator
-    except InputError as error:  # from a data process, with its traceback as the message
+    except InputError as error:  # from a data process, whose traceback is in the message
         raise InputError(str(error).rsplit(f"{InputError.__name__}: ", 1)[-1].strip()) from None
     finally:
-        if workers:  # an error's traceback keeps the iterator alive, and the command would wait for its processes
+        if workers:  # the traceback of an error keeps the iterator alive: the command would wait for its processes
             iterator._shutdown_workers()
 
 
 def _quiet_worker(_worker: int) -> None:
-    # A terminal signals the whole process group: the trainer saves and stops, its workers must live until then.
+    # A terminal signals the whole process group; the workers must live until the trainer has saved and stopped.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -164,7 +164,7 @@ def _pick(weights: dict[str, float] | object, rng: np.random.Generator) -> str:
 
 
 def _turned(images: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """The images (h, w, 3) uint8 turned by the same quarters and perhaps mirrored; float32 in [0, 1]."""
+    """Turn the images (h, w, 3) uint8 by the same quarters and mirror all or none; float32 in [0, 1]."""
     quarters = int(rng.integers(4))
     turned = [np.rot90(image, quarters) for image in images]
     if rng.random() < 0.5:

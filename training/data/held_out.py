@@ -1,4 +1,4 @@
-"""The committed list of evaluation crops: how it was made, and how it is read."""
+"""The committed list of evaluation crops: how it was made, how it is read, and the pairs that it gives."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ file\tx\ty
 
 @dataclass(frozen=True)
 class EvalCrop:
-    """File name of the photograph, left and top edge of the crop in pixels."""
+    """The file name of a photograph, and the left and top edge of its crop in pixels."""
 
     file: str
     x: int
@@ -35,7 +35,7 @@ class EvalCrop:
 
 
 def read_eval_list(path: str | Path = LIST_PATH) -> list[EvalCrop]:
-    """Read a list of crops. Raises InputError for a missing file or a line that is not file, x, y."""
+    """Read a list of crops. Raises InputError for a missing file and for a line that is not file, x, y."""
     if not Path(path).is_file():
         raise InputError(f"evaluation list: found no file at {path}, expected a .tsv of file, x, y; give its path")
     lines = [line for line in Path(path).read_text("utf-8").splitlines() if line and not line.startswith("#")]
@@ -49,7 +49,7 @@ def read_eval_list(path: str | Path = LIST_PATH) -> list[EvalCrop]:
 
 
 def write_eval_list(photo_dir: str | Path, path: str | Path = LIST_PATH) -> None:
-    """Choose one crop for each photograph in `photo_dir` (by name) and write the list. Errors as `choose_crop`."""
+    """Choose a crop of each photograph in `photo_dir`, by name, and write the list. Raises as `choose_crop`."""
     rows = []
     for index, photo in enumerate(sorted(Path(photo_dir).glob("*.jpg"))):
         x, y = choose_crop(read_rgb(photo), index)
@@ -58,7 +58,7 @@ def write_eval_list(photo_dir: str | Path, path: str | Path = LIST_PATH) -> None
 
 
 def choose_crop(photo: np.ndarray, index: int) -> tuple[int, int]:
-    """Left and top edge of the crop for the `index`-th photograph, (H, W, 3) uint8. The rule is in the list's header.
+    """The left and top edge of the crop of photograph number `index`, (H, W, 3) uint8, by the rule in _HEADER.
 
     Raises InputError for a photograph smaller than the crop.
     """
@@ -90,9 +90,9 @@ class EvalPair:
 def load_eval_pairs(
     eval_dir: str | Path, preset: Degradation, seed: int = 0, list_path: str | Path = LIST_PATH
 ) -> list[EvalPair]:
-    """The crops of the committed list with their degraded quarter-size versions, in the list's order.
+    """The crops of the list, in its order, with degraded versions of a quarter of their size.
 
-    The i-th picture is degraded with `numpy.random.default_rng([seed, i])`, so it does not depend on the others.
+    The i-th picture is degraded with `numpy.random.default_rng([seed, i])`, so that it does not depend on the others.
     Raises InputError for a photograph that is missing, cannot be read or is smaller than its crop.
     """
     pairs = []
@@ -107,7 +107,9 @@ def load_eval_pairs(
 def _read_crop(eval_dir: Path, crop: EvalCrop) -> np.ndarray:
     path = eval_dir / crop.file
     if not path.is_file():
-        raise InputError(f"evaluation: found no photograph at {path}, expected those of the list; give their folder")
+        raise InputError(
+            f"evaluation: found no photograph at {path}, expected those of the list; give the folder that holds them"
+        )
     hq = read_rgb(path)[crop.y : crop.y + CROP_PX, crop.x : crop.x + CROP_PX]
     if hq.shape[:2] != (CROP_PX, CROP_PX):
         raise InputError(

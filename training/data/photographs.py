@@ -112,8 +112,8 @@ def list_pairs(entry: str) -> tuple[list[tuple[Path, Path]], list[Path]]:
     high, low = (images_by_stem(folder) for folder in folders)
     if not high.keys() & low.keys():
         raise InputError(f"data.pairs names '{entry}': no image name is in both {HR_FOLDER} and {LR_FOLDER}")
-    lonely = [files[stem] for files in (high, low) for stem in files if stem not in high.keys() & low.keys()]
-    return [(high[stem], low[stem]) for stem in sorted(high.keys() & low.keys())], lonely
+    unpaired = [files[stem] for files in (high, low) for stem in files if stem not in high.keys() & low.keys()]
+    return [(high[stem], low[stem]) for stem in sorted(high.keys() & low.keys())], unpaired
 
 
 def scan_photographs(paths: Sequence[Path], min_px: int = 1) -> PhotoScan:

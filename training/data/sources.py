@@ -1,4 +1,4 @@
-"""The sources of a run (`data.folders`, `data.pairs`): their usable images, and what was passed over and why."""
+"""The sources of a run (`data.folders`, `data.pairs`): their usable images, and what is left out and why."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ MARGIN_PX = 16  # around a crop, so that its borders are made from real content
 
 @dataclass(frozen=True)
 class Source:
-    """Images that share a weight. `low` is the LR file of each HR file in `high`; None where LR is to be made."""
+    """Images that share a weight. low: the LR file for each HR file in `high`; None where LR is made by degradation."""
 
     name: str
     high: tuple[Path, ...]
     low: tuple[Path, ...] | None
     count: int  # files (pairs) found, usable or not
-    skipped: tuple[str, ...]  # one line for each kind of file that is passed over
+    skipped: tuple[str, ...]  # one line for each kind of file that is left out
 
     def lines(self) -> list[str]:
-        """What a run says at its start."""
+        """The lines that a run prints at its start."""
         kind = "images" if self.low is None else "pairs"
         head = f"data '{self.name}': {len(self.high)} of {self.count} {kind} usable"
         return [head, *(f"data '{self.name}': {line}" for line in self.skipped)]
 
 
 def open_sources(config: DataConfig, crop_px: int) -> list[Source]:
-    """The sources in the order of `data.weights`, each with the images that give crops of `crop_px`.
+    """Open the sources in the order of `data.weights`, each with the images that are large enough for `crop_px`.
 
-    Raises InputError for no source, one that is missing or empty, one that has a weight and no usable image, and
-    where nothing is usable at all.
+    Raises InputError when there is no source, when one is missing or empty, when one with a weight has no usable
+    image, and when no source has a usable image.
     """
     if not config.folders and not config.pairs:
         raise InputError("data.folders is empty: name at least one folder of photographs")
     sources = [_photographs(folder, crop_px) for folder in config.folders]
     sources += [_ready_pairs(folder, crop_px) for folder in config.pairs]
-    wanted = config.weights or [1.0] * len(sources)
-    useless = [source for source, weight in zip(sources, wanted, strict=True) if weight and not source.high]
-    if useless and (config.weights or len(useless) == len(sources)):
-        source = useless[0]
+    weights = config.weights or [1.0] * len(sources)
+    unusable = [source for source, weight in zip(sources, weights, strict=True) if weight and not source.high]
+    if unusable and (config.weights or len(unusable) == len(sources)):
+        source = unusable[0]
         raise InputError(
             f"data '{source.name}' has no readable {'photograph' if source.low is None else 'pair'} of at least "
             f"{needed_px(crop_px, source.low is not None)} px a side among {source.count} ("
@@ -54,12 +54,12 @@ def open_sources(config: DataConfig, crop_px: int) -> list[Source]:
 
 
 def needed_px(crop_px: int, is_pair: bool = False) -> int:
-    """Smallest side of a photograph (of a pair's HR) that a crop can be cut from."""
+    """The smallest side of a photograph, or of the HR of a pair, that a crop can be cut from."""
     return crop_px if is_pair else crop_px + 2 * MARGIN_PX
 
 
 def data_summary(config: DataConfig, crop_sizes: Sequence[int]) -> list[str]:
-    """Lines that say what a run with these crops will learn from, each once. Errors as `open_sources`."""
+    """The lines about the data of a run with these crops, each once. Raises the errors of `open_sources`."""
     lines = [
         line
         for crop_px in sorted(set(crop_sizes))
@@ -75,11 +75,11 @@ def _photographs(entry: str, crop_px: int) -> Source:
 
 
 def _ready_pairs(entry: str, crop_px: int) -> Source:
-    pairs, lonely = list_pairs(entry)
+    pairs, unpaired = list_pairs(entry)
     sizes = {}
     for scan in (scan_photographs([pair[side] for pair in pairs]) for side in (0, 1)):
         sizes |= dict(zip(scan.usable, scan.sizes, strict=True))
-    usable, reasons = [], {"without a partner": lonely}
+    usable, reasons = [], {"without a partner": unpaired}
     for high, low in pairs:
         if high not in sizes or low not in sizes:
             reason = "unreadable"
@@ -96,6 +96,6 @@ def _ready_pairs(entry: str, crop_px: int) -> Source:
 
 
 def pair_scale(high: tuple[int, ...], low: tuple[int, ...]) -> int | None:
-    """How many times larger HR is than LR, both (a, b) pixels: a whole number, or None."""
+    """How many times larger HR is than LR, both (a, b) pixels; None where it is no whole number."""
     scale = high[0] // low[0]
     return scale if scale >= 1 and tuple(high[:2]) == (low[0] * scale, low[1] * scale) else None

@@ -1,7 +1,7 @@
-"""Blur kernels of the Real-ESRGAN degradation: what kinds there are, how one is drawn, how it is computed.
+"""Blur kernels of the Real-ESRGAN degradation: their kinds, how parameters are drawn, how a kernel is computed.
 
-Drawing (`sample_blur`, `sample_sinc`) and computing (`make_kernel`) are apart, so that the frequencies of the drawn
-parameters can be tested against the definition without looking at pixels.
+Drawing (`sample_blur`, `sample_sinc`) is separate from computing (`make_kernel`), so that the frequencies of the drawn
+parameters can be tested against the definition without pixels.
 
 Source: Wang et al. 2021, "Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data",
 arXiv 2107.10833, sections 3.1 (Gaussian, generalised Gaussian, plateau) and 3.3 (sinc).
@@ -23,8 +23,8 @@ BLUR_KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_i
 class KernelSpec:
     """The parameters of one kernel. Lengths are in pixels of the image that is filtered.
 
-    `kind` is one of `BLUR_KINDS` or "sinc". `sigma_y` and `theta` (radians) matter to the anisotropic kinds, `beta`
-    (a shape exponent) to the generalised and plateau kinds, `cutoff` (radians per pixel, at most pi) to "sinc" only.
+    kind: one of `BLUR_KINDS`, or "sinc". sigma_y, theta (radians): of the anisotropic kinds. beta: the shape exponent
+    of the generalised and plateau kinds. cutoff (radians per pixel, at most pi): of "sinc".
     """
 
     kind: str
@@ -37,7 +37,7 @@ class KernelSpec:
 
 
 def pick(items: Sequence, probabilities: Sequence[float], rng: np.random.Generator):
-    """One of `items` with the given probabilities (which sum to 1); a lighter `Generator.choice`."""
+    """Draw one of `items` with the given probabilities, which sum to 1; faster than `Generator.choice`."""
     at = int(np.searchsorted(np.cumsum(probabilities), rng.random(), side="right"))
     return items[min(at, len(items) - 1)]
 
@@ -71,9 +71,9 @@ def sample_blur(
 
 
 def sample_sinc(sizes: Sequence[int], rng: np.random.Generator, is_final: bool = False) -> KernelSpec:
-    """Draw one sinc filter. Cut-off uniform in [pi/3, pi]; from pi/5 on for wide kernels that are not the last filter.
+    """Draw one sinc filter. The cut-off is uniform in [pi/3, pi]; for wide kernels that are not the last, in [pi/5, pi].
 
-    A low cut-off needs a wide support: on a narrow one the truncation, not the cut-off, would decide the response.
+    A low cut-off needs a wide kernel: in a narrow one the truncation would decide the response, not the cut-off.
     Source: Real-ESRGAN section 3.3 and its published training settings.
     """
     size = int(sizes[int(rng.integers(len(sizes)))])
@@ -102,7 +102,7 @@ def make_kernel(spec: KernelSpec) -> np.ndarray:
 
 
 def _sample_beta(bounds: tuple[float, float], rng: np.random.Generator) -> float:
-    """Half of the draws below 1 and half above, so that peaked and flat shapes are equally frequent."""
+    """Half of the draws are below 1 and half above, so that peaked and flat shapes are equally frequent."""
     low, high = bounds
     if low < 1.0 < high:
         return float(rng.uniform(low, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, high))

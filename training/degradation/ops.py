@@ -1,6 +1,7 @@
 """The pixel operations of the degradation: filter, resize, noise, JPEG.
 
-All take and give (H, W, 3) float32 RGB, nominally in [0, 1]; resize and filter may overshoot, noise and JPEG clip.
+All take and return (H, W, 3) float32 RGB, nominally in [0, 1]; resizing and filtering may overshoot, noise and JPEG
+clip to [0, 1].
 Source: Wang et al. 2021 (Real-ESRGAN, arXiv 2107.10833), section 3.
 """
 
@@ -24,7 +25,7 @@ def filter_image(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 def resize_image(image: np.ndarray, height: int, width: int, mode: str) -> np.ndarray:
     """Resize to (height, width, 3) with `mode` of `INTERPOLATIONS`; bilinear and bicubic alias when they shrink.
 
-    The aliasing is meant: it is one of the faults a real picture may have been through.
+    The aliasing is intended, because real pictures often have it.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -60,7 +61,7 @@ def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     bgr = cv2.cvtColor(to_uint8(image), cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    assert decoded is not None  # it was encoded a line ago
+    assert decoded is not None  # it was encoded two lines above
     pixels = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     return pixels.astype(np.float32) * np.float32(1.0 / 255.0)
 

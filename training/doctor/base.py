@@ -1,4 +1,4 @@
-"""Findings about a distillation's base: is it there, is it one, and do the settings go with it?"""
+"""Findings about the base of a distillation: whether it exists, can be read and fits the settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .finding import MISSING, OK, Finding
 
 
 def base_findings(config: Any) -> Iterator[Finding]:
-    """Of transformer, VAE and prompt, each in the words that `distill` would refuse it with."""
+    """Examine transformer, VAE and prompt; a finding has the text of the error that `distill` would raise."""
     base = config.base
     if base.path == "builtin":
         yield from _settings(config)
@@ -45,7 +45,7 @@ def _transformer(config: Any) -> Iterator[Finding]:
 
 
 def _settings(config: Any, is_qwen: bool = False) -> Iterator[Finding]:
-    """What of the config does not go with the base; nothing where all does."""
+    """A finding for a setting that does not fit the base; none where all settings do."""
     try:
         from teasr_core.weight_files.builtin_file import read_base, shipped_base
 
@@ -66,7 +66,7 @@ def _settings(config: Any, is_qwen: bool = False) -> Iterator[Finding]:
 
 
 def _part(name: str, path: Path) -> Finding:
-    """`base.vae` or `base.prompt`."""
+    """Examine `base.vae` or `base.prompt`."""
     fix = "python -m training cache-prompt" if name == "prompt" else "get it, or correct base.vae"
     if not path.exists():
         return Finding(MISSING, f"base.{name}", f"nothing at {path}", fix)

@@ -1,4 +1,4 @@
-"""What `doctor` found: one line with its fix."""
+"""One finding of `doctor`, a line of text with its remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ OK, NOTE, MISSING = "ok", "note", "missing"
 
 @dataclass(frozen=True)
 class Finding:
-    """level: ok, note (works without) or missing (what was asked for does not); fix: what to do, or empty."""
+    """level: ok, note (not needed) or missing (needed for what is examined). fix: what to do, or empty."""
 
     level: str
     name: str

@@ -20,7 +20,7 @@ _TORCH_PAGE = "https://pytorch.org/get-started/locally"
 
 
 def findings() -> Iterator[Finding]:
-    """torch's build, each device, memory and disk. Where torch is absent its package finding says so."""
+    """Examine torch's build, each device, memory and disk. Where torch is missing, its package finding says so."""
     try:
         import torch
     except Exception:
@@ -71,7 +71,9 @@ def _accelerator(device: torch.device) -> Finding:
         free, total = torch.accelerator.get_memory_info(device)
     except (RuntimeError, NotImplementedError) as error:
         cause = " ".join(str(error).split()) or type(error).__name__
-        return Finding(NOTE, str(device), f"{name}, but it does not answer ({cause})", "end what else is using it")
+        return Finding(
+            NOTE, str(device), f"{name}, but it does not answer ({cause})", "end the other programs that use it"
+        )
     memory = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     return Finding(OK, str(device), f"{name}, {memory}, dtype auto is {dtype_name(choose_dtype('auto', device))}")
 
@@ -86,7 +88,7 @@ def memory_finding() -> Finding:
 
 
 def disk_finding(folder: Path) -> Finding:
-    """Room where `folder` is, or will be made."""
+    """The free space on the disk where `folder` is or will be."""
     usage = shutil.disk_usage(nearest_existing(folder))
     text = f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free at {folder.absolute()}"
     if usage.free / GIB < LITTLE_DISK_GIB:
@@ -95,7 +97,7 @@ def disk_finding(folder: Path) -> Finding:
 
 
 def builtin_finding(is_needed: bool) -> Finding:
-    """Does the shipped model read, and which one is it?"""
+    """Read the shipped model and name it."""
     from teasr_core.errors import TeasrError
 
     try:

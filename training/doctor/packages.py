@@ -18,7 +18,7 @@ OLDEST_COMFYUI = "0.17.0"
 
 @dataclass(frozen=True)
 class Package:
-    """An importable module, the distributions that bring it (the first is the one to install), and who needs it."""
+    """A module, the distributions that contain it (the first is the one to install), and what it is for."""
 
     module: str
     distributions: tuple[str, ...]
@@ -46,14 +46,14 @@ PACKAGES = (
     Package("accelerate", ("accelerate",), "1.0", "distill, several GPUs, Qwen-Image outside ComfyUI"),
     Package("peft", ("peft",), "0.18", "distill: the LoRA's start"),
     Package("transformers", ("transformers",), "4.57", "cache-prompt"),
-    Package("lpips", ("lpips",), "0.1.4", "the perceptual loss, LPIPS figures"),
+    Package("lpips", ("lpips",), "0.1.4", "the perceptual loss, the metric LPIPS"),
     Package("torchvision", ("torchvision",), "0.26", "lpips"),
     Package("bitsandbytes", ("bitsandbytes",), "", "optim.kind = adamw-8bit, NF4 weights"),
     Package("tensorboard", ("tensorboard",), "2.16", "run.use_tensorboard"),
     Package("matplotlib", ("matplotlib",), "3.9", "the plot of eval"),
-    Package("pyiqa", ("pyiqa",), "", "the field's figures in eval (MUSIQ, MANIQA, DISTS, FID)"),
+    Package("pyiqa", ("pyiqa",), "", "more metrics in eval (MUSIQ, MANIQA, DISTS, FID)"),
     Package("skimage", ("scikit-image",), "0.24", "the picture of demo"),
-    Package("psutil", ("psutil",), "5.9", "memory figures"),
+    Package("psutil", ("psutil",), "5.9", "measuring memory"),
 )
 
 
@@ -68,7 +68,7 @@ def python_finding(version: Sequence[int]) -> Finding:
 
 
 def package_finding(package: Package, is_needed: bool) -> Finding:
-    """Is it there, new enough, and does it import? Only what is needed is imported: the others may take long."""
+    """Whether a package is installed, new enough and, if needed, can be imported. Importing others could take long."""
     lacking = MISSING if is_needed else NOTE
     if importlib.util.find_spec(package.module) is None:
         if package.module == "tomli" and not is_needed:
@@ -88,7 +88,7 @@ def package_finding(package: Package, is_needed: bool) -> Finding:
 
 
 def comfyui_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The version of the checkout that COMFYUI_PATH names; nothing where it is not set. Training never needs it."""
+    """The version of the checkout at COMFYUI_PATH; nothing where it is not set. Training never needs ComfyUI."""
     if not environment.get("COMFYUI_PATH"):
         return
     path = Path(environment["COMFYUI_PATH"]).expanduser()

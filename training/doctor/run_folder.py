@@ -1,4 +1,4 @@
-"""Findings about a run's folder: can it be written, and would the trainer go on with what is there?"""
+"""Findings about the folder of a run: whether it can be written, and whether the trainer can resume a run in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NEW_FOLDER = "give the run a new run.output_dir"
 
 
 def output_findings(folder: Path, config: Any, is_distill: bool) -> Iterator[Finding]:
-    """Can the run be written, is there room, and is an older run there that it would go on with?"""
+    """Examine whether the folder can be written and has room, and whether it holds an older run to resume."""
     nearest, fix = nearest_existing(folder), "set run.output_dir to another folder"
     if not nearest.is_dir():
         yield Finding(MISSING, "output_dir", f"{nearest} is a file", fix)
@@ -65,7 +65,7 @@ def _previous_run(folder: Path, config: Any, is_distill: bool) -> Iterator[Findi
 
 
 def _check(state: dict[str, Any], config: Any, is_distill: bool) -> int:
-    """The processes to go on with. Errors as the trainers'."""
+    """The number of processes to resume with. Raises the errors of the trainers."""
     if not is_distill:
         from ..config.toml import to_mapping
         from ..pretrain.resume import check_resumable

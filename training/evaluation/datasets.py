@@ -3,7 +3,7 @@
 list      a folder of the committed list's photographs; one dataset a preset, degraded by the evaluation protocol
 stablesr  DIR/test_LR and DIR/test_HR, the layout of the field's test sets; same stem, same picture
 pairs     DIR/LR and DIR/HR, or any two folders
-lq        photographs alone, enlarged by a given factor: figures without a reference only
+lq        photographs alone, enlarged by a given factor: metrics without a reference only
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Results kept on the disk: what the grids show and figures of whole sets need, under a name that cannot be stale."""
+"""Results on the disk, for the grids and the metrics of whole sets. A file name holds all that decides its pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .scores import ResultKey
 
 
 def check_folder(folder: Path) -> None:
-    """InputError where results could not be written: before the work, which may take hours."""
+    """Raise InputError where results could not be written. Call it before the work, which may take hours."""
     nearest = nearest_existing(folder)
     if not nearest.is_dir():
         raise InputError(f"evaluation: {nearest} is a file, expected a folder for the results; give another")
@@ -26,8 +26,8 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"evaluation: {nearest} cannot be written, expected a folder for the results; give another")
 
 
-class PictureStore:
-    """PNG files in `folder`/dataset/model-identity/steps/. The identity is of everything that decides the pixels."""
+class ResultStore:
+    """PNG files in `folder`/dataset/model-identity/steps/. The identity is a hash of all that decides the pixels."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class PictureStore:
             Image.fromarray(picture).save(temporary, "PNG")
 
     def collect(self, keys: Sequence[ResultKey], folder: Path) -> None:
-        """Copies of these results in one folder, each under its picture's name."""
+        """Copy these results into one new folder, each under the name of its picture."""
         folder.mkdir(parents=True)
         for key in keys:
             shutil.copyfile(self.path(key), folder / f"{key.picture}.png")

@@ -1,6 +1,7 @@
-"""The evaluation itself: datasets x methods x steps, one picture at a time, each score on the disk before the next.
+"""The evaluation itself: datasets x methods x steps, one picture at a time.
 
-What scores.csv knows already is not computed again, so a killed evaluation goes on where it was.
+Each score is on the disk before the next picture is begun, and what scores.csv holds already is not computed again:
+an evaluation that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .datasets import EvalDataset, EvalPicture
 from .metrics.registry import Metric, Metrics
 from .models import EvalModel, EvalSettings, RestoreFn
 from .picture_folders import PictureFolder
-from .result_store import PictureStore
+from .result_store import ResultStore
 from .scores import ResultKey, Score, ScoreFile
 
 HQ = "HQ"
@@ -49,7 +50,7 @@ class Method:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One result that is to be made or scored."""
+    """One result to make or to score."""
 
     key: ResultKey
     method: Method
@@ -59,20 +60,20 @@ class Job:
 
     @property
     def work(self) -> float:
-        """Proportional to the time it takes, roughly: pixels, once a step and once for the metrics."""
+        """Roughly proportional to the time: pixels, once for each step and once for the metrics."""
         return self.picture.size.width * self.picture.size.height * (self.key.steps + 1.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What is measured on what, and where results go. kept_pictures: how many of a dataset stay on disk, for grids."""
+    """Methods, datasets and metrics, and where results go. kept_pictures: how many of a dataset to keep, for grids."""
 
     datasets: tuple[EvalDataset, ...]
     methods: tuple[Method, ...]
     steps: tuple[int, ...]
     metrics: Metrics
     scores: ScoreFile
-    pictures: PictureStore
+    pictures: ResultStore
     kept_pictures: int = 6
     use_all_pictures: bool = False
 
@@ -89,7 +90,7 @@ def folder_method(folder: PictureFolder) -> Method:
 
 
 def baseline_methods() -> list[Method]:
-    """PIL's bicubic and Lanczos enlargement, and the originals themselves where a dataset has them."""
+    """Bicubic and Lanczos enlargement by Pillow, and the originals where a dataset has them."""
     methods = [
         Method(name, f"pil-{name}", _NO_SETTINGS, lambda name=name: _enlargement(name), is_baseline=True)
         for name in ENLARGEMENTS
@@ -98,12 +99,12 @@ def baseline_methods() -> list[Method]:
 
 
 def enlarge(lr: np.ndarray, size: TargetSize, resampling: Image.Resampling) -> np.ndarray:
-    """PIL resize of (h, w, 3) uint8 to (H, W, 3) uint8."""
+    """Resize (h, w, 3) uint8 to (H, W, 3) uint8 by Pillow."""
     return np.array(Image.fromarray(lr).resize((size.width, size.height), resampling))
 
 
 def rows_of(evaluation: Evaluation, dataset: EvalDataset) -> list[tuple[Method, int]]:
-    """(method, steps) in the order of the tables."""
+    """The rows (method, steps) in the order of the tables."""
     baselines = [method for method in evaluation.methods if method.is_baseline]
     rows = [(method, 0) for method in baselines if method.name != HQ or dataset.has_hq]
     return rows + [(method, n) for method in evaluation.methods if not method.is_baseline for n in evaluation.steps]
@@ -118,13 +119,13 @@ def result_key(dataset: EvalDataset, method: Method, steps: int, picture: EvalPi
 
 
 def set_key(keys: Sequence[ResultKey]) -> ResultKey:
-    """The key of a figure of these results together."""
+    """The key of a metric of the whole set of these results."""
     digest = hashlib.sha256("".join(key.picture_id for key in keys).encode()).hexdigest()[:16]
     return replace(keys[0], picture="", picture_id=digest)
 
 
 def all_jobs(evaluation: Evaluation) -> list[Job]:
-    """Every result, a model's own one after the other, so that only one model is in memory at a time."""
+    """Every result, sorted by model, so that only one model is in memory at a time."""
     jobs = []
     for method in evaluation.methods:
         for dataset in evaluation.datasets:
@@ -138,9 +139,9 @@ def all_jobs(evaluation: Evaluation) -> list[Job]:
 
 
 def run_evaluation(evaluation: Evaluation, show_progress: bool = True) -> int:
-    """Compute what is missing. Returns how many pictures a model or a baseline had to make.
+    """Compute what is missing. Returns how many pictures had to be made.
 
-    Errors as the methods' own; a figure that does not exist for a picture is recorded with its reason.
+    Raises the errors of the methods. A metric without a value for a picture is recorded with the reason.
     """
     todo = [job for job in all_jobs(evaluation) if _is_missing(job, evaluation)]
     made = 0
@@ -195,7 +196,7 @@ def _measure(key: ResultKey, metric: Metric, result: np.ndarray, hq: np.ndarray 
 
 
 def _score_sets(evaluation: Evaluation) -> None:
-    """Figures of whole sets, for the rows that cover their dataset."""
+    """Compute the metrics of whole sets, for the rows that cover their dataset."""
     hq = next(method for method in baseline_methods() if method.name == HQ)
     for dataset in (one for one in evaluation.datasets if one.has_hq):
         originals = [result_key(dataset, hq, 0, picture) for picture in dataset.pictures]

@@ -1,7 +1,7 @@
-"""scores.csv: one line for each picture and figure, written while an evaluation runs, so that a killed one goes on.
+"""scores.csv: one line for each picture and metric, written during the evaluation, so that a killed one can go on.
 
-A score is known again only where everything that decides its value is the same: the model's files, the number of
-steps, seed, dtype, tile, colour fix, the pixels of the pair, and what the figure was computed with.
+A score is used again only where all that decides its value is the same: the model's files, the number of steps, seed,
+dtype, tile, colour fix, the pixels of the pair, and what the metric was computed with.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEADER = (
 
 @dataclass(frozen=True)
 class ResultKey:
-    """What decides the pixels of one result. Baselines have 0 steps; picture "" stands for the whole dataset."""
+    """All that decides the pixels of one result. Baselines have 0 steps; picture "" stands for the whole dataset."""
 
     dataset: str
     model: str
@@ -39,7 +39,7 @@ class ResultKey:
 
 @dataclass(frozen=True)
 class Score:
-    """One figure of one result. value: None where the figure does not exist for it; then `note` says why."""
+    """The value of one metric for one result; None where the metric has no value, and then `note` says why."""
 
     result: ResultKey
     metric: str
@@ -49,9 +49,9 @@ class Score:
 
 
 class ScoreFile:
-    """The scores known so far. Lines are added whole and reach the disk before the next picture is begun.
+    """The scores so far. Lines are added whole and reach the disk before the next picture is begun.
 
-    Raises InputError for a file of another layout. A last line that a kill cut short is dropped.
+    Raises InputError for a file of another layout. A last line that is incomplete is dropped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,7 +68,7 @@ class ScoreFile:
         return self._known.get((result, metric, metric_id))
 
     def add(self, scores: Sequence[Score]) -> None:
-        """Append and remember. The lines go out in one write."""
+        """Append the scores to the file in one write, and remember them."""
         is_new = not self.path.is_file() or self.path.stat().st_size == 0
         rows = [HEADER] if is_new else []
         text = _to_csv([*rows, *(_to_row(score) for score in scores)])

@@ -33,7 +33,7 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
     checkpoint = newest_checkpoint(run)
     check_output(output, checkpoint)
     tensors, state = load_checkpoint(checkpoint)
-    architecture, prediction, use_dtc, made_by = _described(state)
+    architecture, prediction, use_dtc, origin = _described(state)
     prefix = {"ema": "ema.", "raw": "model."}[weights]
     exported = {}
     for key, value in tensors.items():
@@ -41,7 +41,7 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
             name = key.removeprefix(prefix)
             name = PROMPT_KEY if name == "prompt_embeds" else name.removeprefix("transformer.")
             exported[name] = value.to(torch.bfloat16)
-        elif key.startswith(FROZEN_PREFIX):  # what a distillation of all weights leaves as it was
+        elif key.startswith(FROZEN_PREFIX):  # weights that a distillation of all weights does not train
             exported[key.removeprefix(FROZEN_PREFIX)] = value.to(torch.bfloat16)
     summary = {
         "steps": state["step"],
@@ -51,7 +51,7 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
         "presets": state["config"]["data"]["presets"],
         "scales": state["config"]["data"]["scales"],
         "perceptual": state["config"]["loss"]["perceptual"],
-        **made_by,
+        **origin,
     }
     codec = codec_from_json(state["codec"], encoder_from_file(_encoder_config(state), exported))
     metadata = base_metadata(architecture, prediction, use_dtc, codec, summary)
@@ -60,7 +60,7 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
 
 
 def _encoder_config(state: dict[str, Any]) -> str | None:
-    """The condition encoder's JSON in a base file, of a pretraining run or a distillation."""
+    """The JSON of the condition encoder for the base file, from a pretraining run or a distillation."""
     if "model" not in state["config"]:
         return state.get("condition_encoder")
     model = from_mapping(ModelConfig, state["config"]["model"], "model.")
@@ -68,7 +68,7 @@ def _encoder_config(state: dict[str, Any]) -> str | None:
 
 
 def _described(state: dict[str, Any]) -> tuple[QwenArchitecture, str, bool, dict[str, Any]]:
-    """(architecture, prediction, use_dtc, what the kind of run adds to the summary)."""
+    """Architecture, prediction, use_dtc, and the entries of the summary that depend on the kind of run."""
     config = state["config"]
     if "model" in config:  # pretraining
         model = from_mapping(ModelConfig, config["model"], "model.")

@@ -12,7 +12,6 @@ import torch
 from teasr_core.errors import InputError, LoraFileError
 from teasr_core.model.branch_lora import target_paths
 from teasr_core.weight_files.lora_file import (
-    ALL_TOKENS_PREFIXES,
     PREFIX,
     LoraFile,
     lora_metadata,
@@ -24,9 +23,9 @@ from teasr_core.weight_files.safetensors_reader import WeightReader, read_header
 from ..run.checkpoint import STATE_KEY, newest_checkpoint
 from .output import check_output, write_output
 
-RAW_PREFIX = "lora."  # of the adapter in a checkpoint; its average's keys are those of a whole model's
+RAW_PREFIX = "lora."  # of the adapter's keys in a checkpoint; those of its average begin as a whole model's
 PREFIXES = {"ema": "ema.", "raw": RAW_PREFIX}
-EXPORT_KEY = "export"  # of teasr.config: which weights, after how much training
+EXPORT_KEY = "export"  # in teasr.config: which weights were exported, after how much training
 
 
 def export_lora(run: Path, output: Path, weights: str = "ema", all_tokens_unsafe: str | None = None) -> dict[str, Any]:
@@ -35,15 +34,13 @@ def export_lora(run: Path, output: Path, weights: str = "ema", all_tokens_unsafe
     Args:
         run: folder of the run (its newest checkpoint is taken), one checkpoint, or a TEASR LoRA file to write again.
         weights: "ema" (averaged) or "raw" (the last step's) of a checkpoint; a LoRA file holds one set alone.
-        all_tokens_unsafe: None, or "transformer." or "diffusion_model.": the keys of an ordinary LoRA, which stock
-            loaders apply to every token. That is not what it was trained for. Such a file has no prompt embedding,
-            because diffusers refuses one that has it.
+        all_tokens_unsafe: the prefix of an ordinary LoRA, one of ALL_TOKENS_PREFIXES; None writes our own. Stock
+            loaders then apply the LoRA to every token, for which it was not trained. The file holds no prompt
+            embedding, because diffusers refuses a file that does.
 
-    Returns a summary: steps, rank, prefix, has_prompt and, where known, weights, samples, hours.
+    Returns a summary: steps, rank, prefix, has_prompt and, where known, weights, samples and hours.
     Raises InputError for paths that cannot be used, ModelFileError (LoraFileError) for files that cannot.
     """
-    if all_tokens_unsafe not in (None, *ALL_TOKENS_PREFIXES):
-        raise InputError(f"prefix '{all_tokens_unsafe}' is unknown: expected one of {ALL_TOKENS_PREFIXES}")
     source = newest_checkpoint(run)
     check_output(output, source)
     _, header = read_header(source)
@@ -54,20 +51,20 @@ def export_lora(run: Path, output: Path, weights: str = "ema", all_tokens_unsafe
         prediction=lora.prediction, rank=lora.rank, targets=lora.targets, base=lora.base,
         base_fingerprint=lora.base_fingerprint, step=lora.step, config=lora.config,
     )  # fmt: skip
-    written = parse_lora(source.name, tensors, metadata)  # what cannot be read is not written
+    written = parse_lora(source.name, tensors, metadata)  # a file that could not be read is not written
     write_output(output, tensors, metadata)
     about = {"steps": lora.step, "rank": lora.rank, "prefix": prefix, "has_prompt": written.prompt_embeds is not None}
     return {**lora.config.get(EXPORT_KEY, {}), **about}
 
 
 def holds_lora(source: Path) -> bool:
-    """Whether `export` writes a LoRA file from this: a distillation checkpoint or a LoRA file, not a whole model."""
+    """Whether `source` holds a LoRA (a checkpoint of a distillation, or a LoRA file) and no whole model."""
     infos, header = read_header(source)
     return STATE_KEY not in header or any(key.startswith(RAW_PREFIX) for key in infos)
 
 
 def without_folders(value: Any) -> Any:
-    """A config fit to be given away: of absolute paths only the last part stays."""
+    """A config that can be given away: of absolute paths only the last part is kept."""
     if isinstance(value, Mapping):
         return {key: without_folders(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -124,14 +121,14 @@ def _from_file(source: Path, header: Mapping[str, str]) -> LoraFile:
 
 
 def _check_complete(source: Path, tensors: Mapping[str, torch.Tensor], targets: list[str] | tuple[str, ...]) -> None:
-    """Every target of every block up to the highest, and nothing else."""
+    """Raise LoraFileError unless there is every target of every block up to the highest, and nothing else."""
     found = {key.rsplit(".lora_", 1)[0] for key in tensors}
     blocks = [path.split(".")[1] for path in found if path.startswith("transformer_blocks.")]
     num_layers = 1 + max((int(block) for block in blocks if block.isdigit()), default=-1)
-    wanted = set(target_paths(num_layers, targets))
-    missing, unknown = sorted(wanted - found), sorted(found - wanted)
+    expected = set(target_paths(num_layers, targets))
+    missing, unknown = sorted(expected - found), sorted(found - expected)
     if missing or unknown:
         raise LoraFileError(
-            f"{source.name}: {len(missing)} of {len(wanted)} layers missing {missing[:2]}, {len(unknown)} unknown "
+            f"{source.name}: {len(missing)} of {len(expected)} layers missing {missing[:2]}, {len(unknown)} unknown "
             f"{unknown[:2]}: expected the targets {list(targets)} of {num_layers} blocks, take another checkpoint"
         )

@@ -1,4 +1,4 @@
-"""Where `export` may write: never over what it reads, over another file only when asked to."""
+"""Where `export` may write: never over the file that it reads, over another file only with --overwrite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from teasr_core.whole_file import cause_of, nearest_existing
 
 
 def check_output(output: Path, source: Path, use_overwrite: bool = True) -> None:
-    """InputError for a name that is no .safetensors, the file to read itself, a taken name and a folder in a file."""
+    """Raise InputError for an output that is not .safetensors, is the source, exists already or lies inside a file."""
     if output.suffix != ".safetensors":
         raise InputError(f"{output} must end in .safetensors")
     if output.resolve() == source.resolve():
@@ -27,7 +27,7 @@ def check_output(output: Path, source: Path, use_overwrite: bool = True) -> None
 
 
 def write_output(output: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """As `write_atomically`; InputError where the place cannot be written, as on a full disk."""
+    """Write the file, whole or not at all. Raises InputError where that fails, for example on a full disk."""
     try:
         write_atomically(output, tensors, metadata)
     except (OSError, SafetensorError) as error:

@@ -19,6 +19,7 @@ from teasr_core.weight_files.builtin_file import BuiltinFile
 
 from ..config.distill import DistillConfig
 from ..memory.apply import PreparedMemory
+from ..memory.costs import Problem
 from ..memory.planner import MemoryPlan, plan
 
 FLOAT32_BUDGET = "the budget reckons with bf16, these weights are float32"
@@ -38,12 +39,9 @@ class TrainingBase:
 
 
 def memory_plan(config: DistillConfig, architecture: QwenArchitecture, prompt_tokens: int) -> MemoryPlan:
-    """The plan of `[memory]` for this base. InputError when nothing fits; ConfigError for what cannot go together."""
-    found = plan(
-        architecture, config.train.crop_px, config.adapter.rank, config.train.batch_size, config.memory.budget_gb,
-        config.train.layout, optimiser_name(config), config.loss.perceptual, config.memory, prompt_tokens,
-        config.run.autocast,
-    )  # fmt: skip
+    """The plan of `[memory]` for this base. Raises InputError when nothing fits, ConfigError for a contradiction."""
+    problem = memory_problem(config, architecture, prompt_tokens)
+    found = plan(problem, config.memory.budget_gb, optimiser_name(config), config.memory)
     held_back = [group.replace("_", " ") for group, one in found.groups.items() if not one.is_plain]
     if held_back and config.adapter.trainable == "all":
         raise ConfigError(
@@ -56,6 +54,15 @@ def memory_plan(config: DistillConfig, architecture: QwenArchitecture, prompt_to
             "compiled blocks would not see the weights change, set run.compile to false"
         )
     return found
+
+
+def memory_problem(config: DistillConfig, architecture: QwenArchitecture, prompt_tokens: int) -> Problem:
+    """What a step of this config trains, in the terms of the planner."""
+    train = config.train
+    return Problem(
+        architecture, train.crop_px, config.adapter.rank, train.batch_size, train.layout, config.loss.perceptual,
+        prompt_tokens, config.run.autocast,
+    )  # fmt: skip
 
 
 def optimiser_name(config: DistillConfig) -> str:

@@ -1,11 +1,11 @@
-"""Carry a memory plan out on a transformer: quantise, place, checkpoint, and give the trainer its step context."""
+"""Apply a memory plan to a transformer: quantise and place its weights, set checkpointing, provide the step context."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,16 +13,14 @@ from torch import nn
 from .checkpointing import apply_checkpointing
 from .groups import BLOCK_GROUPS, GroupPlan, linears_of
 from .modulation_sweep import ModulationSweep
+from .planner import MemoryPlan
 from .quantised_linear import FrozenLinear, replace_linears
 from .streaming import BlockStreamer
-
-if TYPE_CHECKING:
-    from .planner import MemoryPlan
 
 
 @dataclass(frozen=True)
 class PreparedMemory:
-    """A transformer that is held as planned. `streamers`: of the groups that live on the host."""
+    """A transformer to which a plan was applied. streamers: of the groups whose weights stay on the host."""
 
     transformer: Any
     groups: Mapping[str, GroupPlan]
@@ -34,10 +32,10 @@ class PreparedMemory:
         dtype: torch.dtype | None = None,
         forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> AbstractContextManager[object]:
-        """Context of one step, from before its first forward to after its last backward.
+        """A context that must span one step, from before its first forward to after its last backward.
 
-        times: the doubled time vectors (2B,) of every forward of the step; see `ModulationSweep`. Without swept
-        modulation it does nothing. Forwards outside of a step, such as previews, stream the modulation.
+        times: the doubled time vectors (2B,) of every forward of the step (see `ModulationSweep`). Without swept
+        modulation the context does nothing. Forwards outside of a step, such as previews, stream the modulation.
         """
         if self.groups["modulation"].placement != "swept":
             return nullcontext()
@@ -47,8 +45,8 @@ class PreparedMemory:
 def prepare(transformer: Any, plan: MemoryPlan, device: torch.device) -> PreparedMemory:
     """Freeze the transformer and hold it on `device` as planned.
 
-    The transformer is loaded, on the CPU or on the device; or it was built on the meta device, its Linears replaced
-    by `replace_linears` and every weight stored since. Call it once, before the LoRA is attached.
+    The weights are on the CPU or on the device. A transformer that was built on the meta device must have had its
+    Linears replaced by `replace_linears` and every weight stored. Call this once, before the LoRA is attached.
     """
     groups = {group: plan.groups.get(group, GroupPlan()) for group in BLOCK_GROUPS}
     transformer.requires_grad_(False)

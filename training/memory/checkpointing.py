@@ -1,8 +1,8 @@
 """Activation checkpointing of the transformer: none, every k-th block, all, or all with their inputs on the host.
 
-Through diffusers' own hook: the blocks are called as ever, under `torch.utils.checkpoint`. A checkpointed block runs
-again in the backward, so whatever changes its forward must still be in place then: the LoRA's overrides and the
-modulation sweep stay open until the last backward of a step. Gradients are the same bit for bit.
+It uses diffusers' own hook, which calls the blocks through `torch.utils.checkpoint`. A checkpointed block runs again in
+the backward, and whatever changes its forward must still be active then: the LoRA's overrides and the modulation sweep
+stay open until the last backward of a step. Gradients are the same bit for bit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Checkpointing:
 
     @classmethod
     def parse(cls, text: str) -> Checkpointing:
-        """From "none", "every K", "all" or "offload". ConfigError, naming the key, for anything else."""
+        """Read "none", "every K", "all" or "offload". Raises ConfigError, with the key's name, for anything else."""
         words = text.split()
         if len(words) == 2 and words[0] == "every" and words[1].isdigit() and int(words[1]) >= 1:
             return cls("every", int(words[1]))
@@ -51,7 +51,7 @@ class Checkpointing:
 
 
 def apply_checkpointing(transformer: Any, checkpointing: Checkpointing) -> None:
-    """Set how the transformer's blocks keep their activations, until it is set anew."""
+    """Set how the transformer's blocks keep their activations, until the next call."""
     if checkpointing.mode == "none":
         transformer.disable_gradient_checkpointing()
         return
@@ -61,17 +61,17 @@ def apply_checkpointing(transformer: Any, checkpointing: Checkpointing) -> None:
         if not checkpointing.covers(index_of[id(block)]):
             return block(*args)
         with _block_inputs_on_host() if checkpointing.mode == "offload" else nullcontext():
-            # no dropout anywhere, so there is no random state to keep
+            # there is no dropout, and so no random state to keep
             return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
 
     transformer.enable_gradient_checkpointing(call_block)
 
 
 def _block_inputs_on_host() -> saved_tensors_hooks:
-    """Token tensors (B, N, D) that a checkpoint saves go to the host; what it saves besides is small and stays.
+    """Move the token tensors (B, N, D) that a checkpoint saves to the host; the other, small ones stay.
 
-    Around `checkpoint` these hooks see the block's inputs alone. Copies run on the current stream, in order with the
-    block before and the recompute after, so pinned memory needs no synchronisation.
+    Around `checkpoint` these hooks see only the inputs of the block. Copies run on the current stream, in order with
+    the block before and the recomputation after, so that pinned memory needs no synchronisation.
     """
 
     def to_host(tensor: torch.Tensor) -> tuple[torch.device, torch.Tensor] | torch.Tensor:

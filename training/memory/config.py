@@ -14,12 +14,15 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """What the planner may not choose freely; "auto" leaves it to `planner.plan`."""
+    """What the user fixes of the memory plan; "auto" leaves the choice to `planner.plan`.
+
+    fp8 and nf4 are the formats of `quantise`, not those of `upscale --dtype`.
+    """
 
     vram_gb: float = 0.0  # GiB the plan must fit in; 0 = what is free on the GPU, without a GPU no limit
     image_stream: str = AUTO  # precision (bf16, fp8, nf4) and placement (resident, streamed), e.g. "fp8 resident"
     text_stream: str = AUTO
-    modulation: str = AUTO  # its placement may be "swept" too
+    modulation: str = AUTO  # its placement may also be "swept"
     checkpointing: str = AUTO  # none | every K | all | offload
 
     @property
@@ -28,7 +31,7 @@ class MemoryConfig:
 
     @property
     def groups(self) -> dict[str, GroupPlan]:
-        """The groups that are fixed. ConfigError for a value that says nothing."""
+        """The groups that are fixed. Raises ConfigError for a value that is no plan."""
         values = {group: getattr(self, group) for group in BLOCK_GROUPS}
         return {group: GroupPlan.parse(text, group) for group, text in values.items() if text != AUTO}
 
@@ -37,14 +40,17 @@ class MemoryConfig:
         return None if self.checkpointing == AUTO else Checkpointing.parse(self.checkpointing)
 
     def check(self) -> None:
-        """ConfigError for a value that is out of range or says nothing."""
+        """Raise ConfigError for a value that is out of range or no plan."""
         if self.vram_gb < 0:
             raise ConfigError(f"memory.vram_gb is {self.vram_gb:g}: expected GiB, or 0 for what the GPU has free")
         _ = self.groups, self.fixed_checkpointing
 
 
 def vram_gb_of(text: str) -> float:
-    """`MemoryConfig.vram_gb` for the flag `--vram`: GiB, or "auto" for what the GPU has free. InputError else."""
+    """The value of `MemoryConfig.vram_gb` for the flag `--vram`: GiB, or "auto" for what the GPU has free.
+
+    Raises InputError for anything else.
+    """
     if text == AUTO:
         return 0.0
     try:

@@ -1,8 +1,9 @@
-"""Bytes of each piece of a distillation step, from shapes. Arithmetic; the tests hold it against counted bytes.
+"""Bytes of each part of a distillation step, computed from shapes; tests compare them with counted bytes.
 
 Tokens: N of one branch, S = 2N image tokens, T of the prompt. A "unit" is one image-token tensor (B, S, D) in bf16.
-Compute is bf16, attention is fused (it keeps its inputs, its output and one number a row). Autocast on CUDA runs layer
-norm in float32: its input and result are kept and worked on at twice the width, whatever the adapter's dtype.
+The computation is in bf16 and attention is fused (it keeps its inputs, its output and one number for each row).
+Autocast on CUDA runs layer norm in float32, where its input and result take twice the memory, whatever the adapter's
+dtype.
 """
 
 from __future__ import annotations
@@ -69,14 +70,14 @@ OPTIMISERS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """What is trained on what."""
+    """What a step trains, and on what: all that its memory depends on."""
 
     architecture: QwenArchitecture
-    resolution_px: int
+    resolution_px: int  # side of the training crop
     rank: int
-    batch: int
-    layout: str  # sequential | rotate | batched
-    perceptual: str
+    batch: int = 1
+    layout: str = "sequential"  # of the step: sequential | rotate | batched
+    perceptual: str = "lpips-alex"
     prompt_tokens: int = 16
     use_autocast: bool = True  # run.autocast
 
@@ -92,7 +93,7 @@ class Problem:
 
     @property
     def graph_rows(self) -> int:
-        """Samples whose activations are held at the same time, and the rows of the longest backward."""
+        """The samples whose activations are held at the same time, which are also the rows of the longest backward."""
         return self.batch * (4 if self.layout == "batched" else 1)
 
 
@@ -139,7 +140,7 @@ def sweep_bytes(problem: Problem, plan: GroupPlan) -> tuple[int, int]:
 
 
 def scratch_bytes(architecture: QwenArchitecture, plans: dict[str, GroupPlan]) -> int:
-    """The largest weight while it is unpacked: in bf16, and for NF4 its codes as integers besides."""
+    """The largest weight while it is unpacked: in bf16, and for NF4 also its codes as integers."""
     D = architecture.width
     per_weight = {"bf16": 0, "fp8": COMPUTE_BYTES, "nf4": 2 * COMPUTE_BYTES}
     sizes = [
@@ -161,7 +162,7 @@ def unit_bytes(problem: Problem, rows: int) -> int:
 
 
 def block_input_bytes(problem: Problem, rows: int) -> int:
-    """What a checkpointed block keeps: its image and text tokens."""
+    """What a checkpointed block keeps, its image and text tokens."""
     tokens = problem.image_tokens + problem.prompt_tokens
     return rows * tokens * problem.architecture.width * COMPUTE_BYTES
 
@@ -202,7 +203,7 @@ def lora_copy_bytes(problem: Problem, lora_weight: float) -> int:
 
 
 def backward_bytes(problem: Problem, checkpointing: Checkpointing, lora_weight: float) -> int:
-    """The most that is alive besides the held activations in a backward, one block's recompute included."""
+    """The peak of a backward in addition to the held activations, with the recomputation of one block."""
     rows = problem.batch * (3 if problem.layout == "batched" else 1)
     if checkpointing.mode == "none":
         return int(KEPT_UNITS * unit_bytes(problem, rows))
@@ -211,7 +212,7 @@ def backward_bytes(problem: Problem, checkpointing: Checkpointing, lora_weight: 
 
 
 def score_bytes(problem: Problem, lora_weight: float) -> int:
-    """The most that is alive in a forward without gradient.
+    """The peak of a forward without gradient.
 
     The two of Delta run one after the other on top of the one-step graph: B rows, and all of a float32 LoRA's copies.
     """
@@ -220,7 +221,7 @@ def score_bytes(problem: Problem, lora_weight: float) -> int:
 
 
 def working_bytes(problem: Problem, checkpointing: Checkpointing, lora_weight: float) -> int:
-    """The most that is alive besides the held activations while the transformer runs forward or backward."""
+    """The peak in addition to the held activations while the transformer runs forward or backward."""
     return max(backward_bytes(problem, checkpointing, lora_weight), score_bytes(problem, lora_weight))
 
 

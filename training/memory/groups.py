@@ -1,10 +1,10 @@
 """Which part of the transformer a weight belongs to, and how a plan treats each (docs/decisions.md#memory-by-group).
 
-    image_stream   attention and MLP of the image tokens: all the work of a forward
+    image_stream   attention and MLP of the image tokens: nearly all the work of a forward
     text_stream    the same for the few prompt tokens
-    modulation     img_mod and txt_mod, which see one or two vectors a forward
-    rest           embeddings, output layers: small, always as loaded and resident
-In the 20B the first three are a third each, 6.8 B.
+    modulation     img_mod and txt_mod, which process one or two vectors in each forward
+    rest           embeddings and output layers: small, kept as loaded and on the device
+In Qwen-Image (20 B) the first three have a third of the weights each, 6.8 B.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _REST = ("img_in", "txt_in", "txt_norm", "time_text_embed", "norm_out", "proj_ou
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """How one group is held.
+    """How the weights of one group are held.
 
-    precision: "bf16" keeps the weight as it was loaded, "fp8" and "nf4" quantise it (`quantise`).
+    precision: "bf16" keeps the weight as it was loaded, "fp8" and "nf4" quantise it (see `quantise`).
     placement: "resident" on the device; "streamed" from the host block by block; "swept", modulation alone: on the
     device for the sweep before each step (`modulation_sweep`), streamed in forwards outside of a step.
     """
@@ -65,12 +65,12 @@ class GroupPlan:
 
     @property
     def is_plain(self) -> bool:
-        """The layers stay what they are."""
+        """Whether the layers stay as they were loaded."""
         return self == GroupPlan()
 
     @classmethod
     def parse(cls, text: str, group: str) -> GroupPlan:
-        """From a config value such as "fp8 streamed". ConfigError, naming the key, for anything else."""
+        """Read a config value such as "fp8 streamed". Raises ConfigError, with the key's name, for anything else."""
         words = text.split()
         if len(words) != 2 or words[0] not in PRECISIONS or words[1] not in PLACEMENTS:
             raise ConfigError(
@@ -83,7 +83,7 @@ class GroupPlan:
 
 
 def group_of(path: str) -> str:
-    """Group of a parameter or module path, e.g. `transformer_blocks.7.attn.to_q.weight` -> `image_stream`.
+    """The group of a parameter or module path, e.g. `transformer_blocks.7.attn.to_q.weight` -> `image_stream`.
 
     Raises ValueError for a path that is not of a Qwen-Image transformer: a new layer must be given a group here.
     """
@@ -98,7 +98,7 @@ def group_of(path: str) -> str:
 
 
 def linears_of(transformer: nn.Module, group: str, kind: type[nn.Module]) -> Iterator[list[tuple[str, nn.Module]]]:
-    """Per block, the (path, module) pairs of `kind` that belong to a block group, in module order."""
+    """For each block the (path, module) pairs of `kind` that belong to the group, in module order."""
     blocks = transformer.get_submodule("transformer_blocks")
     for index, block in blocks.named_children():
         paths = [(f"{_BLOCKS}{index}.{name}", module) for name, module in block.named_modules() if name]

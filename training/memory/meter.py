@@ -1,8 +1,8 @@
-"""Peak bytes of tensors by named phase: the accelerator's own counter, or the CPU allocator's events.
+"""Peak bytes of tensors in each named phase, by the accelerator's counter or by the events of the CPU allocator.
 
-On the CPU the events come from torch.profiler's trace (profile_memory), the one public place that has them: every
-block that is handed out or taken back, with its address. Views count once, temporaries within an operation count.
-Not counted anywhere: workspaces that libraries keep for themselves, and what the allocator holds in reserve.
+On the CPU the events come from the trace of torch.profiler (profile_memory), the only public source of them: every
+block that is allocated or freed, with its address. Views are not counted twice, temporaries within an operation are
+counted. Workspaces that libraries keep for themselves and the reserve of the allocator are never counted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-Phase = Callable[[str], AbstractContextManager[object]]  # phase("flow") is entered around that part of the work
-OUTSIDE = "other"  # what runs in no phase
+Phase = Callable[[str], AbstractContextManager[object]]  # phase("flow") is a context around that part of the work
+OUTSIDE = "other"  # the name of all that runs outside of the phases
 
 _MARK = "phase: "
 _MEMORY = "[memory]"
@@ -32,11 +32,11 @@ def no_phase(_name: str) -> AbstractContextManager[object]:
 
 
 @dataclass(frozen=True)
-class MemoryFigures:
-    """Bytes on top of those alive at the start. phases: the most that was alive in each; the innermost counts.
+class MemoryReport:
+    """Bytes in addition to those at the start. phases: the peak in each; of nested phases the innermost counts.
 
-    end: what is alive at the end, negative when more was freed than made (on the CPU, blocks that were there before the
-    start are not known, so that freeing them does not count).
+    end: the bytes at the end, negative when more was freed than allocated. On the CPU, freeing a block that was there
+    before the start does not count, because its size is not known.
     """
 
     phases: dict[str, int]
@@ -47,19 +47,19 @@ class MemoryFigures:
         return max(self.phases.values(), default=0)
 
 
-def measure_memory(work: Callable[[Phase], object], device: torch.device) -> MemoryFigures:
-    """Run `work` once and say what it took on the device: CUDA (ROCm) or the CPU. Phases may nest and repeat."""
+def measure_memory(work: Callable[[Phase], object], device: torch.device) -> MemoryReport:
+    """Run `work` once and measure the memory it takes on the device, CUDA (ROCm) or CPU. Phases may nest and repeat."""
     return _on_cpu(work) if device.type == "cpu" else _on_accelerator(work, device)
 
 
-def _on_accelerator(work: Callable[[Phase], object], device: torch.device) -> MemoryFigures:
+def _on_accelerator(work: Callable[[Phase], object], device: torch.device) -> MemoryReport:
     torch.accelerator.synchronize(device)
     start = torch.accelerator.memory_allocated(device)
     phases: dict[str, int] = {}
     open_phases = [OUTSIDE]
 
     def close_stretch() -> None:
-        """Credit the peak since the last call to the innermost phase that was open."""
+        """Count the peak since the last call for the innermost open phase."""
         name = open_phases[-1]
         phases[name] = max(phases.get(name, 0), torch.accelerator.max_memory_allocated(device) - start)
         torch.accelerator.reset_peak_memory_stats(device)
@@ -77,14 +77,14 @@ def _on_accelerator(work: Callable[[Phase], object], device: torch.device) -> Me
     torch.accelerator.reset_peak_memory_stats(device)
     work(phase)
     close_stretch()
-    return MemoryFigures(phases, torch.accelerator.memory_allocated(device) - start)
+    return MemoryReport(phases, torch.accelerator.memory_allocated(device) - start)
 
 
-def _on_cpu(work: Callable[[Phase], object]) -> MemoryFigures:
-    # `acc_events` would build a Python object of every operation, which takes ten times the run itself.
+def _on_cpu(work: Callable[[Phase], object]) -> MemoryReport:
+    # `acc_events` would build a Python object for every operation, which takes ten times as long as the run itself.
     profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that it keeps the events of one cycle: there is but one
+        warnings.simplefilter("ignore")  # that the events of only one cycle are kept: there is only one
         profiler.start()
     try:
         work(lambda name: record_function(_MARK + name))
@@ -94,10 +94,10 @@ def _on_cpu(work: Callable[[Phase], object]) -> MemoryFigures:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_bytes())["traceEvents"]
-    return _figures(events)
+    return _report(events)
 
 
-def _figures(events: list[dict[str, Any]]) -> MemoryFigures:
+def _report(events: list[dict[str, Any]]) -> MemoryReport:
     """Walk phase borders and memory events in the order of time."""
     points: list[tuple[float, int, str, dict[str, Any]]] = []
     for event in events:
@@ -117,11 +117,11 @@ def _figures(events: list[dict[str, Any]]) -> MemoryFigures:
         elif kind == "close":
             open_phases.pop()
         else:
-            # By address: a block of an earlier trace that was freed in between would be taken back a second time.
+            # By address, because a block that was freed before the trace began may be reported as freed once more.
             size, address = int(values["Bytes"]), int(values["Addr"])
             total -= alive.pop(address, 0)
             if size > 0:
                 alive[address] = size
                 total += size
         phases[open_phases[-1]] = max(phases.get(open_phases[-1], 0), total)
-    return MemoryFigures(phases, total)
+    return MemoryReport(phases, total)

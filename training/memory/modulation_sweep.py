@@ -1,13 +1,13 @@
 """All modulation of a step, computed before it starts, so that a third of the weights can stay off the device.
 
-img_mod and txt_mod see nothing but the time embedding, and every time of a step is drawn up front. Entering the sweep
-visits each block once and keeps W silu(temb) + b for every pair of times; until it is left, the frozen Linears return
-those rows. A LoRA on img_mod.1 acts around the Linear on silu(temb) as ever, so its gradient is the ordinary one.
-Exact: the rows come from the same products as without the sweep.
+img_mod and txt_mod depend on the time embedding alone, and all times of a step are drawn before it starts. On entry,
+the sweep loads each block once and stores W silu(temb) + b for every pair of times; until it ends, the frozen Linears
+return these rows. A LoRA on img_mod.1 acts on silu(temb) around the Linear as usual, and its gradient is the usual one.
+The rows are exact, since they come from the same products as without the sweep.
 
-Which pair a block is at is read off the address of the time embedding it is given: `time_text_embed` hands out the
-sweep's own tensors, and checkpointing recomputes a block with the tensor it was first called with, whatever forwards
-ran in between. Hence those tensors must not be copied on the way (`checkpointing` offloads block inputs alone).
+A block finds its rows by the memory address of the time embedding that it receives: `time_text_embed` returns the
+tensors of the sweep, and checkpointing recomputes a block with the tensor of the first call, whatever forwards ran in
+between. Therefore these tensors must not be copied on the way (`checkpointing` offloads the token tensors only).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Times = tuple[float, ...]
 
 
 class ModulationSweep(AbstractContextManager["ModulationSweep"]):
-    """Context of one step in which the modulation weights are not used.
+    """The context of one step, in which the modulation weights are not used.
 
     Args:
         transformer: its img_mod.1 and txt_mod.1 are FrozenLinear (`replace_linears`).
-        times: the doubled time vectors (2B,) float32 of `dtc.dual_times` that the step will ask for; repeats are fine.
+        times: the doubled time vectors (2B,) float32 of `dual_times` that the step will use; repeats are allowed.
         dtype: of the hidden states; the transformer's own by default, the autocast dtype under autocast.
-        forward_context: entered around the sweep's products, e.g. the autocast of the step's forwards.
+        forward_context: a context around the products of the sweep, such as the autocast of the step's forwards.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ModulationSweep(AbstractContextManager["ModulationSweep"]):
 
     @property
     def num_bytes(self) -> int:
-        """Device memory of the rows that stay for the step."""
+        """The device memory of the rows, which are kept for the step."""
         rows = [row for of_module in self._rows.values() for row in of_module.values()]
         return sum(row.numel() * row.element_size() for row in rows)
 

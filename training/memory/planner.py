@@ -1,7 +1,7 @@
 """Which plan fits a card: `plan` tries a table of plans, the fastest first, and takes the first that fits.
 
-Arithmetic from shapes (`costs`), before anything is loaded. What it cannot know is an allowance: the CUDA context,
-workspaces of cuBLAS and cuDNN, and the allocator's fragmentation.
+The memory is computed from shapes (`costs`) before anything is loaded. For what shapes do not tell there is an
+allowance: the CUDA context, workspaces of cuBLAS and cuDNN, and the fragmentation of the allocator.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from teasr_core.errors import ConfigError, InputError
-from teasr_core.model.architecture import QwenArchitecture
 
 from . import costs
 from .checkpointing import Checkpointing
@@ -27,7 +26,7 @@ FRAGMENTATION = 0.04  # allowance, share of everything else
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the budget, in bytes. `is_peak`: of these, only the largest is alive at a time."""
+    """One row of the budget, in bytes. is_peak: of all rows with it, only the largest counts."""
 
     name: str
     how: str
@@ -38,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How everything is held, and what that takes. `apply.prepare` carries out groups and checkpointing.
+    """How everything is held and how much memory that takes. `apply.prepare` applies groups and checkpointing.
 
     optimiser: a key of `costs.OPTIMISERS`; decode_dtype: "fp32" or "bf16", the VAE's.
     """
@@ -51,7 +50,7 @@ class MemoryPlan:
 
     @property
     def device_gib(self) -> float:
-        """Peak on the device."""
+        """The peak on the device."""
         together = sum(line.device for line in self.lines if not line.is_peak)
         return (together + max((line.device for line in self.lines if line.is_peak), default=0)) / GIB
 
@@ -66,7 +65,7 @@ class MemoryPlan:
         )
 
     def format_table(self) -> str:
-        """The budget as text, one line a part, for the log before anything is loaded."""
+        """The budget as text with one line for each part, for the log before anything is loaded."""
         rows = [("", "", "GPU GiB", "host GiB")]
         for line in self.lines:
             host = f"{line.host / GIB:.2f}" if line.host else ""
@@ -90,46 +89,34 @@ LADDER: tuple[tuple[tuple[GroupPlan, GroupPlan, GroupPlan], str, str], ...] = (
     ((_FP8, _STREAMED, _SWEPT), "adamw-cpu bf16", "bf16"),  # 16 GB
     ((GroupPlan("nf4"), _STREAMED, _SWEPT), "adamw-cpu bf16", "bf16"),
 )
-# Within a rung: from no recompute to the least memory
+# Within one row: from no recomputation to the least memory
 CHECKPOINTINGS = tuple(
     Checkpointing(mode, every) for mode, every in (("none", 1), ("every", 3), ("every", 2), ("all", 1), ("offload", 1))
 )
 
 
 def plan(
-    architecture: QwenArchitecture,
-    resolution_px: int,
-    rank: int,
-    batch: int,
-    budget_gb: float | str = AUTO,
-    layout: str = "sequential",
-    optimiser: str = AUTO,
-    perceptual: str = "lpips-alex",
-    config: MemoryConfig | None = None,
-    prompt_tokens: int = 16,
-    use_autocast: bool = True,
+    problem: Problem, budget_gb: float | str = AUTO, optimiser: str = AUTO, config: MemoryConfig | None = None
 ) -> MemoryPlan:
-    """The fastest plan that fits in `budget_gb`.
+    """Choose the fastest plan that fits in `budget_gb`.
 
     Args:
-        resolution_px: side of the training crop.
         budget_gb: GiB, or "auto": what is free on the current CUDA device; without one there is no limit.
-        layout: of the step (`objective.LAYOUTS`). optimiser: a key of `costs.OPTIMISERS`, or "auto".
-        config: what the user has fixed. use_autocast: as the presets train.
+        optimiser: a key of `costs.OPTIMISERS`, or "auto".
+        config: what the user has fixed.
 
-    Raises InputError, naming the smallest plan and what it takes, when nothing fits; ConfigError for an unknown name.
+    Raises InputError, which names the smallest plan and its memory, when nothing fits; ConfigError for an unknown name.
     """
     config = config or MemoryConfig()
     config.check()
     if optimiser not in (AUTO, *OPTIMISERS):
         raise ConfigError(f"optimiser is '{optimiser}': expected auto, {', '.join(OPTIMISERS)}")
-    if perceptual not in costs.LPIPS_PEAK:
-        raise ConfigError(f"perceptual is '{perceptual}': expected {', '.join(costs.LPIPS_PEAK)}")
-    if layout == "batched" and "swept" in config.modulation:
+    if problem.perceptual not in costs.LPIPS_PEAK:
+        raise ConfigError(f"perceptual is '{problem.perceptual}': expected {', '.join(costs.LPIPS_PEAK)}")
+    if problem.layout == "batched" and "swept" in config.modulation:
         raise ConfigError("memory.modulation is swept: the batched layout has no sweep, use sequential, or streamed")
-    problem = Problem(architecture, resolution_px, rank, batch, layout, perceptual, prompt_tokens, use_autocast)
     budget = _budget_gib(budget_gb)
-    candidates = [budgeted(candidate, problem) for candidate in _candidates(config, layout, optimiser)]
+    candidates = [budgeted(candidate, problem) for candidate in _candidates(config, problem.layout, optimiser)]
     for candidate in candidates:
         if candidate.device_gib <= budget:
             return candidate
@@ -137,7 +124,7 @@ def plan(
 
 
 def budgeted(candidate: MemoryPlan, problem: Problem) -> MemoryPlan:
-    """The plan with its budget lines."""
+    """The same plan with the lines of its budget."""
     architecture, groups = problem.architecture, dict(candidate.groups)
     lines = []
     for group, group_plan in {**groups, "rest": GroupPlan()}.items():
@@ -165,7 +152,7 @@ def budgeted(candidate: MemoryPlan, problem: Problem) -> MemoryPlan:
 
 
 def _candidates(config: MemoryConfig, layout: str, optimiser: str) -> Iterator[MemoryPlan]:
-    """The ladder with what is fixed put in, each plan once. The batched layout streams instead of sweeping."""
+    """Each plan of LADDER once, with the fixed parts of `config`. The batched layout streams instead of sweeping."""
     seen = []
     for plans, rung_optimiser, decode_dtype in LADDER:
         for checkpointing in [config.fixed_checkpointing] if config.fixed_checkpointing else CHECKPOINTINGS:

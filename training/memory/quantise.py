@@ -1,7 +1,10 @@
-"""Packed forms of a frozen weight (out, in): as it is, block-scaled fp8, NF4. Plain torch, any device.
+"""Packed forms of a frozen weight (out, in): as it is, block-scaled fp8, NF4. Plain torch, on any device.
 
-fp8: float8_e4m3fn in tiles of 128 x 128 with a scale each. The scales are powers of two, so that unpacking is exact in
-every dtype and a weight means the same in bf16 and in float64.
+They are the trainer's own, because they must be streamed from the host and unpacked alike in every dtype. The fp8 and
+nf4 of `upscale --dtype` are those of diffusers and bitsandbytes, which give slightly different weights.
+
+fp8: float8_e4m3fn in tiles of 128 x 128 with a scale each. The scales are powers of two, so that
+unpacking is exact in every dtype and a weight is the same number in bf16 and in float64.
 NF4: sixteen levels, the quantiles of a normal distribution, blocks of 64 with their largest magnitude in bf16; unpacked
 in bf16. Source of the levels: Dettmers et al. 2023, "QLoRA", appendix E.
 """

@@ -1,7 +1,7 @@
-"""A frozen Linear whose weight is quantised, and perhaps not on the device: what the trainer puts in place of a Linear.
+"""A frozen Linear whose weight is quantised and may be off the device; the trainer replaces Linears by it.
 
-The weight never trains, so the gradient of the input is all a backward needs: grad_out @ W. The weight is unpacked for
-the forward, dropped, and unpacked again for the backward; autograd keeps neither it nor the input.
+The weight is not trained, so that the backward only computes the gradient of the input, grad_out @ W. The weight is
+unpacked for the forward, freed, and unpacked again for the backward; autograd keeps neither the weight nor the input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .quantise import Packed, pack, unpack
 
 
 class WeightSource(Protocol):
-    """Brings a layer's packed weight to the device when it is asked for (`streaming.BlockStreamer`)."""
+    """Brings the packed weight of a layer to the device at every use (`streaming.BlockStreamer`)."""
 
     def packed(self, layer: FrozenLinear) -> Packed: ...
 
@@ -28,13 +28,13 @@ class WeightSource(Protocol):
 class FrozenLinear(nn.Module):
     """x -> x W^T + b with a frozen, packed W. The bias stays an ordinary parameter under the same key.
 
-    The packed weight is neither parameter nor buffer: `.to(...)` must not pull a streamed weight onto the device, cast
-    fp8 codes to bf16, or make `dtype` of the model fp8. `move` moves it.
+    The packed weight is neither a parameter nor a buffer, since `.to(...)` must not move a streamed weight to the
+    device, cast fp8 codes to bf16 or make fp8 the `dtype` of the model. `move` moves it.
 
     Attributes:
-        stored: the packed weight, where its owner put it; None until `store` (a model built on the meta device).
-        source: set for weights that live on the host; asked for the packed weight at every use.
-        rows: set for the length of one call by the modulation sweep: the result, in place of x W^T + b.
+        stored: the packed weight; None until `store` for a model that was built on the meta device.
+        source: for weights on the host, the object that provides the packed weight at every use.
+        rows: the result in place of x W^T + b; the modulation sweep sets it for the length of one call.
     """
 
     def __init__(self, in_features: int, out_features: int, precision: str, bias: nn.Parameter | None) -> None:
@@ -57,7 +57,7 @@ class FrozenLinear(nn.Module):
         return layer.train(linear.training)
 
     def store(self, weight: torch.Tensor) -> None:
-        """Pack a weight (out, in) on the device it is on: for loaders that read file by file."""
+        """Pack a weight (out, in) on its present device, for loaders that read one file after the other."""
         expected = (self.out_features, self.in_features)
         assert tuple(weight.shape) == expected, f"weight of shape {tuple(weight.shape)}, expected {expected}"
         self.stored = pack(weight, self.precision)
@@ -91,7 +91,7 @@ class FrozenLinear(nn.Module):
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """Saves no tensor at all: the layer knows where its weight is, also when that has left the device in between."""
+    """The product. It saves no tensor: the layer finds its weight again even if that has left the device meanwhile."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: FrozenLinear) -> torch.Tensor:
@@ -107,10 +107,10 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def replace_linears(transformer: nn.Module, groups: Mapping[str, GroupPlan]) -> int:
-    """Put a FrozenLinear at the path of every Linear whose group is quantised or leaves the device; how many.
+    """Replace every Linear whose group is quantised or leaves the device by a FrozenLinear. Returns how many.
 
-    Paths, `in_features` and `out_features` stay, so that LoRA targets are found as before. Groups as loaded and
-    resident stay untouched. On a model on the meta device the weights are to follow by `FrozenLinear.store`.
+    Paths, `in_features` and `out_features` stay, so that LoRA targets are found as before. Groups that stay as they
+    were loaded are not touched. For a model on the meta device `FrozenLinear.store` must provide the weights.
     """
     replaced = 0
     for path, module in list(transformer.named_modules()):

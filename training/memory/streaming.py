@@ -1,9 +1,9 @@
-"""Weights on the host that visit the device block by block, in a ring of two.
+"""Weights that stay on the host and are copied to the device block by block, into two alternating buffers.
 
-The layers pull: a FrozenLinear asks for its weight in its forward and again in its backward, and the streamer has the
-whole block there by then. So it follows any order by itself: forward, recompute and backward with checkpointing, a
-forward without gradient in between. While one block computes, the next in the direction of travel is copied on a side
-stream. The bits are those of the host: nothing is approximated.
+A FrozenLinear asks for its weight in its forward and again in its backward, and the streamer then copies the whole
+block unless it is there already. So any order works: forward, recomputation and backward with checkpointing, a forward
+without gradient in between. While one block computes, the next one in the present direction is copied on a side stream.
+The copies have the bits of the host.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _ALIGNMENT = 256  # bytes; every dtype's views start on it
 class BlockStreamer:
     """A `WeightSource` for one group: `blocks[i]` are the layers of block i.
 
-    Takes over the layers' packed weights: each block becomes one flat host buffer (pinned where the device is CUDA),
-    one copy a visit.
+    It takes over the packed weights of the layers. Each block becomes one flat buffer on the host (pinned where the
+    device is CUDA), which is copied at once.
     """
 
     def __init__(self, blocks: Sequence[Sequence[FrozenLinear]], device: torch.device) -> None:
@@ -49,7 +49,7 @@ class BlockStreamer:
         return sum(flat.numel() for flat in self._host)
 
     def packed(self, layer: FrozenLinear) -> Packed:
-        """The layer's packed weight on the device, valid until a layer of another block asks."""
+        """The packed weight of the layer on the device, valid until a layer of another block asks for its own."""
         block = self._block_of[layer]
         if block != self._current:
             self._arrive(block)
@@ -60,13 +60,13 @@ class BlockStreamer:
         )
 
     def release(self) -> None:
-        """Give the ring's device memory back; the next use allocates it anew."""
+        """Free the buffers on the device; the next use allocates them again."""
         if self._stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
         self._ring, self._ready, self._in_slot, self._current = [], [], [], None
 
     def _take(self, index: int, layers: Sequence[FrozenLinear]) -> torch.Tensor:
-        """Lay a block's packed tensors one behind the other in a flat host buffer; the layers get views of it."""
+        """Copy the packed tensors of a block into one flat host buffer, of which the layers then hold views."""
         sizes, total = [], 0
         for layer in layers:
             assert layer.stored is not None and layer.source is None, "store a weight before streaming it, once"
@@ -89,7 +89,7 @@ class BlockStreamer:
         return flat
 
     def _arrive(self, block: int) -> None:
-        """Make `block` the one that computes, and start copying the one that comes after it."""
+        """Make `block` the current one and start to copy the next."""
         if not self._ring:
             self._allocate()
         if block not in self._in_slot:
@@ -102,7 +102,7 @@ class BlockStreamer:
             self._copy(following, keep=block)
 
     def _following(self, block: int) -> int | None:
-        """The neighbour in the direction of travel; at both ends it turns."""
+        """The next block in the present direction, which turns at both ends."""
         last = len(self._host) - 1
         if last == 0:
             return None
@@ -111,7 +111,7 @@ class BlockStreamer:
         return block - 1 if self._current is not None and block < self._current else block + 1
 
     def _copy(self, block: int, keep: int | None) -> None:
-        """Copy a block into a slot that does not hold `keep`, after everything that was queued on the old content."""
+        """Copy a block into a slot that does not hold `keep`, after all work that was queued on the old content."""
         free = [slot for slot, held in enumerate(self._in_slot) if held is None]
         slot = free[0] if free else next(s for s, held in enumerate(self._in_slot) if held != keep or keep is None)
         self._in_slot[slot] = block

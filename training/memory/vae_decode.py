@@ -1,7 +1,7 @@
 """Decoding with a gradient through diffusers' `AutoencoderKLQwenImage`, one checkpoint per up-block.
 
-A single frame needs none of the decoder's caches between frames, so the decoder is called without them; nor is the
-result clamped, which would cut the gradient of the pixel loss (docs/decisions.md#unclamped-decode).
+A single frame needs none of the decoder's caches between frames, so that the decoder is called without them. The result
+is not clamped, which would cut off the gradient of the pixel loss (docs/decisions.md#unclamped-decode).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from teasr_core.model.branch_lora import forward_overrides
 def decode_checkpointed(vae: Any, z: torch.Tensor) -> torch.Tensor:
     """(B, 16, h, w) raw latents -> (B, 3, 8h, 8w), about [-1, 1], unclamped; in the VAE's dtype.
 
-    Where the pixels lie within [-1, 1] it equals `vae.decode` bit for bit. Memory in the backward: one up-block's
-    activations at a time; the blocks are run twice.
+    Where the pixels lie within [-1, 1] it equals `vae.decode` bit for bit. In the backward the activations
+    of one up-block are alive at a time, and every block runs twice.
     """
     decoder = vae.decoder
     overrides = [(block, _checkpointed(block)) for block in (decoder.mid_block, *decoder.up_blocks)]

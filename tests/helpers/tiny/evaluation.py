@@ -12,7 +12,7 @@ from teasr_core.image.target_size import TargetSize
 from training.evaluation.datasets import LIST, EvalDataset, EvalPicture
 from training.evaluation.metrics.registry import Metrics, own_metrics
 from training.evaluation.models import EvalSettings
-from training.evaluation.result_store import PictureStore
+from training.evaluation.result_store import ResultStore
 from training.evaluation.run import Evaluation, Method, baseline_methods, enlarge
 from training.evaluation.scores import ScoreFile
 
@@ -92,6 +92,6 @@ def evaluation(
         steps=steps,
         metrics=metrics or own_metrics(),
         scores=ScoreFile(folder / "scores.csv"),
-        pictures=PictureStore(folder / "pictures"),
+        pictures=ResultStore(folder / "pictures"),
         **{"kept_pictures": 1} | options,
     )

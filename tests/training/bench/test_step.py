@@ -51,7 +51,7 @@ def quiet(_line: str) -> None:
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """(JSON, what was printed) of one small run."""
-    path = tmp_path_factory.mktemp("bench") / "figures.json"
+    path = tmp_path_factory.mktemp("bench") / "report.json"
     flags = ["--layers", "2", "--heads", "2", "--width", "32", "--steps", "2", "--json", str(path)]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["bench", "train.crop_px=32", "adapter.rank=2", *PLAIN_FLOAT, *flags]) == 0
@@ -59,32 +59,32 @@ def command(tmp_path_factory):
 
 
 def test_the_json_has_every_phase(command):
-    figures, _ = command
+    report, _ = command
     phases = ["flow", "cons", "rectify forward", "decode", "rectify backward", "fake", "optimiser"]
-    assert [name for name in figures["full"]["phases"] if name != "other"] == phases
-    assert set(figures["plain"]["phases"]) == {"other", "flow", "optimiser"}
+    assert [name for name in report["full"]["phases"] if name != "other"] == phases
+    assert set(report["plain"]["phases"]) == {"other", "flow", "optimiser"}
     for kind in ("full", "plain"):
-        step = figures[kind]
+        step = report[kind]
         assert step["peak"] == max(step["phases"].values()) > step["held"] > 0
         assert step["seconds"] > 0 and step["flop"] > 0
-    assert (figures["full"]["forwards"], figures["plain"]["forwards"]) == (12, 2)
-    assert figures["image_tokens"] == 2 * 16 and figures["plan"]["checkpointing"] == "none"
-    assert set(figures["full"]["losses"]) == {"flow", "cons", "data", "lpips", "rectify", "adv"}
-    assert all(isinstance(value, float) for value in figures["full"]["losses"].values())  # finite
+    assert (report["full"]["forwards"], report["plain"]["forwards"]) == (12, 2)
+    assert report["image_tokens"] == 2 * 16 and report["plan"]["checkpointing"] == "none"
+    assert set(report["full"]["losses"]) == {"flow", "cons", "data", "lpips", "rectify", "adv"}
+    assert all(isinstance(value, float) for value in report["full"]["losses"].values())  # finite
 
 
 def test_what_is_held_is_the_weights_and_then_the_optimisers_state(command):
-    figures, _ = command
+    report, _ = command
     source = random_source(settings())
     weights = 4 * sum(int(torch.tensor(shape).prod()) for shape in source.shapes.values())
     model = loaded(settings()).model
     lora = 4 * sum(parameter.numel() for parameter in model.parameters.values())
     positions = model.memory.transformer.pos_embed
     rotary = sum(table.numel() * table.element_size() for table in (positions.pos_freqs, positions.neg_freqs))
-    held = figures["load"]["held"]
+    held = report["load"]["held"]
     assert weights + lora + rotary <= held <= weights + lora + rotary + 4096  # the prompt besides
-    assert 2 * lora <= figures["plain"]["held"] - held <= 2.2 * lora + 1000  # Adam's two moments
-    assert abs(figures["full"]["held"] - figures["plain"]["held"]) <= 0.02 * held
+    assert 2 * lora <= report["plain"]["held"] - held <= 2.2 * lora + 1000  # Adam's two moments
+    assert abs(report["full"]["held"] - report["plain"]["held"]) <= 0.02 * held
 
 
 def test_the_budget_comes_before_the_figures(command):
@@ -144,9 +144,9 @@ def test_weights_are_packed_as_they_come():
     fp8 = [f"memory.{group}=fp8 resident" for group in ("image_stream", "text_stream", "modulation")]
     found = settings("base.dtype=bf16", "run.autocast=true", "adapter.rank=1", *fp8, layers=24, width=64)
     whole = sum(2 * int(torch.tensor(shape).prod()) for shape in random_source(found).shapes.values())
-    figures = Bench(found, planned(found), CPU).load()
-    assert figures.end < 0.7 * whole
-    assert figures.peak < 0.8 * whole
+    report = Bench(found, planned(found), CPU).load()
+    assert report.end < 0.7 * whole
+    assert report.peak < 0.8 * whole
 
 
 def test_random_weights_are_the_seeds_and_no_two_alike():
@@ -171,9 +171,9 @@ def test_random_weights_are_the_seeds_and_no_two_alike():
     ids=["swept", "batched", "rotate", "accumulation"],
 )
 def test_every_plan_and_layout_runs(overrides):
-    figures = to_json(run(settings(*overrides), quiet))
-    assert figures["full"]["peak"] > figures["full"]["held"]
-    assert figures["micro_steps"] == (4 if "rotate" in overrides[0] else 2 if "accumulation" in overrides[0] else 1)
+    report = to_json(run(settings(*overrides), quiet))
+    assert report["full"]["peak"] > report["full"]["held"]
+    assert report["micro_steps"] == (4 if "rotate" in overrides[0] else 2 if "accumulation" in overrides[0] else 1)
 
 
 @pytest.mark.parametrize("architecture", ["builtin", "qwen-image"])
@@ -259,7 +259,7 @@ def test_a_new_head_keeps_the_split_of_its_rotary_dimensions(head_dim, axes):
         (["adapter.trainable=all"], "bench measures the training of a LoRA"),
         (["train.layout=batched", "memory.modulation=bf16 swept"], "the batched layout has no sweep"),
         (["missing.toml"], "no config at missing.toml"),
-        (["--json", "nowhere/figures.json"], "--json: there is no folder"),
+        (["--json", "nowhere/report.json"], "--json: there is no folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 
 from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QWEN_IMAGE
-from training.ablation.arms import AblationConfig
+from training.ablation.arms import AblationSettings
 from training.config.distill import DistillConfig, load_distill_config
 from training.config.pretrain import PretrainConfig, StageConfig, load_config
 from training.config.toml import from_mapping, read_toml, to_mapping
@@ -273,7 +273,7 @@ def test_what_is_documented_of_a_card_is_what_its_preset_is_planned_to_take(name
 
 
 def test_the_ablation_names_its_two_configs():
-    config = from_mapping(AblationConfig, read_toml(CONFIGS / "ablation" / "ablation.toml"), where="")
+    config = from_mapping(AblationSettings, read_toml(CONFIGS / "ablation" / "ablation.toml"), where="")
     assert (CONFIGS / "ablation" / config.pretrain) in PRETRAIN
     assert (CONFIGS / "ablation" / config.distill) in DISTILL
 

@@ -3,16 +3,15 @@
 import pytest
 
 from teasr_core.errors import InputError
-from training.evaluation.tables.ablation_table import ARM_NAMES, Arm, ablation_table, arm_of_results
+from training.evaluation.tables.ablation_table import ArmMeans, ablation_table, arm_means
 from training.evaluation.tables.results import DatasetResult, Group, ResultRow, Results
 
 
 def arms():
-    one = ({"psnr_y": 24.93, "niqe": 4.84}, {"psnr_y": 25.52, "niqe": 6.72}, {"psnr_y": 24.83, "niqe": 5.43})
-    many = ({"psnr_y": 23.0, "niqe": 5.0}, {"psnr_y": 23.5, "niqe": 4.9}, {"psnr_y": 23.2, "niqe": 4.5})
-    grid = (2.0, 1.5, 1.1)
     return [
-        Arm(name, {1: one[index] | {"grid_peak": grid[index]}, 8: many[index]}) for index, name in enumerate(ARM_NAMES)
+        ArmMeans("baseline", {1: {"psnr_y": 24.93, "niqe": 4.84, "grid_peak": 2.0}, 8: {"psnr_y": 23.0, "niqe": 5.0}}),
+        ArmMeans("+DTC", {1: {"psnr_y": 25.52, "niqe": 6.72, "grid_peak": 1.5}, 8: {"psnr_y": 23.5, "niqe": 4.9}}),
+        ArmMeans("+DTC+TAR", {1: {"psnr_y": 24.83, "niqe": 5.43, "grid_peak": 1.1}, 8: {"psnr_y": 23.2, "niqe": 4.5}}),
     ]
 
 
@@ -30,7 +29,7 @@ def test_the_table_has_both_groups_and_the_grid():
 
 
 def test_figures_can_be_chosen():
-    text = ablation_table(arms(), steps=(8,), figures=("niqe",))
+    text = ablation_table(arms(), steps=(8,), metrics=("niqe",))
     assert text.splitlines()[0] == "| arm | 8 steps: NIQE ↓ |" and "absent" not in text
 
 
@@ -41,11 +40,11 @@ def test_arms_come_from_results():
         ResultRow("dtc", 8, {"psnr_y": 24.0}),
     )
     dataset = DatasetResult("light", "list", "x4", ("a",), (), (), (Group(1, rows),))
-    arm = arm_of_results("+DTC", Results((dataset,)), "light", "dtc")
-    assert arm == Arm("+DTC", {1: {"psnr_y": 25.0}, 8: {"psnr_y": 24.0}})
+    arm = arm_means("+DTC", Results((dataset,)), "light", "dtc")
+    assert arm == ArmMeans("+DTC", {1: {"psnr_y": 25.0}, 8: {"psnr_y": 24.0}})
     for model in ("tar", "bicubic"):
         with pytest.raises(InputError, match=model):
-            arm_of_results("x", Results((dataset,)), "light", model)
+            arm_means("x", Results((dataset,)), "light", model)
 
 
 def test_what_cannot_be_compared_is_refused():

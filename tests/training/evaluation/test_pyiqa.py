@@ -7,17 +7,17 @@ import pytest
 
 from teasr_core.errors import InputError
 from training.evaluation.metrics.columns import column
-from training.evaluation.metrics.pyiqa_metrics import WANTED, missing_files, no_network, pyiqa_metrics
+from training.evaluation.metrics.pyiqa_metrics import PYIQA_METRICS, missing_files, no_network, pyiqa_metrics
 
 
-def wanted(name):
-    return next(one for one in WANTED if one.name == name)
+def metric(name):
+    return next(one for one in PYIQA_METRICS if one.name == name)
 
 
 def test_every_figure_is_either_there_or_absent_with_a_reason(tmp_path):
     found = pyiqa_metrics("all", hub=tmp_path)  # an empty hub folder
     assert found.pictures == () and found.sets == ()
-    assert [one.metric for one in found.absent] == [one.key for one in WANTED]
+    assert [one.metric for one in found.absent] == [one.key for one in PYIQA_METRICS]
     has_package = importlib.util.find_spec("pyiqa") is not None
     assert all(("not on the disk" if has_package else "not installed") in one.reason for one in found.absent)
     for one in found.absent:
@@ -25,21 +25,21 @@ def test_every_figure_is_either_there_or_absent_with_a_reason(tmp_path):
 
 
 def test_the_files_are_looked_for_by_name(tmp_path):
-    assert missing_files(wanted("lpips"), tmp_path) == [
+    assert missing_files(metric("lpips"), tmp_path) == [
         "hub/checkpoints/alexnet-owt-7be5be79.pth",
         "hub/pyiqa/LPIPS_v0.1_alex-df73285e.pth",
     ]
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth").touch()
-    assert missing_files(wanted("lpips"), tmp_path) == ["hub/pyiqa/LPIPS_v0.1_alex-df73285e.pth"]
+    assert missing_files(metric("lpips"), tmp_path) == ["hub/pyiqa/LPIPS_v0.1_alex-df73285e.pth"]
     (tmp_path / "pyiqa").mkdir()
     (tmp_path / "pyiqa" / "LPIPS_v0.1_alex-df73285e.pth").touch()
-    assert missing_files(wanted("lpips"), tmp_path) == []
+    assert missing_files(metric("lpips"), tmp_path) == []
 
 
 def test_what_is_not_asked_for_is_absent_too(tmp_path):
     reasons = {one.metric: one.reason for one in pyiqa_metrics("musiq,fid", hub=tmp_path).absent}
-    assert len(reasons) == len(WANTED)
+    assert len(reasons) == len(PYIQA_METRICS)
     assert reasons["dists"] == "--pyiqa musiq,fid leaves it out" and "leaves it out" not in reasons["musiq"]
     assert all(one.reason == "--pyiqa none leaves it out" for one in pyiqa_metrics("none", hub=tmp_path).absent)
     with pytest.raises(InputError, match="'psnr'"):

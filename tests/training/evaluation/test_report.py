@@ -105,7 +105,7 @@ def test_one_model_keeps_the_names_of_the_splits(tmp_path):
 def test_a_missing_value_is_never_a_zero(tmp_path):
     def only_dark(picture, hq):
         if picture.mean() > 0 and hq is not None and np.array_equal(hq, tiny_eval.smooth(96, 96, 1)):
-            raise InputError("no figure for this one")
+            raise InputError("no value for this one")
         return 5.0
 
     metrics = Metrics(
@@ -116,7 +116,7 @@ def test_a_missing_value_is_never_a_zero(tmp_path):
     result = collect(evaluation, evaluation.datasets[0])
     assert all("niqe" not in row.means and "musiq" not in row.means for row in result.groups[0].rows)
     reasons = {one.reason for one in result.absent if one.metric == "niqe"}
-    assert "no figure for ours at 2 steps, 1 of 2 pictures, first p1: no figure for this one" in reasons
+    assert "no value for ours at 2 steps, 1 of 2 pictures, first p1: no value for this one" in reasons
     write_results(Results((result,)), tmp_path / "results.json")
     stored = json.loads((tmp_path / "results.json").read_text())["datasets"][0]
     assert {"metric": "musiq", "reason": "no weights on the disk"} in stored["absent"]

@@ -257,10 +257,8 @@ def test_the_command_writes_a_lora_without_a_warning(capsys, run, out):
     ("flag", "prefix"),
     [(["--all-tokens-unsafe"], "transformer."), (["--all-tokens-unsafe", "diffusion_model"], "diffusion_model.")],
 )
-@pytest.mark.parametrize("from_file", [False, True])
-def test_the_command_warns_of_the_all_tokens_form(capsys, run, out, tmp_path, flag, prefix, from_file):
-    source = tiny.write_lora(tmp_path / "lora.safetensors") if from_file else run
-    code, _, errors = command(capsys, source, out, *flag)
+def test_the_command_warns_of_the_all_tokens_form(capsys, run, out, flag, prefix):
+    code, _, errors = command(capsys, run, out, *flag)
     assert code == 0
     first, second = errors.strip().splitlines()
     assert first.startswith("warning: a stock LoRA loader applies mine.safetensors to every token")

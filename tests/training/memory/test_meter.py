@@ -1,4 +1,4 @@
-"""Peak bytes by phase: known allocations give known figures, on the CPU and by an accelerator's counters."""
+"""Peak bytes by phase: known allocations give known report, on the CPU and by an accelerator's counters."""
 
 import pytest
 import torch
@@ -24,9 +24,9 @@ def test_each_phase_gets_the_most_that_was_alive_in_it():
             kib(20)
         kept.append(kib(7))
 
-    figures = measure_memory(work, CPU)
-    assert figures.phases == {"first": 130 * K, "second": 120 * K, OUTSIDE: 107 * K}
-    assert figures.end == 107 * K and figures.peak == 130 * K
+    report = measure_memory(work, CPU)
+    assert report.phases == {"first": 130 * K, "second": 120 * K, OUTSIDE: 107 * K}
+    assert report.end == 107 * K and report.peak == 130 * K
 
 
 def test_the_innermost_phase_counts_and_a_phase_may_come_again():
@@ -41,11 +41,11 @@ def test_the_innermost_phase_counts_and_a_phase_may_come_again():
         with phase("inner"):
             kib(20)
 
-    figures = measure_memory(work, CPU)
-    assert figures.phases["inner"] == 60 * K
+    report = measure_memory(work, CPU)
+    assert report.phases["inner"] == 60 * K
     # the block of the inner phase is still there when the outer one goes on
-    assert figures.phases["outer"] == 60 * K
-    assert figures.end == 0
+    assert report.phases["outer"] == 60 * K
+    assert report.end == 0
 
 
 def test_views_count_once_and_copies_each_time():
@@ -57,9 +57,9 @@ def test_views_count_once_and_copies_each_time():
             copies = [a.clone(), a[::2].contiguous()]
         del views, copies
 
-    figures = measure_memory(work, CPU)
-    assert figures.phases["views"] == 16 * K
-    assert figures.phases["copies"] == (16 + 16 + 8) * K
+    report = measure_memory(work, CPU)
+    assert report.phases["views"] == 16 * K
+    assert report.phases["copies"] == (16 + 16 + 8) * K
 
 
 def test_temporaries_within_an_expression_count():
@@ -83,10 +83,10 @@ def test_what_autograd_keeps_is_alive_until_the_backward():
         with phase("backward"):
             y.backward(torch.ones_like(y))
 
-    figures = measure_memory(work, CPU)
-    assert figures.phases["forward"] == 8 * K and figures.phases["between"] == 9 * K
-    assert 10 * K <= figures.phases["backward"] <= 12 * K
-    assert figures.end == K  # x.grad
+    report = measure_memory(work, CPU)
+    assert report.phases["forward"] == 8 * K and report.phases["between"] == 9 * K
+    assert 10 * K <= report.phases["backward"] <= 12 * K
+    assert report.end == K  # x.grad
 
 
 def test_freeing_what_was_there_before_the_start_does_not_count():
@@ -97,8 +97,8 @@ def test_freeing_what_was_there_before_the_start_does_not_count():
             before.clear()
             kib(3)
 
-    figures = measure_memory(work, CPU)
-    assert figures.phases["free"] == 3 * K and figures.end == 0
+    report = measure_memory(work, CPU)
+    assert report.phases["free"] == 3 * K and report.end == 0
 
 
 def test_the_figures_repeat_exactly():
@@ -157,6 +157,6 @@ def test_an_accelerators_counters_are_split_by_phase(monkeypatch):
             counters.take(100)
             counters.take(-90)
 
-    figures = measure_memory(work, torch.device("cuda"))
-    assert figures.phases == {OUTSIDE: 26, "outer": 51, "inner": 116}
-    assert figures.end == 26 and figures.peak == 116
+    report = measure_memory(work, torch.device("cuda"))
+    assert report.phases == {OUTSIDE: 26, "outer": 51, "inner": 116}
+    assert report.end == 26 and report.peak == 116

@@ -11,7 +11,8 @@ from teasr_core.errors import ConfigError, InputError
 from teasr_core.model.architecture import QWEN_IMAGE
 from training.config.toml import from_mapping
 from training.memory.checkpointing import Checkpointing
-from training.memory.config import MemoryConfig
+from training.memory.config import AUTO, MemoryConfig
+from training.memory.costs import Problem
 from training.memory.groups import BLOCK_GROUPS
 from training.memory.planner import GIB, MemoryPlan, plan
 
@@ -19,8 +20,12 @@ DOCS = Path(__file__).parents[3] / "docs" / "training" / "memory.md"
 CARDS = (80, 48, 24, 16)
 
 
-def plan_20b(budget: float | str, px: int = 512, batch: int = 1, rank: int = 128, **options) -> MemoryPlan:
-    return plan(QWEN_IMAGE, px, rank, batch, budget, **options)
+def plan_20b(
+    budget: float | str, optimiser: str = AUTO, config: MemoryConfig | None = None, **changes: object
+) -> MemoryPlan:
+    """The plan for Qwen-Image at 512 px, batch 1, rank 128; `changes` are fields of `Problem`."""
+    problem = Problem(**({"architecture": QWEN_IMAGE, "resolution_px": 512, "rank": 128} | changes))
+    return plan(problem, budget, optimiser, config)
 
 
 def groups(found: MemoryPlan) -> list[str]:
@@ -74,7 +79,13 @@ def test_a_smaller_card_never_gets_more():
 
 def test_more_work_takes_more():
     base = plan_20b("auto", config=MemoryConfig(checkpointing="all"))
-    for options in ({"px": 768}, {"batch": 2}, {"rank": 256}, {"layout": "batched"}, {"perceptual": "lpips-vgg"}):
+    for options in (
+        {"resolution_px": 768},
+        {"batch": 2},
+        {"rank": 256},
+        {"layout": "batched"},
+        {"perceptual": "lpips-vgg"},
+    ):
         more = plan_20b("auto", config=MemoryConfig(checkpointing="all"), **options)
         assert more.device_gib > base.device_gib, options
 
@@ -115,7 +126,7 @@ def test_the_batched_layout_does_not_sweep():
 
 def test_without_a_gpu_there_is_no_limit(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = plan(tiny.ARCHITECTURE, 64, 4, 2)
+    found = plan(Problem(tiny.ARCHITECTURE, 64, rank=4, batch=2))
     assert groups(found) == ["bf16 resident"] * 3
     assert found.checkpointing == Checkpointing("none")
 
@@ -127,7 +138,7 @@ def test_auto_is_what_the_gpu_has_free(monkeypatch):
 
 
 def test_the_built_in_model_has_no_vae_to_decode_with():
-    found = plan(tiny.ARCHITECTURE, 128, 4, 2, 2.0, perceptual="none")
+    found = plan(Problem(tiny.ARCHITECTURE, 128, rank=4, batch=2, perceptual="none"), 2.0)
     assert line(found, "VAE + LPIPS weights") == 0
     assert line(found, "decode + LPIPS") < 0.01
 

@@ -1,4 +1,4 @@
-"""The figures an evaluation may hold: key, title, which way is better. Tables, plot and files all read this list."""
+"""The metrics of an evaluation: key, title and which way is better. Tables, plot and files all read this list."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ARROWS = {HIGHER: " ↑", LOWER: " ↓", NEITHER: ""}
 
 @dataclass(frozen=True)
 class Column:
-    """One figure. needs_hq: it compares with the original; digits: decimals in tables."""
+    """One metric. needs_hq: it compares the result with the original. digits: decimals in tables."""
 
     key: str
     title: str
@@ -51,12 +51,12 @@ HIDDEN = ("flat_gradient", "hq_flat_gradient")  # in the files; the tables show 
 
 
 def column(key: str) -> Column:
-    """The column of a key. KeyError for one that is not in COLUMNS, which is our own bug."""
-    return {one.key: one for one in COLUMNS}[key]
+    """The column of a key. A KeyError for an unknown key is a bug of our own."""
+    return {column.key: column for column in COLUMNS}[key]
 
 
 def best_values(values: list[float | None], which: Column) -> list[bool]:
-    """Which of the values are the best at the precision shown; none where neither direction is better."""
+    """Mark the best values at the precision that is shown; none where neither direction is better."""
     shown = [None if value is None else round(value, which.digits) for value in values]
     known = [value for value in shown if value is not None]
     if which.better == NEITHER or len(known) < 2:

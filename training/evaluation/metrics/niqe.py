@@ -1,7 +1,7 @@
-"""NIQE, a no-reference quality figure: how far a picture's local statistics are from those of good photographs.
+"""NIQE, a no-reference metric: how far the local statistics of a picture are from those of good photographs.
 
 Source: Mittal, Soundararajan, Bovik 2013, "Making a 'Completely Blind' Image Quality Analyzer", and the pristine
-model published with it. Smaller is better; it is about naturalness, not about being true to the original.
+model published with it. Smaller is better. It measures naturalness, not fidelity to the original.
 """
 
 from pathlib import Path
@@ -88,7 +88,7 @@ def fit_aggd(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def load_niqe_model(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean (36,), covariance (36, 36) and window (K, K) of the published model. InputError as `niqe`."""
+    """Mean (36,), covariance (36, 36) and window (K, K) of the published model. Raises the InputError of `niqe`."""
     wanted = "mu_pris_param, cov_pris_param and gaussian_window of the published NIQE model (.npz)"
     if not Path(path).is_file():
         raise InputError(f"NIQE: found no file at {path}, expected {wanted}; give the path of that file")

@@ -60,15 +60,15 @@ def gmsd(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def mean_gradient(rgb: np.ndarray) -> float:
-    """Mean of `gradient_map`: how sharp the picture is, noise included. In 8-bit levels per pixel."""
+    """The mean of `gradient_map` in 8-bit levels per pixel: how sharp the picture is; noise counts as sharpness."""
     return float(gradient_map(rgb).mean())
 
 
 def flat_gradient(candidate: np.ndarray, hq: np.ndarray, block: int = 16, share: float = 0.10) -> float:
     """Mean gradient of `candidate` on the `share` of `block`-pixel squares where `hq` has the least.
 
-    Against `flat_gradient(hq, hq)` it tells left-over noise from detail: where the original is flat, there is none.
-    In 8-bit levels per pixel. Incomplete blocks at the right and bottom are left out.
+    Compared with `flat_gradient(hq, hq)` it shows left-over noise, because the original has no detail there.
+    The unit is 8-bit levels per pixel. Incomplete blocks at the right and bottom are left out.
     Raises InputError for pictures of different sizes or without one whole block.
     """
     _check_pair(candidate, hq)

@@ -1,7 +1,8 @@
-"""The field's figures through the package `pyiqa`, with weights that are on the disk already; nothing is downloaded.
+"""The field's metrics through the package `pyiqa`, with weights that are on the disk already; nothing is downloaded.
 
-pyiqa fetches what it lacks the moment a metric is built. So the files a metric reads are looked up first, and it is
-built with the network refused: should another version of the package want another file, building fails instead.
+pyiqa downloads the files that it lacks as soon as a metric is built. Therefore the files of a metric are looked up
+first, and it is built with the network switched off: if another version of the package reads another file, building
+fails and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ HUB, HUGGING_FACE = "hub", "hugging face"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A metric of pyiqa: our key, its name there, the files it reads as (place, name)."""
+class PyiqaMetric:
+    """A metric of pyiqa: our key, its name in pyiqa, and the files that it reads as (place, name)."""
 
     key: str
     name: str
@@ -37,41 +38,41 @@ class Wanted:
 
 
 VIT = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k/model.safetensors"
-WANTED = (
-    Wanted(
+PYIQA_METRICS = (
+    PyiqaMetric(
         "lpips", "lpips",
         ((HUB, "checkpoints/alexnet-owt-7be5be79.pth"), (HUB, "pyiqa/LPIPS_v0.1_alex-df73285e.pth")),
     ),
-    Wanted("dists", "dists", ((HUB, "checkpoints/vgg16-397923af.pth"), (HUB, "pyiqa/DISTS_weights-f5e65c96.pth"))),
-    Wanted("fid", "fid", ((HUB, "pyiqa/pt_inception-2015-12-05-6726825d.pth"),)),
-    Wanted("niqe_pyiqa", "niqe", ((HUB, "pyiqa/niqe_modelparameters.mat"),)),
-    Wanted("musiq", "musiq", ((HUB, "pyiqa/musiq_koniq_ckpt-e95806b9.pth"),)),
-    Wanted("maniqa_pipal", "maniqa-pipal", ((HUB, "pyiqa/MANIQA_PIPAL-ae6d356b.pth"), (HUGGING_FACE, VIT))),
-    Wanted("clipiqa", "clipiqa", ((HUB, "clip/RN50.pt"),)),
+    PyiqaMetric("dists", "dists", ((HUB, "checkpoints/vgg16-397923af.pth"), (HUB, "pyiqa/DISTS_weights-f5e65c96.pth"))),
+    PyiqaMetric("fid", "fid", ((HUB, "pyiqa/pt_inception-2015-12-05-6726825d.pth"),)),
+    PyiqaMetric("niqe_pyiqa", "niqe", ((HUB, "pyiqa/niqe_modelparameters.mat"),)),
+    PyiqaMetric("musiq", "musiq", ((HUB, "pyiqa/musiq_koniq_ckpt-e95806b9.pth"),)),
+    PyiqaMetric("maniqa_pipal", "maniqa-pipal", ((HUB, "pyiqa/MANIQA_PIPAL-ae6d356b.pth"), (HUGGING_FACE, VIT))),
+    PyiqaMetric("clipiqa", "clipiqa", ((HUB, "clip/RN50.pt"),)),
 )  # fmt: skip
 ALL, NONE = "all", "none"
 
 
 def pyiqa_metrics(names: str = ALL, hub: Path | None = None) -> Metrics:
-    """Those of "lpips,dists,..." (pyiqa's names; "all", "none") that can be built, and why the others are absent.
+    """Build the metrics of "lpips,dists,..." (pyiqa's names, "all" or "none"), and say why the others are absent.
 
-    hub: torch's hub folder, by default `torch.hub.get_dir()`. Raises InputError for a name that is not in WANTED.
+    hub: torch's hub folder, by default `torch.hub.get_dir()`. Raises InputError for an unknown name.
     """
     chosen = _chosen(names)
-    absent = [Absent(one.key, f"--pyiqa {names} leaves it out") for one in WANTED if one not in chosen]
+    absent = [Absent(one.key, f"--pyiqa {names} leaves it out") for one in PYIQA_METRICS if one not in chosen]
     pictures, sets = [], []
     for one in chosen:
         reason = absence(one, hub)
         if reason is None:
             try:
                 network = _build(one.name)
-            # A third party's code on whatever the cache holds; any failure only means that this figure is absent.
+            # A third party's code on whatever the cache holds; any failure only means that this metric is absent.
             except Exception as error:
                 reason = f"pyiqa could not build it from the files on the disk ({_one_line(error)})"
             else:
                 metric_id = f"pyiqa {importlib.metadata.version('pyiqa')}"
                 if one.name == "fid":
-                    sets.append(SetMetric(one.key, metric_id, lambda a, b, net=network: _set_figure(net, a, b)))
+                    sets.append(SetMetric(one.key, metric_id, lambda a, b, net=network: _measure_set(net, a, b)))
                 else:
                     pictures.append(Metric(one.key, metric_id, _measure(one.name, network)))
         if reason is not None:
@@ -79,19 +80,19 @@ def pyiqa_metrics(names: str = ALL, hub: Path | None = None) -> Metrics:
     return Metrics(tuple(pictures), tuple(sets), tuple(absent))
 
 
-def absence(wanted: Wanted, hub: Path | None = None) -> str | None:
-    """Why pyiqa cannot give this figure without a download, or None."""
+def absence(metric: PyiqaMetric, hub: Path | None = None) -> str | None:
+    """The reason why pyiqa cannot compute this metric without a download, or None."""
     if importlib.util.find_spec("pyiqa") is None:
         return "the package pyiqa is not installed"
-    missing = missing_files(wanted, hub)
+    missing = missing_files(metric, hub)
     return f"its weights are not on the disk: {', '.join(missing)}" if missing else None
 
 
-def missing_files(wanted: Wanted, hub: Path | None = None) -> list[str]:
-    """Files of a figure that are not there: "hub/..." in torch's hub folder, "hugging face/..." in that cache."""
+def missing_files(metric: PyiqaMetric, hub: Path | None = None) -> list[str]:
+    """The missing files of a metric: "hub/..." in torch's hub folder, "hugging face/..." in Hugging Face's cache."""
     folder = hub or Path(torch.hub.get_dir())
     missing = []
-    for place, name in wanted.files:
+    for place, name in metric.files:
         is_there = (folder / name).is_file() if place == HUB else _is_in_hugging_face_cache(name)
         if not is_there:
             missing.append(f"{place}/{name}")
@@ -100,14 +101,14 @@ def missing_files(wanted: Wanted, hub: Path | None = None) -> list[str]:
 
 @contextlib.contextmanager
 def no_network() -> Iterator[None]:
-    """Inside the block no name is resolved and no connection opened from Python: OSError instead.
+    """Make every attempt of Python code in the block to resolve a name or open a connection an OSError.
 
-    Hugging Face's client is told to be offline, or it would try for half a minute before it looks into its cache.
+    Hugging Face's client is set offline, because it would otherwise try for half a minute before it reads its cache.
     """
     from huggingface_hub import constants
 
     def refuse(*args: object, **kwargs: object) -> NoReturn:
-        raise OSError("the network is not to be used: found an attempt to download, expected a file on the disk")
+        raise OSError("found an attempt to download, expected the file on the disk; get it first")
 
     resolve, is_offline = socket.getaddrinfo, constants.HF_HUB_OFFLINE
     socket.getaddrinfo, constants.HF_HUB_OFFLINE = refuse, True
@@ -119,14 +120,14 @@ def no_network() -> Iterator[None]:
         del socket.socket.connect
 
 
-def _chosen(names: str) -> list[Wanted]:
+def _chosen(names: str) -> list[PyiqaMetric]:
     if names in (ALL, NONE):
-        return list(WANTED) if names == ALL else []
-    known = {one.name: one for one in WANTED}
+        return list(PYIQA_METRICS) if names == ALL else []
+    known = {one.name: one for one in PYIQA_METRICS}
     unknown = [name for name in names.split(",") if name not in known]
     if unknown:
         raise InputError(f"--pyiqa has '{unknown[0]}': expected {ALL}, {NONE}, or some of {','.join(known)}")
-    return [one for one in WANTED if one.name in names.split(",")]
+    return [one for one in PYIQA_METRICS if one.name in names.split(",")]
 
 
 def _is_in_hugging_face_cache(name: str) -> bool:
@@ -151,7 +152,7 @@ def _measure(name: str, network: Any):
                 value = float(network(*pictures))
         except Exception as error:  # such as a picture too small for the network's last layer
             size = f"{picture.shape[1]}x{picture.shape[0]}"
-            raise InputError(f"pyiqa {name}: no figure for a picture of {size} ({_one_line(error)})") from None
+            raise InputError(f"pyiqa {name}: no value for a picture of {size} ({_one_line(error)})") from None
         if not np.isfinite(value):
             raise InputError(f"pyiqa {name}: found {value}, expected a number; look at the picture")
         return value
@@ -159,12 +160,12 @@ def _measure(name: str, network: Any):
     return measure
 
 
-def _set_figure(network: Any, folder: Path, hq_folder: Path) -> float:
+def _measure_set(network: Any, folder: Path, hq_folder: Path) -> float:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return float(network(str(folder), str(hq_folder), num_workers=0, verbose=False))
     except Exception as error:
-        raise InputError(f"pyiqa fid: no figure for this set ({_one_line(error)})") from None
+        raise InputError(f"pyiqa fid: no value for this set ({_one_line(error)})") from None
 
 
 def _to_batch(picture: np.ndarray | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How each figure of an evaluation is computed, and why a figure that was wished for is absent."""
+"""How each metric of an evaluation is computed, and why a metric is absent."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .pictures import flat_gradient, gmsd, grid_peak, mean_gradient, psnr_y, ssi
 
 LPIPS_MIN_PX = 32
 
-# picture, original (None where there is none), both (H, W, 3) uint8 -> the figure; InputError where it has none
+# (picture, original or None), both (H, W, 3) uint8 -> value. Raises InputError where the metric has no value.
 MeasureFn = Callable[[np.ndarray, "np.ndarray | None"], float]
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A figure of one picture. metric_id: what it is computed with, so that a score of another one is not reused."""
+    """A metric of one picture. metric_id: what it is computed with, so that no score of another version is reused."""
 
     key: str
     metric_id: str
@@ -37,7 +37,7 @@ class Metric:
 
 @dataclass(frozen=True, eq=False)
 class SetMetric:
-    """A figure of a whole set: folder of results, folder of originals, PNG files of the same names -> figure."""
+    """A metric of a whole set. measure: (folder of results, folder of originals), PNG files of equal names -> value."""
 
     key: str
     metric_id: str
@@ -46,7 +46,7 @@ class SetMetric:
 
 @dataclass(frozen=True)
 class Absent:
-    """A figure that is not computed, and why."""
+    """A metric that is not computed, and the reason."""
 
     metric: str
     reason: str
@@ -54,18 +54,18 @@ class Absent:
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """Everything an evaluation measures, and what it does not."""
+    """The metrics that an evaluation computes, and those that are absent."""
 
     pictures: tuple[Metric, ...]
     sets: tuple[SetMetric, ...] = ()
     absent: tuple[Absent, ...] = ()
 
     def of(self, has_hq: bool) -> tuple[Metric, ...]:
-        """Those that can be computed with or without an original."""
+        """The metrics of one picture that can be computed with (or without) an original."""
         return tuple(metric for metric in self.pictures if has_hq or not metric.column.needs_hq)
 
     def absent_from(self, has_hq: bool) -> tuple[Absent, ...]:
-        """`absent`, and without originals the full-reference figures."""
+        """The absent metrics; without originals the full-reference metrics are among them."""
         if has_hq:
             return self.absent
         lost = [metric.key for metric in (*self.pictures, *self.sets) if column(metric.key).needs_hq]
@@ -73,7 +73,7 @@ class Metrics:
 
 
 def own_metrics(niqe_params: Path | None = None, lpips_backbone: Path | None = None) -> Metrics:
-    """PSNR-Y, SSIM-Y, GMSD, gradients and the grid's peak; NIQE and LPIPS-squeeze with their files.
+    """PSNR-Y, SSIM-Y, GMSD, gradients, the peak of the patch grid; NIQE and LPIPS-squeeze where their files are given.
 
     Raises InputError for a file that is missing or of another kind.
     """

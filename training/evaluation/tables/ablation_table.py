@@ -15,45 +15,44 @@ from teasr_core.sampling.schedule import steps_text
 from ..metrics.columns import Column, best_values, column
 from .results import Results
 
-ARM_NAMES = ("baseline", "+DTC", "+DTC+TAR")
 # The paper prints PSNR, LPIPS, MUSIQ and NIQE; what stands in for them where they are absent comes beside them.
-FIGURES = ("psnr_y", "lpips", "lpips_squeeze", "gmsd", "musiq", "niqe", "niqe_pyiqa", "grid_peak")
+METRICS = ("psnr_y", "lpips", "lpips_squeeze", "gmsd", "musiq", "niqe", "niqe_pyiqa", "grid_peak")
 GRID_LIMIT = 1.2  # R18: against a codec round trip alone
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One row: the means of each number of steps, figure -> mean. A figure without a value is not in it."""
+class ArmMeans:
+    """One row of the table. means: steps -> metric -> mean; a metric without a value is not in it."""
 
     name: str
     means: Mapping[int, Mapping[str, float]]
 
 
-def arm_of_results(name: str, results: Results, dataset: str, model: str) -> Arm:
-    """An arm from `read_results`, over the pictures that every number of steps covers.
+def arm_means(name: str, results: Results, dataset: str, model: str) -> ArmMeans:
+    """The means of one arm, over the pictures that every number of steps covers.
 
     Raises InputError for a dataset or a model that is not in the results.
     """
     means = results.dataset(dataset).means(model)
     if not means or 0 in means:
         raise InputError(f"ablation: found no model '{model}' in the results on '{dataset}'; give a --model's name")
-    return Arm(name, means)
+    return ArmMeans(name, means)
 
 
 def ablation_table(
-    arms: Sequence[Arm],
+    arms: Sequence[ArmMeans],
     steps: Sequence[int] = (1, 8),
-    figures: Sequence[str] = FIGURES,
+    metrics: Sequence[str] = METRICS,
     codec_grid_peak: float | None = None,
 ) -> str:
     """Markdown in the form of Table 3: a row for each arm, the columns of one step, then those of several.
 
-    The best of a column is bold. A figure that no arm has at any of the steps is named below as absent; one that an
-    arm lacks is "-". codec_grid_peak: `metrics.grid_peak` of a codec round trip alone, for the limit of R18.
+    The best of a column is bold. A metric that no arm has is named below as absent; one that an arm lacks is "-".
+    codec_grid_peak: `grid_peak` of a codec round trip alone, for the limit of R18.
     Raises InputError for fewer than two arms, arms of one name, and steps that an arm was not measured at.
     """
     _check(arms, steps)
-    shown = [column(key) for key in figures if any(key in arm.means[n] for arm in arms for n in steps)]
+    shown = [column(key) for key in metrics if any(key in arm.means[n] for arm in arms for n in steps)]
     heads, columns = [], []
     for n in steps:
         for which in shown:
@@ -63,7 +62,7 @@ def ablation_table(
     lines += [[arm.name, *(cells[index] for cells in columns)] for index, arm in enumerate(arms)]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     notes = []
-    absent = [column(key).title for key in figures if column(key) not in shown]
+    absent = [column(key).title for key in metrics if column(key) not in shown]
     if absent:
         notes.append(f"- absent: {', '.join(absent)}")
     if codec_grid_peak is not None:
@@ -77,7 +76,7 @@ def _cells(which: Column, values: list[float | None]) -> list[str]:
     return [f"**{which.text(value)}**" if bold else which.text(value) for value, bold in zip(values, best, strict=True)]
 
 
-def _check(arms: Sequence[Arm], steps: Sequence[int]) -> None:
+def _check(arms: Sequence[ArmMeans], steps: Sequence[int]) -> None:
     names = [arm.name for arm in arms]
     if len(arms) < 2 or len(set(names)) < len(names):
         raise InputError(f"ablation: found the arms {names}, expected at least two of different names")

@@ -28,7 +28,7 @@ def save_grids(evaluation: Evaluation, dataset: EvalDataset, folder: Path) -> li
     paths = []
     for method in models:
         rows = [_grid_row(evaluation, dataset, method, picture) for picture in shown]
-        labels = ["LQ", *folders, *(steps_text(n) for n in evaluation.steps)]
+        labels = ["LQ", *folders, *map(steps_text, evaluation.steps)]
         labels = [*labels, "HQ"] if dataset.has_hq else [labels[0], "Lanczos", *labels[1:]]
         suffix = f"_{method.name}" if len(models) > 1 else ""
         paths.append(folder / f"grid_{dataset.name}{suffix}.jpg")

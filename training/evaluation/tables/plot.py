@@ -1,4 +1,4 @@
-"""metrics_vs_steps.png: a panel for each figure, a line for each model, a dashed line for each baseline."""
+"""metrics_vs_steps.png: a panel for each metric, a line for each model, a dashed line for each method without steps."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PANEL_INCHES = (3.2, 2.4)
 
 
 def save_plot(results: Results, path: Path) -> None:
-    """One block of panels for each dataset. Only what compares is drawn: the pictures that every row covers."""
-    import matplotlib.figure  # an extra; no pyplot: it would choose a window system
+    """Draw a block of panels for each dataset, over the pictures that every row covers, so that rows compare."""
+    import matplotlib.figure  # an optional package; pyplot would choose a window system
 
     blocks = [(result, shown_columns(result.groups[-1])) for result in results.datasets]
     heights = [math.ceil(len(columns) / PANELS_ACROSS) for _, columns in blocks]
@@ -39,7 +39,7 @@ def save_plot(results: Results, path: Path) -> None:
 
 
 def curves(result: DatasetResult, which: Column) -> dict[str, tuple[list[int], list[float]]]:
-    """Model -> steps in rising order and the means at them. Values that are missing or infinite are left out."""
+    """Model -> (steps in rising order, their means). Values that are missing or infinite are left out."""
     lines: dict[str, tuple[list[int], list[float]]] = {}
     for row in sorted((row for row in result.groups[-1].rows if row.steps), key=lambda row: row.steps):
         value = row.means.get(which.key)

@@ -18,7 +18,7 @@ NOTES = {
 
 
 def dataset_report(result: DatasetResult, splits: Sequence[Row] = ()) -> str:
-    """`table_<dataset>.md`: a table for each group of rows, what is absent and why, and the fixed protocol's splits."""
+    """The text of `table_<dataset>.md`: a table for each group of rows, the absent metrics, the protocol's splits."""
     parts = [f"# {result.name}: {len(result.pictures)} pictures, {result.scale}\n"]
     for group in result.groups:
         if len(result.groups) > 1:
@@ -33,9 +33,9 @@ def dataset_report(result: DatasetResult, splits: Sequence[Row] = ()) -> str:
 
 
 def paper_table(group: Group) -> str:
-    """One row for each model and number of steps, baselines first; arrows show what is better, bold the best.
+    """One row for each model and number of steps, baselines first; arrows show what is better, bold shows the best.
 
-    The originals are not in the contest. A figure that no row has is no column; one a row lacks is "-".
+    The originals never count as the best. A metric that no row has gets no column; one that a row lacks is "-".
     """
     columns = shown_columns(group)
     rows = [["model", "steps", *(one.heading for one in columns)], ["---"] * (2 + len(columns))]
@@ -53,8 +53,8 @@ def shown_columns(group: Group) -> list[Column]:
 
 def cells_of(which: Column, values: list[float | None], group: Group) -> list[str]:
     """The texts of one column, the best in bold."""
-    contest = [None if row.model == HQ else value for row, value in zip(group.rows, values, strict=True)]
-    best = best_values(contest, which)
+    candidates = [None if row.model == HQ else value for row, value in zip(group.rows, values, strict=True)]
+    best = best_values(candidates, which)
     return [f"**{which.text(value)}**" if bold else which.text(value) for value, bold in zip(values, best, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Means of an evaluation and everything that is needed to draw its tables and its plot again: results.json."""
+"""results.json: the means of an evaluation and all that is needed to draw its tables and its plot again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = ("teasr", "torch", "numpy", "pillow", "opencv-python-headless", "scip
 
 @dataclass(frozen=True)
 class ResultRow:
-    """Means of one method at one number of steps (0: a baseline). A figure without a value is not in `means`."""
+    """The means of one method at one number of steps (0: a baseline). A metric without a value is not in `means`."""
 
     model: str
     steps: int
@@ -36,7 +36,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that cover the same first `pictures` pictures, so that they compare."""
+    """Rows that can be compared because they cover the same first `pictures` pictures."""
 
     pictures: int
     rows: tuple[ResultRow, ...]
@@ -44,7 +44,7 @@ class Group:
 
 @dataclass(frozen=True)
 class DatasetResult:
-    """groups: all pictures with the rows that cover them; then, where a row covers fewer, those with all rows."""
+    """groups: all pictures with the rows that cover them and, where a row covers fewer, the fewer with all rows."""
 
     name: str
     layout: str
@@ -55,20 +55,20 @@ class DatasetResult:
     groups: tuple[Group, ...]
 
     def means(self, model: str) -> dict[int, Mapping[str, float]]:
-        """Steps -> figure -> mean, over the pictures that every number of steps covers."""
+        """Steps -> metric -> mean, over the pictures that every number of steps covers."""
         return {row.steps: row.means for row in self.groups[-1].rows if row.model == model}
 
 
 @dataclass(frozen=True)
 class Results:
-    """An evaluation. `models` and `made_with` are for the reader: files with their hashes, settings, versions."""
+    """An evaluation. `models` and `made_with` inform the reader: files with their hashes, settings, versions."""
 
     datasets: tuple[DatasetResult, ...]
     models: tuple[Mapping[str, Any], ...] = ()
     made_with: Mapping[str, Any] | None = None
 
     def dataset(self, name: str) -> DatasetResult:
-        """InputError for a name that is not there."""
+        """The dataset of this name. Raises InputError where there is none."""
         for one in self.datasets:
             if one.name == name:
                 return one
@@ -76,7 +76,7 @@ class Results:
 
 
 def collect(evaluation: Evaluation, dataset: EvalDataset) -> DatasetResult:
-    """Means over what scores.csv holds for this evaluation."""
+    """Compute the means of the scores of this evaluation."""
     rows = rows_of(evaluation, dataset)
     counts = {len(dataset.pictures_at(steps)) for _, steps in rows}
     absent = list(evaluation.metrics.absent_from(dataset.has_hq))
@@ -103,7 +103,7 @@ def split_rows(evaluation: Evaluation, dataset: EvalDataset) -> list[Row]:
     names = {method.name for method in evaluation.methods if not method.is_baseline}
     rows = []
     for method, steps in rows_of(evaluation, dataset):
-        label = method.name if not steps else steps_text(steps)
+        label = steps_text(steps) if steps else method.name
         if steps and len(names) > 1:
             label = f"{method.name}, {label}"
         rows.append(Row(label, _scores(evaluation, dataset, method, steps, len(dataset.pictures), [])))
@@ -111,7 +111,7 @@ def split_rows(evaluation: Evaluation, dataset: EvalDataset) -> list[Row]:
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of the packages that decide figures; those that are not installed are left out."""
+    """The versions of Python and of the installed packages that decide the values."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -128,7 +128,7 @@ def write_results(results: Results, path: Path) -> None:
 
 
 def read_results(path: Path) -> Results:
-    """The inverse of `write_results`. InputError for a missing or other file."""
+    """Read what `write_results` wrote. Raises InputError for a file that is missing or of another kind."""
     try:
         content = json.loads(path.read_text("utf-8"))
         if content["format"] != FORMAT:
@@ -154,14 +154,14 @@ def _means(
         if score is not None and score.value is not None:
             means[metric.key] = score.value
         elif score is not None:
-            absent.append(Absent(metric.key, f"no figure for {_row_text(method, steps)}: {score.note}"))
+            absent.append(Absent(metric.key, f"no value for {_row_text(method, steps)}: {score.note}"))
     return means
 
 
 def _scores(
     evaluation: Evaluation, dataset: EvalDataset, method: Method, steps: int, count: int, absent: list[Absent]
 ) -> dict[str, list[float]]:
-    """Figure -> one value a picture. One that lacks a value on any picture is left out, and `absent` says why."""
+    """Metric -> one value for each picture. A metric that lacks any is left out, and the reason goes to `absent`."""
     pictures = dataset.pictures_at(steps)[:count]
     found: dict[str, list[float]] = {}
     for metric in evaluation.metrics.of(dataset.has_hq):
@@ -176,7 +176,7 @@ def _scores(
         first = next(score for score in scores if score is None or score.value is None)
         where = f"{_row_text(method, steps)}, {len(pictures) - len(values)} of {len(pictures)} pictures"
         note = f"{first.result.picture}: {first.note}" if first is not None else "not computed yet"
-        absent.append(Absent(metric.key, f"no figure for {where}, first {note}"))
+        absent.append(Absent(metric.key, f"no value for {where}, first {note}"))
     return found
 
 
