@@ -71,7 +71,7 @@ def sample_blur(
 
 
 def sample_sinc(sizes: Sequence[int], rng: np.random.Generator, is_final: bool = False) -> KernelSpec:
-    """Draw one sinc filter. The cut-off is uniform in [pi/3, pi]; for wide kernels that are not the last, in [pi/5, pi].
+    """Draw one sinc filter. The cut-off is uniform in [pi/3, pi]; for wide ones that are not the last, in [pi/5, pi].
 
     A low cut-off needs a wide kernel: in a narrow one the truncation would decide the response, not the cut-off.
     Source: Real-ESRGAN section 3.3 and its published training settings.
