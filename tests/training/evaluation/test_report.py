@@ -11,6 +11,7 @@ from PIL import Image
 from helpers.tiny import evaluation as tiny_eval
 from helpers.tiny.evaluation import Counter
 from teasr_core.errors import InputError
+from teasr_core.image.labelled_sheet import GAP_PX, TEXT_PX
 from training.evaluation.datasets import Skipped
 from training.evaluation.metrics.columns import COLUMNS, best_values, column
 from training.evaluation.metrics.registry import Absent, Metric, Metrics, own_metrics
@@ -164,8 +165,9 @@ def test_grids_show_the_middle_of_what_was_made(finished, tmp_path):
     paths = save_grids(finished, two, tmp_path)
     assert [path.name for path in paths] == ["grid_tiny_one.jpg", "grid_tiny_two.jpg"]
     width, height = Image.open(paths[0]).size
-    assert (width, height) == (4 * 96 + 3 * 4, 24 + 2 * 96 + 4)  # LQ, 1 step, 30 steps, HQ; two pictures
-    last = np.asarray(Image.open(paths[0]))[24 : 24 + 96, -96:].astype(int)
+    assert width == 4 * 96 + 3 * GAP_PX  # LQ, 1 step, 30 steps, HQ
+    assert height == TEXT_PX + 2 * 96 + GAP_PX  # two pictures
+    last = np.asarray(Image.open(paths[0]))[TEXT_PX : TEXT_PX + 96, -96:].astype(int)
     assert abs(last - tiny_eval.smooth(96, 96, 0)).mean() < 4  # JPEG
 
 
