@@ -1,7 +1,7 @@
-"""Tiles as a velocity: noise and condition cropped alike, blended every step, one global noise field (R7).
+"""Plans of overlapping tiles, their blend weights, and codecs that run tile by tile (R7).
 
-`TiledVelocity` is itself a `Velocity`, so samplers need not know. All tiles have one size (nothing recompiles) and
-start on the token grid. Coordinates are latent pixels.
+All tiles of a plan have one size, so that nothing recompiles, and start on the token grid. Coordinates are latent
+pixels. `sampling/tiled_velocity.py` samples by such a plan.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TileCallback = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Equal tiles of `height` x `width` at `rows` x `columns` offsets; one tile means untiled."""
+    """Tiles of `height` x `width` whose top left corners are at `rows` x `columns`. One tile means no tiling."""
 
     height: int
     width: int
@@ -32,9 +32,9 @@ class TilePlan:
 
 
 def tile_offsets(size: int, tile: int, overlap: int, grid: int) -> tuple[int, ...]:
-    """Starts of equal tiles that cover `size` with at least `overlap` between neighbours, on multiples of `grid`.
+    """Return where equal tiles start that cover `size`: on multiples of `grid`, spread evenly, as few as possible.
 
-    As few tiles as that takes, spread evenly.
+    Neighbours overlap by at least `overlap`.
     """
     if tile >= size:
         return (0,)
@@ -44,11 +44,11 @@ def tile_offsets(size: int, tile: int, overlap: int, grid: int) -> tuple[int, ..
 
 
 def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int) -> TilePlan:
-    """Cover a latent of height x width with square tiles of side `tile`, smaller only where the latent is.
+    """Cover a latent of height x width with square tiles of side `tile`. A side of the latent below `tile` is not cut.
 
-    tile must be a multiple of `multiple` (an even token grid, `QwenArchitecture.block_multiple`), overlap of half of
-    it (whole tokens), and 0 <= overlap <= tile/2: InputError otherwise. height and width are multiples of `multiple`
-    too where there is more than one tile; the caller has padded them.
+    `tile` must be a multiple of `multiple` (an even token grid, `QwenArchitecture.block_multiple`), and `overlap` a
+    multiple of half of that (whole tokens) from 0 to tile/2; anything else raises InputError. Where there is more than
+    one tile, the caller has padded height and width to multiples of `multiple`.
     """
     if tile < multiple or tile % multiple:
         raise InputError(f"tile of {tile} latent pixels: expected a multiple of {multiple}")
@@ -64,7 +64,7 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int) 
 
 
 def blend_window(tile: int, offset: int, offsets: tuple[int, ...]) -> torch.Tensor:
-    """Weight (tile,) of the tile at `offset`: linear ramps over the overlaps with its neighbours, 1 elsewhere."""
+    """Return the weights (tile,) of the tile at `offset`: ramps where it overlaps its neighbours, 1 elsewhere."""
     window = torch.ones(tile)
     index = offsets.index(offset)
     if index > 0:
@@ -79,9 +79,9 @@ def blend_window(tile: int, offset: int, offsets: tuple[int, ...]) -> torch.Tens
 
 
 def plan_codec_tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 2) -> TilePlan:
-    """As `plan_tiles`, with tiles no larger than their number needs them to be; all in latent pixels.
+    """Plan like `plan_tiles`, then shrink the tiles as far as their number allows. All numbers are latent pixels.
 
-    A picture a little larger than one tile comes in four of about half its size, not in four of nearly its own.
+    A picture slightly larger than one tile gets four tiles of about half its size, not four of nearly its full size.
     """
     plan = plan_tiles(height, width, tile, overlap, multiple)
 
@@ -102,10 +102,10 @@ def convert_in_tiles(
     size_out: int,
     on_tile: TileCallback | None = None,
 ) -> torch.Tensor:
-    """`convert` (B, C, H, W) -> (B, C', H', W') over the tiles of `plan`, blended on the device of its results.
+    """Apply `convert`, (B, C, H, W) -> (B, C', H', W'), to the tiles of `plan` and blend them on its results' device.
 
-    One latent pixel is size_in wide in `source`, size_out after. `on_tile(done, count)` runs before each tile and may
-    raise. A single tile is converted as it is.
+    One latent pixel is size_in pixels wide in `source` and size_out pixels in the result. `on_tile(done, count)` runs
+    before each tile and may raise to stop. A single tile is converted without blending.
     """
     tiles = [(y, x) for y in plan.rows for x in plan.columns]
     height, width = (size // size_in * size_out for size in source.shape[2:])
@@ -132,9 +132,9 @@ def _window(y: int, x: int, plan: TilePlan, size: int) -> tuple[Any, ...]:
 
 
 def ramp(tile: int, offset: int, offsets: tuple[int, ...], size: int) -> torch.Tensor:
-    """Weight (tile * size,) of a tile: 0 over the outer quarter of an overlap, rising over the inner half, then 1.
+    """Return the weights (tile * size,) of a codec's tile: 0 in the outer quarter of an overlap, then rising to 1.
 
-    Unlike `tiling.blend_window`: what convolutions make of the zeros beyond a tile's edge must not count.
+    Unlike `blend_window` it leaves the edge out, where convolutions have read the zeros beyond the tile.
     """
     length, index = tile * size, offsets.index(offset)
     weight = torch.ones(length)
@@ -148,6 +148,6 @@ def ramp(tile: int, offset: int, offsets: tuple[int, ...], size: int) -> torch.T
 
 
 def _rise(shared: int) -> torch.Tensor:
-    """(shared,) whose sum with its own mirror image is 1."""
+    """Return a ramp (shared,) whose sum with its own mirror image is 1 everywhere."""
     margin = shared // 4
     return ((torch.arange(shared) + 0.5 - margin) / max(1, shared - 2 * margin)).clamp(0, 1)

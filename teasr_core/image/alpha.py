@@ -1,4 +1,4 @@
-"""Transparency: split off, resampled on its own, and the colour under it filled so that no dark fringe appears.
+"""Transparency is split off and resampled on its own; the colour under it is filled, so that no dark fringe appears.
 
 Alpha is straight (not premultiplied), 0 = transparent, 1 = opaque; float32 (B, 1, H, W) in [0, 1].
 """
@@ -20,11 +20,11 @@ def split_alpha(rgba: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def bleed_rgb(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Colour for the fully transparent pixels, taken from the nearest visible ones.
+    """Fill the fully transparent pixels with the colour of the nearest visible ones.
 
-    rgb (B, 3, H, W) and alpha (B, 1, H, W), float32 -> (B, 3, H, W). Pixels with alpha above 0 are unchanged bit for
-    bit; an image with no visible pixel has nothing to bleed and is returned as it is. What lies under alpha 0 is
-    arbitrary, usually black, and a resampling filter or a network would drag it into the visible edge.
+    rgb (B, 3, H, W) and alpha (B, 1, H, W), float32 -> (B, 3, H, W). Pixels with alpha above 0 stay the same bit for
+    bit, and so does an image without a visible pixel. The colour under alpha 0 is arbitrary, usually black, and a
+    resampling filter or a network would mix it into the visible edge.
     Method: pull-push pyramid (Gortler et al. 1996, The Lumigraph): alpha-weighted means at halved sizes, then every
     hole takes the finest level that saw a visible pixel.
     Raises InputError for wrong shapes.
@@ -48,7 +48,7 @@ def bleed_rgb(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 def resize_alpha(alpha: torch.Tensor, size: TargetSize, resample: str = "lanczos") -> torch.Tensor:
     """(B, 1, H, W) float32 -> (B, 1, size.height, size.width) float32 in [0, 1].
 
-    Wherever the filter sees only opaque pixels the result is exactly 1, only transparent ones exactly 0.
+    Where the filter sees only opaque pixels, the result is exactly 1; where it sees only transparent ones, exactly 0.
     Raises InputError for wrong shapes or an unknown `resample` ("lanczos" or "bicubic").
     """
     check_image(alpha, "alpha", channels=1)
@@ -62,8 +62,8 @@ def _pull_push(rgb: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """(1, 3, H, W) and (1, 1, H, W) >= 0, not all 0 -> (1, 3, H, W), defined everywhere."""
     if not (weight <= 0).any():
         return rgb
-    # Means serve as sums: colour and weight are divided by the same count. A cell that saw anything counts fully one
-    # level up, so that faint alpha does not fade out on the way.
+    # Means can stand for sums, because colour and weight are divided by the same count. A cell with any visible pixel
+    # counts fully on the next level, so that faint alpha does not fade out on the way.
     sums = F.avg_pool2d(rgb * weight, 2, ceil_mode=True, count_include_pad=False)  # (1, 3, H/2, W/2)
     total = F.avg_pool2d(weight, 2, ceil_mode=True, count_include_pad=False)  # (1, 1, H/2, W/2)
     seen = total > 0  # (1, 1, H/2, W/2)

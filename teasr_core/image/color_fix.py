@@ -20,28 +20,28 @@ COLOR_FIXES = ("off", "wavelet", "adain", "lab")
 WAVELET_LEVELS = 5
 _LOW_BAND_REACH = (1 << WAVELET_LEVELS) - 1  # px on each side: the taps' distances 1 + 2 + 4 ... added up
 
-# Below these spreads a plane is flat up to rounding: its gain stays 1, lest noise be blown up into a pattern.
+# A plane with a smaller spread is flat up to rounding. Its gain stays 1, so that noise does not grow into a pattern.
 _FLAT_STD_RGB = 1e-3  # a quarter of an 8-bit step, on [0, 1]
 _FLAT_STD_LAB = 0.1  # about the same, on L* 0..100
 
-_STRIP_PX = STRIP_PX  # a large image is taken strip by strip: some 12 MB of L*a*b* at a time, whatever the image
+_STRIP_PX = STRIP_PX  # strips bound the memory: about 12 MB of L*a*b* at a time for an image of any size
 
 
 def fix_color(image: torch.Tensor, reference: torch.Tensor, method: str, strength: float = 1.0) -> torch.Tensor:
-    """`image` with the colour of `reference`: (B, 3, H, W) float32 -> (B, 3, H, W) float32 in [0, 1].
+    """Give `image` the colour of `reference`: (B, 3, H, W) float32 -> (B, 3, H, W) float32 in [0, 1].
 
     image: the restored picture. reference: the resized input, the same H and W, batch B or 1.
     method:
-      off      the image as it is.
-      wavelet  low band of the reference + high bands of the image, 5 a-trous levels (as in StableSR, arXiv
-               2305.07015). Follows local colour; a local tint of the reference comes along.
-      adain    every RGB channel takes the reference's mean and standard deviation (Huang and Belongie, arXiv
+      off      returns the image as it is.
+      wavelet  adds the low band of the reference to the high bands of the image, in 5 a-trous levels (as in StableSR,
+               arXiv 2305.07015). It follows local colour, so a local tint of the reference is taken over too.
+      adain    gives every RGB channel the reference's mean and standard deviation (Huang and Belongie, arXiv
                1703.06868).
-      lab      L*, a* and b* (CIE 1976, D65, sRGB) each take the reference's mean and standard deviation
-               (after Reinhard et al. 2001, in CIELAB): both lightness and chroma are matched, contrast included.
-      In adain and lab a plane of `image` that is flat keeps its spread and only takes the mean.
-      With each but off the result is the reference where that is one flat colour (`flat_areas`).
-    strength: 0..1, linear between the image (0: returned itself, bit for bit) and the full fix (1).
+      lab      gives L*, a* and b* (CIE 1976, D65, sRGB) the reference's mean and standard deviation (after Reinhard et
+               al. 2001, in CIELAB), so that lightness, contrast and chroma are matched.
+      With adain and lab, a flat plane of `image` keeps its spread and only takes the mean.
+      With every method but off, the result equals the reference where that is one flat colour (`flat_areas`).
+    strength: from 0, which returns the image itself bit for bit, linearly to 1, the full fix.
     Raises InputError for wrong shapes, dtypes, an unknown method or a strength outside 0..1.
     """
     check_image(image, "image", channels=3)
@@ -67,10 +67,11 @@ def fix_color(image: torch.Tensor, reference: torch.Tensor, method: str, strengt
 
 
 def apply_strength(resized: torch.Tensor, restored: torch.Tensor | None, strength: float) -> torch.Tensor:
-    """resized + strength * (restored - resized), all (B, 3, H, W) float32 (docs/decisions.md#strength-and-colour).
+    """Return resized + strength * (restored - resized), all (B, 3, H, W) float32
+    (docs/decisions.md#strength-and-colour).
 
-    strength: 0..1; 0 returns `resized` and 1 returns `restored`, themselves, bit for bit. At 0 no model need have
-    run: `restored` may be None. Raises InputError for other strengths, unequal shapes or a missing `restored`.
+    strength: 0 to 1. 0 returns the tensor `resized` itself and 1 the tensor `restored` itself. At 0 `restored` may be
+    None, because no model has to run. Raises InputError for other strengths, unequal shapes or a missing `restored`.
     """
     strength = _checked_strength(strength, "strength")
     if strength == 0:
@@ -85,13 +86,13 @@ def apply_strength(resized: torch.Tensor, restored: torch.Tensor | None, strengt
     return restored if strength == 1 else torch.lerp(resized, restored, strength).clamp_(0.0, 1.0)
 
 
-# Each method writes its result, not yet clamped, to `out` (3, H, W).
+# Each method writes its result to `out` (3, H, W) without clamping it.
 
 
 def _wavelet(image: torch.Tensor, reference: torch.Tensor, out: torch.Tensor) -> None:
-    # high(image) + low(reference) = image + low(reference - image), low being linear: one decomposition instead of
-    # two, no stored bands, and image == reference is an exact fixed point. A strip is taken with the rows that its
-    # blur reaches, so that it comes out as it does in the whole.
+    # The low band is linear, so high(image) + low(reference) = image + low(reference - image). This needs one
+    # decomposition instead of two and stores no bands, and an image equal to its reference stays exactly as it is.
+    # A strip is read with the rows that its blur reaches, so that the result does not depend on the strips.
     for c in range(image.shape[0]):
         for rows, wider, inside in strips_with_reach(image, _LOW_BAND_REACH, _STRIP_PX):
             low = _low_band(reference[c, wider] - image[c, wider])[inside]  # (rows, W)
@@ -99,7 +100,7 @@ def _wavelet(image: torch.Tensor, reference: torch.Tensor, out: torch.Tensor) ->
 
 
 def _low_band(plane: torch.Tensor) -> torch.Tensor:
-    """What is left of (H, W) after WAVELET_LEVELS a-trous levels: a blur of about 13 px standard deviation.
+    """Return the low band of (H, W) after WAVELET_LEVELS a-trous levels: a blur of about 13 px standard deviation.
 
     Each level is [1 2 1] / 4 down and across with taps 1, 2, 4 ... px apart and the edge replicated, at any size.
     """
@@ -137,7 +138,7 @@ def _strips(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def _statistics(strips: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and population standard deviation of every channel over (3, rows, W) strips, float64 (3, 1, 1).
 
-    Summed on the CPU: not every device has float64, and float32 sums over millions of pixels drift.
+    The sums run on the CPU in float64, which not every device has; float32 sums over millions of pixels drift.
     """
     count, total, squares = 0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     for strip in strips:

@@ -1,7 +1,7 @@
-"""Where the input is one flat colour, the result is that colour: bars, clipped highlights, drawn backgrounds.
+"""The input is kept where it is one flat colour, as in bars, clipped highlights and drawn backgrounds.
 
-A model of photographs leaves specks on a clean flat colour, which hardly any photograph has (docs/log/sampling.md). It
-has nothing to add there, so the input is kept.
+Photographs hardly ever have a clean flat colour, so a model of photographs leaves specks on it
+(docs/log/sampling.md). It has nothing to add there.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from .strips import STRIP_PX, strips_with_reach
 
-# Flat: no neighbouring pixels within REACH_PX of a pixel differ by more than rounding. A single 8-bit step, however
-# far it is enlarged, is no rounding.
+# A pixel is flat when no neighbours within REACH_PX of it differ by more than rounding. A single 8-bit step counts as a
+# difference, however far it is enlarged.
 REACH_PX = 16
 SOFT_PX = 8  # on each side of the line between kept and flat; within REACH_PX - SOFT_PX of detail nothing changes
 _ROUNDING = 1e-5  # on [0, 1]; the resize of one colour is off by 1e-7
@@ -24,10 +24,10 @@ _average = partial(F.avg_pool2d, count_include_pad=False)
 
 
 def keep_flat_(image: torch.Tensor, reference: torch.Tensor) -> None:
-    """`image` takes the pixels of `reference` where that is flat, with a soft transition; in place.
+    """Replace, in place, the pixels of `image` by those of `reference` where that is flat, with a soft transition.
 
-    image, reference: (3, H, W) float32 in [0, 1]. A large picture is taken in strips, each with the rows it looks at,
-    so that it comes out as it does in the whole.
+    image, reference: (3, H, W) float32 in [0, 1]. A large picture is processed in strips; each is read with the rows
+    that affect it, so that the result does not depend on the strips.
     """
     for rows, wider, inside in strips_with_reach(image, REACH_PX + SOFT_PX + 1, _STRIP_PX):
         weight = _flatness(reference[:, wider])[inside]  # (rows, W)
@@ -36,13 +36,14 @@ def keep_flat_(image: torch.Tensor, reference: torch.Tensor) -> None:
 
 
 def _flatness(reference: torch.Tensor) -> torch.Tensor:
-    """(3, H, W) -> (H, W), from 0, not flat, to 1."""
+    """(3, H, W) -> (H, W), from 0 where it is not flat to 1 where it is."""
     down = reference.diff(dim=1).abs_().amax(dim=0)  # (H - 1, W)
     across = reference.diff(dim=2).abs_().amax(dim=0)  # (H, W - 1)
     steps = torch.zeros_like(reference[0])  # (H, W): the largest difference to a neighbour
     for part, difference in (steps[1:], down), (steps[:-1], down), (steps[:, 1:], across), (steps[:, :-1], across):
         torch.maximum(part, difference, out=part)
-    # Most photographs have none, which their blocks tell sixteen times sooner: each window of 2 REACH_PX + 1 holds one.
+    # Most photographs have no flat area. Blocks of REACH_PX, one of which lies in every window of 2 REACH_PX + 1, show
+    # that with a sixteenth of the work.
     block = [min(REACH_PX, side) for side in steps.shape]
     if float(F.max_pool2d(steps[None, None], block, ceil_mode=True).min()) > _ROUNDING:
         return torch.zeros_like(steps)
@@ -51,6 +52,6 @@ def _flatness(reference: torch.Tensor) -> torch.Tensor:
 
 
 def _pooled(pool: Callable[..., torch.Tensor], plane: torch.Tensor, reach: int) -> torch.Tensor:
-    """(H, W) pooled over the square of 2 reach + 1 around each pixel, or what of it is in the picture."""
+    """Pool (H, W) over the square of side 2 reach + 1 around each pixel, cut off at the picture's edge."""
     down = pool(plane[None, None], (2 * reach + 1, 1), stride=1, padding=(reach, 0))
     return pool(down, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0, 0]

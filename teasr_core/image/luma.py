@@ -1,4 +1,4 @@
-"""RGB to luma, the one channel most picture metrics look at."""
+"""Luma, the one channel that most picture metrics look at, and its gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .levels import to_levels
 
 
 def unit_rgb(rgb: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8, or float in [0, 1], to float64 in [0, 1]. Raises InputError for another shape or dtype."""
+    """Convert (H, W, 3) uint8, or float in [0, 1], to float64 in [0, 1]. Raises InputError for anything else."""
     if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise InputError(f"metric: found a picture of shape {rgb.shape}, expected (H, W, 3) RGB; convert it first")
     if rgb.dtype == np.uint8:
@@ -23,7 +23,7 @@ def unit_rgb(rgb: np.ndarray) -> np.ndarray:
 def to_studio_y(rgb: np.ndarray) -> np.ndarray:
     """BT.601 studio-range luma: (H, W, 3) RGB, uint8 or float in [0, 1], to (H, W) float64 in [16, 235].
 
-    Not rounded. Quantise float pictures to 8 bit beforehand, as saving them would.
+    The result is not rounded. Round float pictures to 8 bits first, as a saved file is.
     Source: ITU-R BT.601; MATLAB's rgb2ycbcr, on which published super-resolution PSNR is computed.
     """
     return unit_rgb(rgb) @ np.array([65.481, 128.553, 24.966]) + 16.0
@@ -38,15 +38,15 @@ def to_full_y(rgb: np.ndarray) -> np.ndarray:
 
 
 def gradient_map(rgb: np.ndarray) -> np.ndarray:
-    """(H, W, 3) to (H - 1, W - 1): magnitude of the forward differences of the studio-range Y, in 8-bit levels."""
+    """Return the size of the forward differences of studio-range Y in 8-bit levels: (H, W, 3) to (H - 1, W - 1)."""
     y = to_studio_y(rgb)
     return np.hypot(y[:-1, 1:] - y[:-1, :-1], y[1:, :-1] - y[:-1, :-1])
 
 
 def mean_gradient(image: torch.Tensor) -> float:
-    """Mean of `gradient_map` over pictures (B, 3, H, W) in [0, 1], rounded to 8 bits as saved ones are.
+    """Return the mean of `gradient_map` over pictures (B, 3, H, W) in [0, 1], rounded to 8 bits as a saved file is.
 
-    In 8-bit levels per pixel. A picture without two pixels in both directions has 0.
+    The unit is 8-bit levels per pixel. A picture with a side of one pixel has the value 0.
     """
     if min(image.shape[-2:]) < 2:
         return 0.0

@@ -1,4 +1,4 @@
-"""Exact geometry: the target size, the resize, the padding to whole tokens and the crop back.
+"""Resizing to an exact size, padding to whole tokens, and cropping back.
 
 Images are float32 tensors (B, C, H, W) in [0, 1]. No function changes its input or draws a random number.
 """
@@ -25,10 +25,10 @@ class Padding:
 
 
 def resize(image: torch.Tensor, size: TargetSize, resample: str = "lanczos") -> torch.Tensor:
-    """Resampled to exactly `size`: (B, C, H, W) float32 -> (B, C, size.height, size.width) float32 in [0, 1].
+    """Resample to exactly `size`: (B, C, H, W) float32 -> (B, C, size.height, size.width) float32 in [0, 1].
 
-    Pillow's antialiased filter, channel by channel in 32-bit float (no 8-bit rounding), half-pixel centres, so
-    nothing shifts. The same size in gives the same values out, in a new tensor.
+    Pillow's antialiased filter runs on each channel in 32-bit float, so nothing is rounded to 8 bits; pixel centres lie
+    at half pixels, so nothing shifts. An image that already has this size keeps its values, in a new tensor.
     Raises InputError for a tensor of another shape or dtype, an empty image or an unknown `resample`.
     """
     check_image(image, "image")
@@ -50,10 +50,10 @@ def resize(image: torch.Tensor, size: TargetSize, resample: str = "lanczos") -> 
 
 
 def pad_to_multiple(image: torch.Tensor, multiple: int) -> tuple[torch.Tensor, Padding]:
-    """Right and bottom sides grown to a multiple of `multiple` px: (B, C, H, W) -> (B, C, H + bottom, W + right).
+    """Pad right and bottom to a multiple of `multiple` px: (B, C, H, W) -> (B, C, H + bottom, W + right).
 
-    Mirrored without repeating the edge pixel; a side that is not longer than its pad is replicated instead.
-    Returns the image itself (no copy) when nothing is missing. Undo with `crop_to`.
+    The padding mirrors the image without repeating the edge pixel; where a side is not longer than its padding, it
+    repeats the edge pixel instead. An image that needs no padding is returned itself. `crop_to` undoes it.
     """
     multiple = check_side(multiple, "multiple")
     height, width = image.shape[-2:]
@@ -67,7 +67,7 @@ def pad_to_multiple(image: torch.Tensor, multiple: int) -> tuple[torch.Tensor, P
 
 
 def crop_to(image: torch.Tensor, size: TargetSize) -> torch.Tensor:
-    """The top left `size` of the image, a view: (B, C, H, W) -> (B, C, size.height, size.width).
+    """Return a view of the top left `size` of the image: (B, C, H, W) -> (B, C, size.height, size.width).
 
     Raises InputError when the image is smaller than `size`.
     """
@@ -81,7 +81,10 @@ def crop_to(image: torch.Tensor, size: TargetSize) -> torch.Tensor:
 
 
 def check_image(image: torch.Tensor, name: str, channels: int | None = None) -> None:
-    """Raises InputError unless `image` is a float32 tensor (B, C, H, W) with no empty side (and C = `channels`)."""
+    """Raise InputError unless `image` is a float32 tensor (B, C, H, W) with no empty side (and C = `channels`).
+
+    It is called where a picture enters, not between the functions of this package.
+    """
     expected = f"float32 (B, {channels or 'C'}, H, W)"
     if not isinstance(image, torch.Tensor):
         raise InputError(f"{name} is a {type(image).__name__}; expected a tensor {expected}; convert it first")

@@ -52,7 +52,7 @@ def exceeds_training(width: int, height: int, target: TargetSize) -> bool:
 
 
 def size_by_factor(width: int, height: int, scale: float) -> TargetSize:
-    """Both sides times `scale` (0.25..8), rounded half up, at least 1 px.
+    """Multiply both sides by `scale` (0.25..8) and round half up, to at least 1 px.
 
     Raises InputError for a scale that is NaN, infinite or outside 0.25..8.
     """
@@ -62,7 +62,7 @@ def size_by_factor(width: int, height: int, scale: float) -> TargetSize:
 
 
 def size_exact(width: int, height: int, target_width: int, target_height: int) -> TargetSize:
-    """The size asked for, which may change the aspect ratio.
+    """Take the target size as it is; it may change the aspect ratio.
 
     Raises InputError when either axis would be scaled by less than 0.25 or more than 8.
     """
@@ -74,7 +74,7 @@ def size_exact(width: int, height: int, target_width: int, target_height: int) -
 
 
 def size_by_shortest(width: int, height: int, shortest_px: int) -> TargetSize:
-    """The shorter side becomes `shortest_px`, the other follows the aspect ratio (rounded half up).
+    """Make the shorter side `shortest_px`; the other one follows the aspect ratio (rounded half up).
 
     Raises InputError when the implied scale is outside 0.25..8.
     """
@@ -83,7 +83,7 @@ def size_by_shortest(width: int, height: int, shortest_px: int) -> TargetSize:
 
 
 def size_by_longest(width: int, height: int, longest_px: int) -> TargetSize:
-    """The longer side becomes `longest_px`, the other follows the aspect ratio (rounded half up).
+    """Make the longer side `longest_px`; the other one follows the aspect ratio (rounded half up).
 
     Raises InputError when the implied scale is outside 0.25..8.
     """
@@ -92,7 +92,7 @@ def size_by_longest(width: int, height: int, longest_px: int) -> TargetSize:
 
 
 def size_by_megapixels(width: int, height: int, megapixels: float) -> TargetSize:
-    """About `megapixels` x 1024 x 1024 pixels at the same aspect ratio (each side rounded half up).
+    """Give about `megapixels` x 1024 x 1024 pixels at the same aspect ratio (each side rounded half up).
 
     Raises InputError for a count that is NaN, infinite or not positive, or an implied scale outside 0.25..8.
     """
@@ -113,10 +113,10 @@ SIZE_MODES: dict[str, Callable[..., TargetSize]] = {
 
 
 def cap_megapixels(size: TargetSize, max_mp: float) -> TargetSize:
-    """`size` itself when it has at most `max_mp` x 1024 x 1024 pixels or `max_mp` is 0 (off), else a smaller one.
+    """Return `size` when it has at most `max_mp` x 1024 x 1024 pixels or `max_mp` is 0 (off), else a smaller size.
 
-    The smaller one keeps the aspect ratio and never exceeds the cap, so its sides are rounded down (at least 1 px).
-    Never upsizes. The cap may push the scale below 0.25: it guards memory, the request is checked before it.
+    The smaller size keeps the aspect ratio and never exceeds the cap, so its sides are rounded down (at least 1 px).
+    The cap guards memory and applies after the request was checked, so it may push the scale below 0.25.
     Raises InputError for a cap that is NaN, infinite or negative.
     """
     max_mp = _number(max_mp, "max_megapixels")
@@ -136,7 +136,7 @@ def cap_megapixels(size: TargetSize, max_mp: float) -> TargetSize:
 
 
 def check_side(value: int, name: str) -> int:
-    """`value` as a side in pixels. Raises InputError unless it is a whole number, at least 1."""
+    """Return `value` as a side in pixels. Raises InputError unless it is a whole number, at least 1."""
     try:
         side = operator.index(value)
     except TypeError:
@@ -147,7 +147,7 @@ def check_side(value: int, name: str) -> int:
 
 
 def check_megapixels(value: float) -> float:
-    """`value` as a size by area. Raises InputError for NaN, infinity or a number that is not positive."""
+    """Return `value` as a size by area. Raises InputError for NaN, infinity or a number that is not positive."""
     megapixels = _number(value, "megapixels")
     if megapixels <= 0:
         raise InputError(f"megapixels is {megapixels:g}; expected a number above 0; choose for example 4")
@@ -156,7 +156,7 @@ def check_megapixels(value: float) -> float:
 
 def _size_by_edge(width: int, height: int, edge: int, edge_px: int, name: str) -> TargetSize:
     _checked_scale(edge_px / edge, f"{name} {edge} -> {edge_px}: scale")
-    # Multiplied before divided, so that the named edge comes out exact and ties round as they would on paper.
+    # The multiplication comes first, so that the named edge is exact and ties round as they would on paper.
     return TargetSize(_round_side(width * edge_px / edge), _round_side(height * edge_px / edge))
 
 

@@ -1,7 +1,7 @@
 """The one contract between samplers and networks (docs/decisions.md#one-velocity).
 
-A sampler knows no network, a network knows no sampler: both know `Velocity`. The trainer, the command line and the
-tests use `qwen.QwenVelocity`; tiles are a `tiling.TiledVelocity` around any velocity.
+A sampler knows no network and a network knows no sampler; both know `Velocity`. The trainer, the command line and the
+tests use `qwen_velocity.QwenVelocity`. Tiles are a `tiled_velocity.TiledVelocity` around any velocity.
 """
 
 from __future__ import annotations

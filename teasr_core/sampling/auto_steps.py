@@ -1,8 +1,9 @@
 """How many steps an image needs: the step-doubling error of Eq. 1-3 against a tolerance.
 
-An any-step model should arrive at the same place in one step and in two of half the length (Eq. 4 trains it so). Where
-it does not, the step was too long. Measured is the first step of 1 and of 2, from pure noise; the two errors give the
-order at which it falls, and so the number at which it meets the tolerance, as step-size control of ODE solvers does.
+An any-step model is trained to arrive at the same place in one step and in two steps of half the length (Eq. 4). Where
+it does not, the step is too long. The error is measured on the first step of a run of 1 step and of a run of 2, from
+pure noise. The two errors give the order at which the error falls, and from that the number of steps that meets the
+tolerance, as the step-size control of ODE solvers does.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_EVALUATIONS = 5
 
 @dataclass(frozen=True)
 class AutoSteps:
-    """Asks for a number of steps chosen per image. tolerance: above 0, at most 10, RMS in latent units."""
+    """Chooses the number of steps for each image. tolerance: above 0 and at most 10, an RMS in latent units."""
 
     tolerance: float = DEFAULT_TOLERANCE
 
@@ -41,18 +42,18 @@ class AutoSteps:
 
     @torch.inference_mode()
     def choose(self, velocity: Velocity, noise: torch.Tensor, z_lq: torch.Tensor) -> StepPlan:
-        """The fewest steps whose first step is exact enough for one image, and why.
+        """Return the fewest steps whose first step is exact enough for one image, and the reason.
 
-        noise, z_lq: (1, C, H, W), what `sampler.sample` will get; the choice is as deterministic as the velocity.
-        Three calls of `velocity` where one step is enough, else MAX_EVALUATIONS. OutputError where an error is no
-        number.
+        noise, z_lq: (1, C, H, W), the arguments that `sampler.sample` will get. The choice is as deterministic as the
+        velocity. It takes three calls of `velocity` where one step is enough, else MAX_EVALUATIONS. Raises OutputError
+        when an error is not a number.
         """
         return self.plan(FirstStep(velocity, noise.expand_as(z_lq), z_lq).error)
 
     def plan(self, error: Callable[[int], float]) -> StepPlan:
-        """The choice from error(1) and, where that is too large, error(2). A smaller tolerance never gives fewer steps.
+        """Choose from error(1) and, where that is too large, error(2). A smaller tolerance never gives fewer steps.
 
-        From N = 3 on the error is taken to fall as N^-order with order = log2(error(1) / error(2)).
+        From N = 3 on the error is assumed to fall as N^-order, with order = log2(error(1) / error(2)).
         """
         one = error(1)
         if one <= self.tolerance:
@@ -78,7 +79,7 @@ class AutoSteps:
 
 
 class FirstStep:
-    """The first step of N for several N, from the same noise; velocities are computed once."""
+    """The error of the first of N steps, for several N and from the same noise. Each velocity is computed once."""
 
     def __init__(self, velocity: Velocity, noise: torch.Tensor, z_lq: torch.Tensor) -> None:
         self.velocity, self.noise, self.z_lq = velocity, noise, z_lq

@@ -1,4 +1,4 @@
-"""Times of Algorithm 1: linear from 1 (noise) to 0 (clean), no shift."""
+"""The times of Algorithm 1, which fall linearly from 1 (noise) to 0 (clean), without a shift."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIN_STEPS, MAX_STEPS = 1, 30
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Times to visit and why: taus (N+1,) float32 on the CPU, reason for the user."""
+    """The times of a run and the reason for their number: taus (N+1,) float32 on the CPU, and a text for the user."""
 
     taus: torch.Tensor
     reason: str
@@ -44,13 +44,15 @@ def manual_plan(steps: int) -> StepPlan:
 
 
 def steps_text(steps: int) -> str:
+    """Return "1 step" or, for example, "4 steps"."""
     return f"{steps} step{'s' if steps != 1 else ''}"
 
 
 def parse_steps(text: str, subject: str = "steps are") -> tuple[int, ...]:
-    """ "1,2,4,8" to numbers, in their order. InputError for anything else, a repeated one, or one outside 1..30.
+    """Parse a list such as "1,2,4,8", in its order. Raises InputError for anything else, and for a number that is
+    repeated or outside 1..30.
 
-    subject: how the error begins, with its verb.
+    subject: the beginning of the error, with its verb.
     """
     try:
         steps = tuple(check_steps(int(part)) for part in text.split(","))
