@@ -14,6 +14,7 @@ from helpers.tiny import model as tiny
 from helpers.tiny.distill_run import assert_equal, changed, log_lines, newest
 from helpers.tiny.run import write_photos
 from teasr_core.errors import ConfigError
+from teasr_core.image.labelled_sheet import GAP_PX, TEXT_PX
 from training.data.dataset import batches
 from training.distill.schedule import learning_rate, loss_weights
 from training.distill.trainer import Distiller
@@ -204,8 +205,12 @@ def test_previews_show_raw_and_averaged_weights_and_do_not_change_the_run(distil
     names = [f"preview_00000002_{kind}.jpg" for kind in ("ema", "raw")]
     assert sorted(path.name for path in folder.glob("*.jpg")) == names
     pictures = [np.asarray(Image.open(folder / name)).astype(int) for name in names]
-    assert all(picture.shape == (2 * CROP_PX, 2 * 6 * CROP_PX, 3) for picture in pictures)  # LQ, 1, 2, 4, 8, HQ
-    ema, raw = ([column[:, 8:-8] for column in np.split(picture, 6, axis=1)] for picture in pictures)  # JPEG's borders
+    side = 2 * CROP_PX
+    width = 6 * side + 5 * GAP_PX  # LQ, 1, 2, 4, 8, HQ
+    assert all(picture.shape == (TEXT_PX + side, width, 3) for picture in pictures)
+    inside = slice(16, side - 16)  # a block of the JPEG file reaches from one picture into the next
+    lefts = range(0, width, side + GAP_PX)
+    ema, raw = ([picture[TEXT_PX:, x : x + side][:, inside] for x in lefts] for picture in pictures)
     assert [np.array_equal(a, b) for a, b in zip(raw, ema, strict=True)] == [True, False, False, False, False, True]
     assert_equal(newest(shown, 3), newest(plain, 3))
     board = EventAccumulator(str(folder / "tensorboard"))
