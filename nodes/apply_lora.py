@@ -1,4 +1,4 @@
-"""TEASRApplyLoRA: the dual-branch hooks and a TEASR LoRA on a Qwen-Image MODEL (or on the built-in one)."""
+"""TEASRApplyLoRA puts the dual-branch hooks and a TEASR LoRA on a Qwen-Image MODEL, or on the built-in one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..teasr_core.errors import LoraFileError
 from ..teasr_core.weight_files.lora_file import LoraFile, check_base, fingerprint, read_lora
+from .host.sockets import check_model
 from .inputs import lora_strength_input
 from .model.builtin_model import base_traits
 from .model.conditioning import prompt_conditioning
@@ -26,34 +27,34 @@ class TEASRApplyLoRA(io.ComfyNode):
             node_id="TEASRApplyLoRA",
             display_name="TEASR Apply LoRA",
             category="TEASR",
-            description="Turns a Qwen-Image model into an any-step restorer; replaces a TEASR LoRA on it.",
+            description="Turns a Qwen-Image model into an any-step restorer. It replaces a TEASR LoRA on it.",
             search_aliases=["lora loader", "qwen image upscale", "teasr"],
             inputs=[
-                io.Model.Input("model", tooltip="Qwen-Image (bf16, fp8 or GGUF), or TEASR's built-in model."),
+                io.Model.Input("model", tooltip="Wire Qwen-Image (bf16, fp8 or GGUF) or TEASR's built-in model here."),
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="A TEASR LoRA in ComfyUI's `loras` folder. Ordinary LoRAs belong in LoraLoader.",
+                    tooltip="Choose a TEASR LoRA of ComfyUI's `loras` folder. Ordinary LoRAs belong in LoraLoader.",
                 ),
                 lora_strength_input("1 is what the LoRA was trained for; 0 skips it and keeps the two-branch model."),
                 io.Boolean.Input(
                     "allow_other_base",
                     default=False,
                     advanced=True,
-                    tooltip="Accept a model other than the one the LoRA was trained on, such as a fine-tune of it.",
+                    tooltip="On accepts a model other than the one the LoRA was trained on, such as a fine-tune of it.",
                 ),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
                 io.Conditioning.Output(
-                    display_name="conditioning", tooltip="The prompt embedding the LoRA was trained with."
+                    display_name="conditioning", tooltip="This is the prompt embedding the LoRA was trained with."
                 ),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, **_inputs: object) -> str:
-        """A file written again under the same name is read again."""
+        """A file that was written again under the same name is read again."""
         stat = Path(folder_paths.get_full_path_or_raise("loras", lora_name)).stat()
         return f"{lora_name} {stat.st_size} {stat.st_mtime_ns}"
 
@@ -63,7 +64,7 @@ class TEASRApplyLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         lora = read_lora(path)
-        traits = base_traits(model)
+        traits = base_traits(check_model(model))
         architecture = probe_architecture(model)
         tensors = fingerprint_tensors(model)
         if is_cast_to_fp8(tensors) and not allow_other_base:
@@ -83,7 +84,7 @@ class TEASRApplyLoRA(io.ComfyNode):
 
 
 def conditioning_output(lora: LoraFile) -> object:
-    """The file's prompt embedding, or a blocker: the host raises its sentence only where the output is wired."""
+    """The file's prompt embedding, or a blocker, whose sentence ComfyUI shows only if the output is wired."""
     if lora.prompt_embeds is None:
         return ExecutionBlocker(
             f"{lora.name} holds no prompt embedding: wire a CLIPTextEncode with an empty prompt in place of "

@@ -1,4 +1,4 @@
-"""TEASRColorFix: the reference's colours on the restored picture, and the crop of the padding."""
+"""TEASRColorFix gives the restored picture the colours of the reference, and crops the padding."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..teasr_core.image.resize import crop_to
 from ..teasr_core.image.target_size import TargetSize
 from ..teasr_core.restore import check_result
 from .host.images import from_host, to_host
+from .host.sockets import check_finite
 from .inputs import color_fix_input, color_strength_input
 
 
@@ -20,11 +21,13 @@ class TEASRColorFix(io.ComfyNode):
             node_id="TEASRColorFix",
             display_name="TEASR Color Fix",
             category="TEASR",
-            description="Crops the picture to the reference's size, also with off, and gives it its colours.",
+            description="Crops the picture to the reference's size, with off too, and gives it the reference's colours.",
             search_aliases=["color match", "color transfer", "wavelet", "teasr"],
             inputs=[
-                io.Image.Input("image", tooltip="The decoded picture, padding included."),
-                io.Image.Input("reference", tooltip="TEASRCondition's `resized`: the size and colours to keep."),
+                io.Image.Input("image", tooltip="This is the decoded picture, padding included."),
+                io.Image.Input(
+                    "reference", tooltip="Wire TEASRCondition's `resized` here. Its size and colours are kept."
+                ),
                 color_fix_input(),
                 color_strength_input(use_advanced=False),
             ],
@@ -35,7 +38,7 @@ class TEASRColorFix(io.ComfyNode):
     def execute(
         cls, image: torch.Tensor, reference: torch.Tensor, color_fix: str = "wavelet", color_strength: float = 1.0
     ) -> io.NodeOutput:
-        resized = from_host(reference, "reference")  # (B or 1, 3, H, W)
+        resized = check_finite(from_host(reference, "reference"), "reference")  # (B or 1, 3, H, W)
         size = TargetSize(width=resized.shape[-1], height=resized.shape[-2])
         cropped = crop_to(from_host(image, "image"), size).contiguous()  # (B, 3, H, W)
         check_result(cropped, resized.expand(len(cropped), -1, -1, -1) if len(resized) == 1 else resized)

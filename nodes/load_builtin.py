@@ -1,4 +1,4 @@
-"""TEASRLoadBuiltin: the model that comes with the pack."""
+"""TEASRLoadBuiltin gives the model that comes with the pack."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TEASRLoadBuiltin(io.ComfyNode):
             node_id="TEASRLoadBuiltin",
             display_name="TEASR Load Built-in Model",
             category="TEASR",
-            description="The small restoration model that comes with TEASR: nothing to download.",
+            description="Loads the small restoration model that comes with TEASR; nothing is downloaded.",
             search_aliases=["upscale model", "super resolution", "restore", "teasr"],
             inputs=[
                 lora_strength_input(
@@ -34,7 +34,8 @@ class TEASRLoadBuiltin(io.ComfyNode):
                     "dtype",
                     options=["auto", *DTYPES],
                     default="auto",
-                    tooltip="Number format. auto: bf16, on a CPU only where a short timing says that it is faster.",
+                    tooltip="This is the number format. auto takes bf16, on a CPU only if a short timing says that it is "
+                    "faster.",
                 ),
             ],
             outputs=[

@@ -1,4 +1,4 @@
-"""TEASRSampler: from noise to the restored latent in any number of steps, in tiles where the image is large."""
+"""TEASRSampler goes from noise to the restored latent in any number of steps, in tiles if the image is large."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from .inputs import sampling_inputs
 from .model.conditioning import Conditioning
-from .run.sampling_jobs import image_batch
+from .run.sampling_jobs import sampling_jobs
 
 
 class TEASRSampler(io.ComfyNode):
@@ -23,15 +23,16 @@ class TEASRSampler(io.ComfyNode):
             description="Restores the picture that TEASRCondition put into the conditioning.",
             search_aliases=["ksampler", "super resolution", "teasr"],
             inputs=[
-                io.Model.Input("model", tooltip="From TEASRLoadBuiltin or TEASRApplyLoRA."),
-                io.Conditioning.Input("conditioning", tooltip="From TEASRCondition."),
+                io.Model.Input("model", tooltip="TEASRLoadBuiltin or TEASRApplyLoRA gives it."),
+                io.Conditioning.Input("conditioning", tooltip="TEASRCondition gives it."),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="From TEASRCondition. Wired, it adds guidance (2.5) and doubles the time; rarely needed.",
+                    tooltip="TEASRCondition gives it. Wired, it adds guidance (2.5) and doubles the time; it is rarely "
+                    "needed.",
                 ),
-                io.Latent.Input("latent", tooltip="From TEASRCondition."),
-                io.Sigmas.Input("sigmas", tooltip="From TEASRStepSelector."),
+                io.Latent.Input("latent", tooltip="TEASRCondition gives it."),
+                io.Sigmas.Input("sigmas", tooltip="TEASRStepSelector gives them."),
                 *sampling_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
@@ -50,5 +51,5 @@ class TEASRSampler(io.ComfyNode):
         overlap_px: int = 0,
         fidelity: float = 0.0,
     ) -> io.NodeOutput:
-        batch = image_batch(model, conditioning, latent, seed, negative, tile_px, overlap_px)
-        return io.NodeOutput(batch.sample([sigmas] * len(batch.jobs), fidelity))
+        jobs = sampling_jobs(model, conditioning, latent, seed, negative, tile_px, overlap_px)
+        return io.NodeOutput(jobs.sample([sigmas] * len(jobs.jobs), fidelity))

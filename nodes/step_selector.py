@@ -1,4 +1,4 @@
-"""TEASRStepSelector: any number of steps from 1 to 30 as SIGMAS, chosen by hand or by the picture."""
+"""TEASRStepSelector gives any number of steps from 1 to 30 as SIGMAS, chosen by hand or by the picture."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from comfy_api.latest import io, ui
 from ..teasr_core.errors import InputError
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, AutoSteps
 from ..teasr_core.sampling.schedule import StepPlan, manual_plan
-from .host.text import own_id, show_on_node
+from .host.running import own_id, show_on_node
 from .inputs import MAX_SEED, STEP_MODES, mode_input, steps_input, tolerance_input
 from .model.conditioning import Conditioning
-from .run.sampling_jobs import image_batch, summary
+from .run.sampling_jobs import sampling_jobs, steps_summary
 
 
 def check_mode(mode: str) -> None:
@@ -28,28 +28,30 @@ class TEASRStepSelector(io.ComfyNode):
             node_id="TEASRStepSelector",
             display_name="TEASR Steps",
             category="TEASR",
-            description="The times a TEASR model visits, for TEASRSampler or SamplerCustomAdvanced with euler.",
+            description="Gives the times of the steps, for TEASRSampler or SamplerCustomAdvanced with euler.",
             search_aliases=["scheduler", "sigmas", "steps", "adaptive", "teasr"],
             inputs=[
                 steps_input(),
                 mode_input("mode"),
                 tolerance_input(),
-                io.Model.Input("model", optional=True, tooltip="auto: the MODEL that the sampler gets."),
-                io.Conditioning.Input("conditioning", optional=True, tooltip="auto: from TEASRCondition."),
-                io.Latent.Input("latent", optional=True, tooltip="auto: from TEASRCondition."),
+                io.Model.Input("model", optional=True, tooltip="Auto mode needs the MODEL that the sampler gets."),
+                io.Conditioning.Input(
+                    "conditioning", optional=True, tooltip="Auto mode needs it; TEASRCondition gives it."
+                ),
+                io.Latent.Input("latent", optional=True, tooltip="Auto mode needs it; TEASRCondition gives it."),
                 io.Int.Input(
                     "seed",
                     optional=True,
                     min=0,
                     max=MAX_SEED,
                     force_input=True,
-                    tooltip="auto: the noise, the same number as the sampler's.",
+                    tooltip="Auto mode needs the same number as the sampler, for the same noise.",
                 ),
             ],
             outputs=[
                 io.Sigmas.Output(display_name="sigmas"),
                 io.Int.Output(display_name="steps"),
-                io.String.Output(display_name="reason", tooltip="Why this number of steps."),
+                io.String.Output(display_name="reason", tooltip="It says why this number of steps was chosen."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -74,16 +76,17 @@ class TEASRStepSelector(io.ComfyNode):
                     f"mode auto looks at the picture, {' and '.join(missing)} not wired: wire what the sampler gets, "
                     "or set mode to manual"
                 )
-            plan = largest(image_batch(model, conditioning, latent, seed).choose(AutoSteps(tolerance)))
+            jobs = sampling_jobs(model, conditioning, latent, seed)
+            plan = plan_with_most_steps(jobs.choose_steps(AutoSteps(tolerance)))
         else:
             plan = manual_plan(steps)
         show_on_node(plan.reason, own_id(cls))
         return io.NodeOutput(plan.taus, plan.steps, plan.reason, ui=ui.PreviewText(plan.reason))
 
 
-def largest(plans: list[StepPlan]) -> StepPlan:
-    """One plan for a whole batch, as one SIGMAS wire needs it: the image that asks for most decides."""
+def plan_with_most_steps(plans: list[StepPlan]) -> StepPlan:
+    """The plan for a whole batch, which has one SIGMAS wire: the image that needs the most steps decides."""
     most = max(plans, key=lambda plan: plan.steps)
     if len(plans) == 1:
         return most
-    return StepPlan(most.taus, f"{most.reason}; the most of {summary(plans).removeprefix('auto: ')}")
+    return StepPlan(most.taus, f"{most.reason}; the most of {steps_summary(plans).removeprefix('auto: ')}")

@@ -6,13 +6,12 @@ value of `steps` runs the sampler again and nothing before it; a new value of `s
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE
-from .host.text import own_id
+from .host.running import own_id
 from .inputs import mode_input, picture_inputs, restoration_inputs, steps_input, tolerance_input
 from .parts.expansion import Expansion, Link, ModelWires
 
@@ -80,7 +79,6 @@ class TEASRUpscale(io.ComfyNode):
             strength=strength,
             color_fix=color_fix,
             color_strength=color_strength,
-            started=time.perf_counter(),
             shown_on=own_id(cls) or "",
         )
         encoded = expansion.encoded

@@ -1,4 +1,4 @@
-"""IMAGE and MASK of ComfyUI <-> the core's (B, C, H, W) tensors. Inputs are never modified."""
+"""IMAGE and MASK of ComfyUI <-> the core's tensors (B, C, H, W). Inputs are never modified."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import torch
 
 from ...teasr_core.errors import InputError
 from ...teasr_core.image.alpha import bleed_rgb, split_alpha
+from .sockets import check_finite, check_tensor
 
 
 def rgb_and_alpha(image: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """IMAGE (B, H, W, 1, 3 or 4) and an optional MASK -> rgb (B, 3, H, W), alpha (B, 1, H, W) or None, float32.
 
-    Colour is bled under transparent pixels. MASK is ComfyUI's: 1 = transparent, (B or 1, H, W); an empty one of any
-    size means opaque (LoadImage gives 64 x 64 zeros for an image without alpha).
+    Colour is bled under transparent pixels. MASK is ComfyUI's: 1 = transparent, (B or 1, H, W). A mask of zeros means
+    opaque whatever its size, because LoadImage gives 64 x 64 zeros for an image without alpha.
     """
+    image = check_tensor(image, "image", "an IMAGE")
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
         raise InputError(f"image has shape {tuple(image.shape)}: expected (batch, height, width, 1, 3 or 4 channels)")
-    planes = image.movedim(-1, 1).float().contiguous()  # (B, C, H, W)
+    planes = check_finite(image, "image").movedim(-1, 1).float().contiguous()  # (B, C, H, W)
     alpha = None
     if planes.shape[1] == 4:
         planes, alpha = split_alpha(planes)
-    if mask is not None and bool(mask.any()):
+    if mask is not None and bool(check_tensor(mask, "mask", "a MASK").any()):
         if alpha is not None:
             raise InputError(
                 "the image has an alpha channel and a mask is wired too: unplug the mask, or drop the alpha"
@@ -39,7 +41,7 @@ def mask_to_alpha(mask: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
             f"mask has shape {tuple(mask.shape)}, the image {(batch, height, width)}: wire the mask that came with "
             "this image, or resize it first"
         )
-    return (1 - mask[:, None].float()).clamp(0, 1).expand(batch, -1, -1, -1)
+    return (1 - check_finite(mask, "mask")[:, None].float()).clamp(0, 1).expand(batch, -1, -1, -1)
 
 
 def to_host(image: torch.Tensor) -> torch.Tensor:
@@ -49,6 +51,7 @@ def to_host(image: torch.Tensor) -> torch.Tensor:
 
 def from_host(image: torch.Tensor, name: str) -> torch.Tensor:
     """IMAGE (B, H, W, C >= 3) -> (B, 3, H, W) float32; channels beyond 3 are dropped."""
+    image = check_tensor(image, name, "an IMAGE")
     if image.ndim != 4 or image.shape[-1] < 3:
         raise InputError(f"{name} has shape {tuple(image.shape)}: expected an IMAGE (batch, height, width, 3)")
     return image[..., :3].movedim(-1, 1).float().contiguous()

@@ -1,4 +1,4 @@
-"""The built-in base as a ComfyUI MODEL: the host's own Qwen-Image class with our small config."""
+"""The built-in base as a ComfyUI MODEL: ComfyUI's own Qwen-Image class with a small config."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .latent_format import DctLatentFormat
 
 @dataclass(frozen=True)
 class BaseTraits:
-    """What a MODEL's prediction means. The built-in base carries its own as `teasr_traits`; Qwen-Image has these."""
+    """What a MODEL predicts. The built-in base carries its own as `teasr_traits`; the defaults are Qwen-Image's."""
 
     prediction: str = "velocity"
     use_dtc: bool = True
@@ -38,7 +38,7 @@ def is_builtin(model: ModelPatcher) -> bool:
 
 
 def builtin_patcher(base: BuiltinFile, dtype_name: str, disable_dynamic: bool = False) -> ModelPatcher:
-    """The base in a patcher, without the dual-branch hooks. dtype_name: auto, fp32 or bf16."""
+    """The base in a patcher, without the dual-branch hooks. dtype_name is auto, fp32 or bf16."""
     load_device = comfy.model_management.get_torch_device()
     model = build_base(base, choose_dtype(dtype_name, load_device), load_device)
     patcher_class = ModelPatcher if disable_dynamic else CoreModelPatcher
@@ -51,17 +51,17 @@ def builtin_patcher(base: BuiltinFile, dtype_name: str, disable_dynamic: bool = 
 
 
 def reload_builtin(dtype_name: str, disable_dynamic: bool = False) -> ModelPatcher:
-    """The factory the host calls for a non-dynamic or second-device copy."""
+    """The factory that ComfyUI calls for a copy without dynamic VRAM or on a second device."""
     return builtin_patcher(shipped_base(), dtype_name, disable_dynamic)
 
 
 def cpu_attention(_default: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Torch's fused attention. The host's default on a CPU, sub-quadratic, takes twice the time of the whole model."""
+    """Torch's fused attention. With ComfyUI's default on a CPU (sub-quadratic) the whole model takes twice as long."""
     return attention_pytorch(*args, **kwargs)
 
 
 def build_base(base: BuiltinFile, dtype: torch.dtype, load_device: torch.device) -> BaseModel:
-    """The host's BaseModel for this architecture, weights not loaded, on the offload device."""
+    """ComfyUI's BaseModel for this architecture on the offload device, without the weights."""
     config = comfy.supported_models.QwenImage(unet_config(base.architecture))
     config.latent_format = DctLatentFormat(base.codec)
     config.memory_usage_factor *= base.architecture.width / QWEN_IMAGE.width  # activations are that much narrower
@@ -80,7 +80,7 @@ def build_base(base: BuiltinFile, dtype: torch.dtype, load_device: torch.device)
 
 
 def unet_config(architecture: QwenArchitecture) -> dict[str, object]:
-    """Constructor arguments of the host's QwenImageTransformer2DModel."""
+    """The constructor arguments of ComfyUI's QwenImageTransformer2DModel."""
     return {
         "image_model": "qwen_image",
         "patch_size": architecture.patch_size,
@@ -95,7 +95,7 @@ def unet_config(architecture: QwenArchitecture) -> dict[str, object]:
 
 
 def load_weights(model: BaseModel, base: BuiltinFile, use_assign: bool) -> None:
-    """Strict: every tensor of the file is used and every weight of the model is set, or ModelFileError."""
+    """Load every tensor of the file into the model. ModelFileError if one is left over or missing."""
     dtype = model.get_dtype()
     tensors = {key: value.to(dtype) for key, value in base.tensors.items()}
     try:

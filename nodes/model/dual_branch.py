@@ -1,14 +1,15 @@
 """The dual-branch forward on ComfyUI's own Qwen-Image transformer.
 
-Its standalone twin is `teasr_core.model.qwen_velocity`.
+The command line has the same forward in `teasr_core.model.qwen_velocity`.
 
-The host already appends `reference_latents` to the image tokens and, with the method `index_timestep_zero`, modulates
-them by a second timestep. Per call of the model, and only inside it, `DualBranch` changes three things:
-    time_text_embed   gets [t_cur, t_tar] where the host passes [t, 0] (DTC),
-    post_input        condition tokens take the noise tokens' rotary ids (docs/decisions.md#shared-positions),
-    target Linears    the adapter's delta on condition tokens.
-It is an APPLY_MODEL wrapper: outside a torch.compile graph, one per MODEL, resolved at call time (right for clones and
-several devices), and it leaves nothing on the shared modules, whatever happens inside.
+ComfyUI already appends `reference_latents` to the image tokens and, with the method `index_timestep_zero`, modulates
+them by a second timestep. During each call of the model, and only then, `DualBranch` changes three things:
+    time_text_embed   gets [t_cur, t_tar] where ComfyUI passes [t, 0],
+    post_input        gives condition tokens the rotary ids of the noise tokens (docs/decisions.md#shared-positions),
+    target Linears    add the adapter's delta on condition tokens.
+It is an APPLY_MODEL wrapper. So it stands outside a torch.compile graph, each MODEL has one of its own, and modules are
+looked up when it is called, which is right for clones and several devices. It leaves nothing on the shared modules,
+whatever happens inside.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ...teasr_core.errors import InputError
 from ...teasr_core.model.branch_lora import BranchLora, branch_overrides, forward_overrides
 from ...teasr_core.model.timesteps import dual_times
-from .conditioning import check_channels
-from .tiles import HostTiles
+from .conditioning import check_run
+from .tiles import ModelTiles
 
-KEY = "teasr"
-# Transformer options. The first overrides the target time; the second, `HostTiles`, is what `DualBranch` runs in.
+# Wrappers, callbacks and the adapter are attached to a MODEL under this key.
+HOOKS_KEY = "teasr"
+# Two transformer options: a target time that overrides the schedule's, and the `ModelTiles` that the model runs in.
 TARGET_SIGMA = "teasr_target_sigma"
 TILES = "teasr_tiles"
 
@@ -38,9 +40,9 @@ Override = tuple[torch.nn.Module, Callable[..., Any]]
 
 
 class ResidualSampling(comfy.model_sampling.ModelSamplingFlux, comfy.model_sampling.CONST):
-    """Flow time (timestep = sigma) for prediction "lq_residual": the model's output is F, the clean image F + z_lq.
+    """Flow time (timestep = sigma) for prediction "lq_residual": the model gives F, and the clean image is F + z_lq.
 
-    `calculate_denoised` hands F on and `DualBranch` adds z_lq, so that nothing is divided by t
+    `calculate_denoised` returns F and `DualBranch` adds z_lq, so that nothing is divided by t
     (docs/decisions.md#lq-residual).
     """
 
@@ -52,7 +54,7 @@ class ResidualSampling(comfy.model_sampling.ModelSamplingFlux, comfy.model_sampl
 
 @dataclass(frozen=True)
 class DualBranch:
-    """The APPLY_MODEL wrapper. It holds settings alone; the adapter's weights are a model in the patcher's care."""
+    """The APPLY_MODEL wrapper. It holds settings alone; ComfyUI's patcher holds the adapter's weights as a model."""
 
     prediction: str
     use_dtc: bool
@@ -70,7 +72,7 @@ class DualBranch:
         transformer_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Denoised latent (B, C, 1, H, W) of x at sigmas t (B,). `executor` is the host's next wrapper or the model."""
+        """The denoised latent (B, C, 1, H, W) of x at sigmas t (B,). `executor` is the next wrapper or the model."""
         options = transformer_options or {}
         if self.prediction == "lq_residual" and not isinstance(executor.class_obj.model_sampling, ResidualSampling):
             raise InputError(
@@ -87,7 +89,7 @@ class DualBranch:
                 )  # (B, C, 1, h, w)
             return denoised + lq.to(denoised) if self.prediction == "lq_residual" else denoised
 
-        tiles: HostTiles | None = options.get(TILES)
+        tiles: ModelTiles | None = options.get(TILES)
         has_uncut = control is not None or c_concat is not None
         if tiles is None or (tiles.plan.count == 1 and has_uncut):
             return denoise(x, t, z_lq, target_sigma(t, options))
@@ -95,8 +97,8 @@ class DualBranch:
             raise InputError(
                 "a ControlNet or concatenated latent cannot be cut into tiles: set tile_px to the image size"
             )
-        # Denoised images blend like velocities: one is an affine function of the other at fixed z_t and t.
-        velocity = tiles.around(denoise, 2 * executor.class_obj.diffusion_model.patch_size)
+        # Denoised images blend as velocities do, because one is an affine function of the other at fixed z_t and t.
+        velocity = tiles.cut(denoise, 2 * executor.class_obj.diffusion_model.patch_size)
         return velocity(x, t, z_lq, target_sigma(t, options))
 
     def _hooks(
@@ -106,7 +108,7 @@ class DualBranch:
         times = dual_times(base.model_sampling.timestep(t_cur), base.model_sampling.timestep(t_tar), self.use_dtc)
         overrides: list[Override] = [(transformer.time_text_embed, dual_time_forward(transformer, times))]
         if self.use_adapter:
-            adapters = base.current_patcher.get_additional_models_with_key(KEY)
+            adapters = base.current_patcher.get_additional_models_with_key(HOOKS_KEY)
             if not adapters:
                 raise InputError(
                     "the TEASR adapter is gone from this MODEL: put TEASRApplyLoRA last, before the sampler"
@@ -120,9 +122,9 @@ class DualBranch:
 
 @contextmanager
 def counted_overrides(overrides: list[Override], use_compile: bool) -> Iterator[None]:
-    """`forward_overrides`, and afterwards the proof that each ran once (a compiled graph does not count).
+    """`forward_overrides`, and afterwards an error unless each of them ran once (a compiled graph is not checked).
 
-    A host that fuses layers or swaps a block would bypass a hook without a word: the image would only look worse.
+    A node that fuses layers or swaps a block would bypass a hook silently: the image would only look worse.
     """
     if use_compile:
         with forward_overrides(overrides):
@@ -147,37 +149,37 @@ def counted_overrides(overrides: list[Override], use_compile: bool) -> Iterator[
 
 
 def attach(model: ModelPatcher, branch: DualBranch, adapter: ModelPatcher | None) -> ModelPatcher:
-    """A clone of MODEL with the dual-branch forward; any TEASR adapter on it is replaced. `model` stays as it is."""
+    """A clone of MODEL with the dual-branch forward. It replaces a TEASR adapter on it and leaves `model` as it is."""
     patched = model.clone()
-    for kind, wrapper in ((WrappersMP.APPLY_MODEL, branch), (WrappersMP.OUTER_SAMPLE, check_channels)):
-        patched.remove_wrappers_with_key(kind, KEY)
-        patched.add_wrapper_with_key(kind, KEY, wrapper)
-    patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
-    patched.remove_additional_models(KEY)
+    for kind, wrapper in ((WrappersMP.APPLY_MODEL, branch), (WrappersMP.OUTER_SAMPLE, check_run)):
+        patched.remove_wrappers_with_key(kind, HOOKS_KEY)
+        patched.add_wrapper_with_key(kind, HOOKS_KEY, wrapper)
+    patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, HOOKS_KEY)
+    patched.remove_additional_models(HOOKS_KEY)
     if adapter is not None:
-        patched.set_additional_models(KEY, [adapter])
+        patched.set_additional_models(HOOKS_KEY, [adapter])
         demote_adapter(model, patched)
-        patched.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, demote_adapter)
+        patched.add_callback_with_key(CallbacksMP.ON_CLONE, HOOKS_KEY, demote_adapter)
     return patched
 
 
 def attached_branch(model: ModelPatcher) -> DualBranch:
-    """The settings on a MODEL. InputError when it has none: the MODEL never went through a TEASR node."""
-    wrappers = model.get_wrappers(WrappersMP.APPLY_MODEL, KEY)
+    """The settings on a MODEL. InputError if there are none because the MODEL never went through a TEASR node."""
+    wrappers = model.get_wrappers(WrappersMP.APPLY_MODEL, HOOKS_KEY)
     if not wrappers:
         raise InputError("this MODEL has no TEASR hooks: put TEASRApplyLoRA between your loader and this node")
     return wrappers[0]
 
 
 def demote_adapter(_model: ModelPatcher, clone: ModelPatcher) -> None:
-    """ON_CLONE: a clone without dynamic VRAM needs its adapter without it; the host clones it with the flag lost."""
+    """ON_CLONE: give a clone without dynamic VRAM an adapter without it. ComfyUI's own clone loses that flag."""
     if not clone.is_dynamic():
-        adapters = clone.get_additional_models_with_key(KEY)
-        clone.set_additional_models(KEY, [adapter.clone(disable_dynamic=True) for adapter in adapters])
+        adapters = clone.get_additional_models_with_key(HOOKS_KEY)
+        clone.set_additional_models(HOOKS_KEY, [adapter.clone(disable_dynamic=True) for adapter in adapters])
 
 
 def lq_latent(x: torch.Tensor, conds: dict[str, Any]) -> torch.Tensor:
-    """The one LQ latent (B, C, 1, H, W) among the model's conditions; InputError when there is none that fits x."""
+    """The one LQ latent (B, C, 1, H, W) among the model's conditions. InputError if none fits x."""
     latents = conds.get("ref_latents") or []
     if len(latents) != 1:
         found = "no LQ latent" if not latents else f"{len(latents)} reference latents"
@@ -196,8 +198,9 @@ def lq_latent(x: torch.Tensor, conds: dict[str, Any]) -> torch.Tensor:
 def target_sigma(t: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
     """Target sigmas (B,) of a model call at sigmas t (B,): the largest of the schedule strictly below t.
 
-    That is the next step's for euler, and never a wrong side for samplers that evaluate between steps. The option
-    TARGET_SIGMA overrides it (it may be negative, Eq. 7). Tensor operations only: no wait for the device.
+    For euler that is the next step's sigma, and for samplers that evaluate between steps it is never above t. The
+    option TARGET_SIGMA overrides it and may be negative (Eq. 7). Only tensor operations are used, so that nothing waits
+    for the device.
     """
     if options.get(TARGET_SIGMA) is not None:
         return torch.as_tensor(options[TARGET_SIGMA], dtype=t.dtype, device=t.device).expand(t.shape)
@@ -209,12 +212,12 @@ def target_sigma(t: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
 
 
 def num_tokens(latent: torch.Tensor, patch_size: int) -> int:
-    """Tokens of a latent (B, C, 1, H, W); the host pads an odd side by itself."""
+    """The number of tokens of a latent (B, C, 1, H, W). ComfyUI pads an odd side."""
     return -(-latent.shape[-2] // patch_size) * -(-latent.shape[-1] // patch_size)
 
 
 def dual_time_forward(transformer: torch.nn.Module, times: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """`time_text_embed.forward` with `times` (2B,) float32 in place of the host's."""
+    """`time_text_embed.forward` with `times` (2B,) float32 in place of ComfyUI's times."""
     embed = transformer.time_text_embed.forward
 
     def forward(_timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -224,19 +227,19 @@ def dual_time_forward(transformer: torch.nn.Module, times: torch.Tensor) -> Call
 
 
 def with_shared_positions(options: dict[str, Any]) -> dict[str, Any]:
-    """The transformer options of one call, with `share_positions` as last post_input patch."""
+    """The transformer options of one call, with `share_positions` as the last post_input patch."""
     patches = options.get("patches", {})
     return options | {"patches": patches | {"post_input": [*patches.get("post_input", []), share_positions]}}
 
 
 def share_positions(inputs: dict[str, Any]) -> dict[str, Any]:
-    """post_input patch: img_ids (B, 2N, 3) of the condition tokens := those of the noise tokens."""
+    """post_input patch: the condition tokens' half of img_ids (B, 2N, 3) becomes a copy of the noise tokens' half."""
     noise_ids = inputs["img_ids"].chunk(2, dim=1)[0]  # (B, N, 3)
     return inputs | {"img_ids": torch.cat([noise_ids, noise_ids], dim=1)}
 
 
 def is_compiled(transformer: torch.nn.Module, options: dict[str, Any]) -> bool:
-    """Whether torch.compile sits anywhere on the transformer: a compiled graph does not count hooks."""
+    """Whether torch.compile sits anywhere on the transformer. In a compiled graph the hooks cannot be counted."""
     if "torch.compile" in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
         return True
     modules = [transformer, *getattr(transformer, "transformer_blocks", [])]

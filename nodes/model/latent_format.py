@@ -1,5 +1,7 @@
-"""The built-in model's latent in ComfyUI: raw DCT coefficients outside, normalised inside the model
-(docs/decisions.md#latents-in-comfyui)."""
+"""The built-in model's latent in ComfyUI: raw DCT coefficients on the wires, normalised ones inside the model.
+
+See docs/decisions.md#latents-in-comfyui.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from ...teasr_core.codec.dct import BLOCK, DCT_CHANNELS, DctCodec
 
 
 class DctLatentFormat(comfy.latent_formats.LatentFormat):
-    """48 channels at a quarter of the size, with a frame axis: (B, 48, 1, H/4, W/4)."""
+    """Latents have 48 channels at a quarter of the picture's size, and a frame axis: (B, 48, 1, H/4, W/4)."""
 
     latent_channels = DCT_CHANNELS
     latent_dimensions = 3
@@ -19,7 +21,7 @@ class DctLatentFormat(comfy.latent_formats.LatentFormat):
     def __init__(self, codec: DctCodec) -> None:
         self.mean = codec.mean.flatten()  # (48,)
         self.std = codec.std.flatten()  # (48,)
-        # Previews: the mean of a block in [-1, 1] is its DC coefficient / 4 (orthonormal 4x4 DCT).
+        # Previews show the mean of each block. In [-1, 1] it is the DC coefficient / 4, as the 4x4 DCT is orthonormal.
         block = BLOCK * BLOCK
         factors, bias = torch.zeros(DCT_CHANNELS, 3), torch.zeros(3)
         for colour in range(3):

@@ -1,4 +1,4 @@
-"""A branch LoRA as a model of its own: the host's patcher loads, offloads and accounts for it (R10)."""
+"""A branch LoRA as a model of its own, so that ComfyUI loads it, offloads it and counts its memory (R10)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...teasr_core.weight_files.lora_file import LoraFile, read_lora
 
 
 def adapter_patcher(lora: LoraFile, path: Path, disable_dynamic: bool = False) -> ModelPatcher:
-    """The adapter's weights in a patcher. `path` is where the host reads them again for another device."""
+    """The adapter's weights in a patcher. ComfyUI reads them again from `path` for another device."""
     offload = comfy.model_management.unet_offload_device()
     module = BranchLora(
         lora_shapes(lora.tensors),
@@ -30,5 +30,8 @@ def adapter_patcher(lora: LoraFile, path: Path, disable_dynamic: bool = False) -
 
 
 def load_adapter(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
-    """The factory the host calls for a non-dynamic or second-device copy; the file was checked when it was applied."""
+    """The factory that ComfyUI calls for a copy without dynamic VRAM or on a second device.
+
+    The file was checked when the LoRA was applied.
+    """
     return adapter_patcher(read_lora(path), path, disable_dynamic)

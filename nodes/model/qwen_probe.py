@@ -1,4 +1,4 @@
-"""What kind of MODEL is this? Found out by paths and attributes: quantised and GGUF layers are no `nn.Linear`."""
+"""Tells what kind of MODEL there is by module paths and attributes: quantised and GGUF layers are no `nn.Linear`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...teasr_core.weight_files.lora_file import FINGERPRINT_KEYS
 
 
 def probe_architecture(model: ModelPatcher) -> QwenArchitecture:
-    """The architecture of a Qwen-Image MODEL. ModelFileError for any other model, or one the hooks cannot reach."""
+    """The architecture of a Qwen-Image MODEL. ModelFileError for any other model, or one that hooks cannot reach."""
     transformer = model.get_model_object("diffusion_model")
     kind = type(transformer).__name__
     blocks = getattr(transformer, "transformer_blocks", None)
@@ -50,7 +50,7 @@ def probe_architecture(model: ModelPatcher) -> QwenArchitecture:
 
 
 def is_2511(model: ModelPatcher) -> bool:
-    """Qwen-Image-Edit-2511: the same architecture, told by a mark in its file that sets the host's default here."""
+    """Whether the MODEL is Qwen-Image-Edit-2511. It differs only in a mark in its file, which sets this default."""
     return getattr(model.get_model_object("diffusion_model"), "default_ref_method", "") == "index_timestep_zero"
 
 
@@ -63,7 +63,7 @@ def has_module(module: torch.nn.Module, path: str) -> bool:
 
 
 def fingerprint_tensors(model: ModelPatcher) -> dict[str, torch.Tensor]:
-    """FINGERPRINT_KEYS of the unpatched base: an ordinary LoRA that is merged in keeps its original in `backup`."""
+    """The tensors of FINGERPRINT_KEYS as in the base. If an ordinary LoRA is merged in, `backup` has the originals."""
     transformer = model.get_model_object("diffusion_model")
     tensors: dict[str, torch.Tensor] = {}
     for key in FINGERPRINT_KEYS:
@@ -80,5 +80,5 @@ def get_parameter(module: torch.nn.Module, path: str) -> torch.Tensor | None:
 
 
 def is_cast_to_fp8(tensors: dict[str, torch.Tensor]) -> bool:
-    """The loader's weight_dtype rounded the small tensors too, so the base can no longer be told by them."""
+    """Whether the loader's weight_dtype rounded the small tensors too, so that they no longer tell the base."""
     return any(value.dtype.is_floating_point and value.dtype.itemsize == 1 for value in tensors.values())

@@ -1,4 +1,4 @@
-"""One step of the model in tiles, and each tile in pieces where memory does not suffice for it (R7, R8)."""
+"""The model's forward in tiles, and each tile in smaller pieces if memory runs out for it (R7, R8)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..host.memory import is_out_of_memory, release
 
 
 @dataclass(frozen=True)
-class HostTiles:
-    """`plan` in latent pixels, one tile means untiled.
+class ModelTiles:
+    """How the model's input is cut. A plan of one tile leaves it whole; the plan is in latent pixels.
 
-    limit: what memory did not suffice for so far; one object for all steps and images of a run.
+    limit: the largest piece that has not failed so far. All steps and images of a run share this object.
     """
 
     plan: TilePlan
     on_tile: TileCallback | None = None
     limit: PieceLimit = field(default_factory=PieceLimit)
 
-    def around(self, velocity: Velocity, multiple: int) -> Velocity:
-        """`velocity` tile by tile; sides of pieces are multiples of `multiple`, an even token grid."""
+    def cut(self, velocity: Velocity, multiple: int) -> Velocity:
+        """`velocity` evaluated tile by tile. The sides of smaller pieces are multiples of `multiple`."""
         fitting = SteppingDown(velocity, multiple, release, None, self.limit, is_out_of_memory)
         return TiledVelocity(fitting, self.plan, self.on_tile) if self.plan.count > 1 else fitting

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ...teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, AutoSteps
 from ..inputs import sampling_inputs, tolerance_input
 from ..model.conditioning import Conditioning
-from ..run.sampling_jobs import image_batch, summary
+from ..run.sampling_jobs import sampling_jobs, steps_summary
 from .expansion import part_schema
 
 
@@ -45,6 +45,6 @@ class TEASRUpscaleAutoSampler(io.ComfyNode):
         fidelity: float = 0.0,
         tolerance: float = DEFAULT_TOLERANCE,
     ) -> io.NodeOutput:
-        batch = image_batch(model, conditioning, latent, seed, None, tile_px, overlap_px)
-        plans = batch.choose(AutoSteps(tolerance))
-        return io.NodeOutput(batch.sample([plan.taus for plan in plans], fidelity, summary(plans)))
+        jobs = sampling_jobs(model, conditioning, latent, seed, None, tile_px, overlap_px)
+        plans = jobs.choose_steps(AutoSteps(tolerance))
+        return io.NodeOutput(jobs.sample([plan.taus for plan in plans], fidelity, steps_summary(plans)))

@@ -1,4 +1,4 @@
-"""The ends of TEASRCompareSteps' graph: one column for each number of steps, then the sheet. Menus do not list them."""
+"""The ends of TEASRCompareSteps' graph: a column for each number of steps, and the sheet of all columns."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from ..host.images import from_host, to_host
 from ..inputs import steps_input
 from ..run.run_notes import notes_of
 from .expansion import part_schema
-from .upscale_parts import aligned, decoded_inputs, finish_image
+from .upscale_parts import aligned, decoded_inputs, result_image
 
 Columns = io.Custom("TEASR_COLUMNS")
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """All pictures at one number of steps: images[k] (B, H, W, 3) of the k-th wire item, seconds[k] of its B images."""
+    """All pictures at one number of steps.
+
+    images[k] (B, H, W, 3) is the k-th item of the wire's list, seconds[k] the sampling times of its B images.
+    """
 
     steps: int
     images: tuple[torch.Tensor, ...]
@@ -31,7 +34,7 @@ class Column:
 
 
 class TEASRCompareStepsColumn(io.ComfyNode):
-    """What TEASRUpscaleOutput does, kept together with the time it took."""
+    """Does what TEASRUpscaleOutput does, and keeps the pictures together with the time that sampling took."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -61,12 +64,12 @@ class TEASRCompareStepsColumn(io.ComfyNode):
         inputs = {"resized": resized, "decoded": decoded or [None], "latent": latent or [{}], **options}
         runs = aligned(inputs)
         seconds = tuple(notes_of(run.pop("latent")).image_seconds for run in runs)
-        images = tuple(finish_image(**run) for run in runs)
+        images = tuple(result_image(**run) for run in runs)
         return io.NodeOutput((*before[0], Column(steps[0], images, seconds)))
 
 
 class TEASRCompareStepsGrid(io.ComfyNode):
-    """The columns as one labelled sheet for each picture, and the pictures themselves."""
+    """Gives one labelled sheet of all columns for each picture, and the pictures themselves."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -80,22 +83,22 @@ class TEASRCompareStepsGrid(io.ComfyNode):
 
     @classmethod
     def execute(cls, columns: tuple[Column, ...]) -> io.NodeOutput:
-        """Lists as the values of both outputs, an item for each picture or batch on the wire: see TEASRUpscale."""
+        """Gives a list for each output, with an item for each picture or batch on the wire, as TEASRUpscale does."""
         items = range(len(columns[0].images))
         return io.NodeOutput([sheets(columns, k) for k in items], [results(columns, k) for k in items])
 
 
 def sheets(columns: Sequence[Column], k: int) -> torch.Tensor:
-    """The labelled sheet of every image of item k, (B, H', W', 3)."""
+    """The labelled sheets of the images of item k, (B, H', W', 3)."""
     batch = len(columns[0].images[k])
     rows = [[cell(column, k, index) for column in columns] for index in range(batch)]
     grids = [comparison_grid([row]) for row in rows]
-    width = max(grid.shape[-1] for grid in grids)  # captions wider than their picture differ in width
+    width = max(grid.shape[-1] for grid in grids)  # a caption that is wider than its picture widens its sheet
     return to_host(torch.cat([torch.nn.functional.pad(grid, (0, width - grid.shape[-1]), value=1.0) for grid in grids]))
 
 
 def cell(column: Column, k: int, index: int) -> Cell:
-    """One image at one number of steps, with the time its sampling takes and its sharpness."""
+    """One image at one number of steps, with its sampling time and its sharpness."""
     image = from_host(column.images[k][index : index + 1], "image")  # (1, 3, H, W)
     seconds = column.seconds[k]
     time = f"{seconds[index]:.2f} s" if seconds else "no model"
@@ -103,5 +106,5 @@ def cell(column: Column, k: int, index: int) -> Cell:
 
 
 def results(columns: Sequence[Column], k: int) -> torch.Tensor:
-    """Item k at every number of steps, (columns x B, H, W, 3): all numbers of the first image, then of the second."""
+    """Item k at every number of steps (columns x B, H, W, 3): all numbers of the first image, then of the second."""
     return torch.stack([column.images[k] for column in columns], dim=1).flatten(0, 1)

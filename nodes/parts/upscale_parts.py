@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from ...teasr_core.image.resize import resize
 from ...teasr_core.image.target_size import TargetSize
 from ...teasr_core.restore import RestoreOptions, postprocess
 from ..host.images import from_host, rgb_and_alpha, to_host
-from ..host.text import show_on_node
+from ..host.running import show_on_node
+from ..host.sockets import check_latent
 from ..inputs import (
     color_fix_input,
     color_strength_input,
@@ -23,13 +25,13 @@ from ..inputs import (
     strength_input,
     target_size,
 )
-from ..run.run_notes import KEY, Phase, RunNotes, notes_of
-from ..run.vae import HostVae
+from ..run.run_notes import NOTES_KEY, RunNotes, notes_of
+from ..run.vae import picture_vae
 from .expansion import part_schema
 
 
 class TEASRUpscaleInput(io.ComfyNode):
-    """Everything before the model: transparency, the exact target size."""
+    """Does what comes before the model: it splits off the transparency and resizes to the exact target size."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -65,7 +67,7 @@ class TEASRUpscaleInput(io.ComfyNode):
 
 
 class TEASRUpscaleDecode(io.ComfyNode):
-    """VAEDecode in tiles where it needs them, image by image, with its time for the report."""
+    """Decodes image by image, in tiles if they are needed, and notes the time for the report."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -82,11 +84,11 @@ class TEASRUpscaleDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: dict[str, Any], vae: Any) -> io.NodeOutput:
-        notes, phases, host_vae = notes_of(latent), dict[str, Phase](), HostVae(vae)
-        with notes.phase("decode", phases):
-            image = host_vae.decode(latent["samples"])  # (B, 3, H, W)
-        notes = dataclasses.replace(notes, phases=phases, vae_tile_px=host_vae.tile_px)
-        return io.NodeOutput(to_host(image), latent | {KEY: notes})
+        samples, pictures = check_latent(latent)["samples"], picture_vae(vae)
+        started = time.perf_counter()
+        image = pictures.decode(samples)  # (B, 3, H, W)
+        notes = notes_of(latent).after("decode", started, vae_tile_px=pictures.tile_px)
+        return io.NodeOutput(to_host(image), {**latent, NOTES_KEY: notes})
 
 
 def decoded_inputs() -> list[io.Input]:
@@ -102,7 +104,7 @@ def decoded_inputs() -> list[io.Input]:
 
 
 class TEASRUpscaleOutput(io.ComfyNode):
-    """Everything after the model: crop, colour, strength, the report line."""
+    """Does what comes after the model: crop, colour fix, strength and the line of the report."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -114,9 +116,6 @@ class TEASRUpscaleOutput(io.ComfyNode):
             inputs=[
                 io.Mask.Input("mask", tooltip="This is the picture's transparency at the target size."),
                 *decoded_inputs(),
-                io.Float.Input(
-                    "started", default=0.0, min=0.0, max=1e15, tooltip="The run began at this time, for the report."
-                ),
                 io.String.Input("shown_on", default="", tooltip="This node in the graph shows the report."),
             ],
             outputs=[
@@ -136,45 +135,43 @@ class TEASRUpscaleOutput(io.ComfyNode):
         shown_on: Sequence[str] = ("",),
         **options: list[Any],
     ) -> io.NodeOutput:
-        """Lists in, and one list as the value of each output: see TEASRUpscale's outputs."""
+        """Takes lists, and gives a list for each output as TEASRUpscale's outputs need it."""
         inputs = {"resized": resized, "mask": mask, "decoded": decoded or [None], "latent": latent or [{}], **options}
-        images, masks, reports = zip(*(finish_run(**run) for run in aligned(inputs)), strict=True)
+        images, masks, reports = zip(*(with_report(**run) for run in aligned(inputs)), strict=True)
         show_on_node("\n".join(reports), shown_on[0])
         return io.NodeOutput(list(images), list(masks), list(reports))
 
 
 def aligned(inputs: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Lists of inputs to the inputs of each run, by the host's own rule: the last item stands for the missing ones."""
+    """Lists of inputs as the inputs of each run. By ComfyUI's own rule, the last item stands for missing ones."""
     count = max(len(values) for values in inputs.values())
     return [{name: values[min(k, len(values) - 1)] for name, values in inputs.items()} for k in range(count)]
 
 
-def finish_run(
-    resized: torch.Tensor,
-    mask: torch.Tensor,
-    decoded: torch.Tensor | None,
-    latent: dict[str, Any],
-    started: float = 0.0,
-    **look: Any,
+def with_report(
+    resized: torch.Tensor, mask: torch.Tensor, decoded: torch.Tensor | None, latent: dict[str, Any], **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """(image, mask, report line) of one picture or batch; `look` is `finish_image`'s."""
-    image, notes = finish_image(resized, decoded, **look), RunNotes(tiles=0)
-    if decoded is not None:
-        notes = notes_of(latent)
-    size = TargetSize(width=resized.shape[2], height=resized.shape[1])
-    return image, mask, notes.report(size, started).line()
+    """(image, mask, report line) of one picture or batch. `options` are those of `result_image`."""
+    image = result_image(resized, decoded, **options)
+    notes = RunNotes(tiles=0) if decoded is None else notes_of(latent)
+    notes = dataclasses.replace(notes, size=size_of(resized))
+    return image, mask, notes.report().line()
 
 
-def finish_image(
+def result_image(
     resized: torch.Tensor,
     decoded: torch.Tensor | None,
     strength: float = 1.0,
     color_fix: str = "wavelet",
     color_strength: float = 1.0,
 ) -> torch.Tensor:
-    """IMAGE (B, H, W, 3) of the size of `resized`. `decoded` None: no model ran, the image is `resized`."""
+    """IMAGE (B, H, W, 3) of the size of `resized`. Without `decoded` no model ran, and the image is `resized`."""
     if decoded is None:
         return resized
-    size = TargetSize(width=resized.shape[2], height=resized.shape[1])
-    options = RestoreOptions(size, strength, color_fix, color_strength)
+    options = RestoreOptions(size_of(resized), strength, color_fix, color_strength)
     return to_host(postprocess(from_host(decoded, "image"), from_host(resized, "resized"), options))
+
+
+def size_of(image: torch.Tensor) -> TargetSize:
+    """The size of an IMAGE (B, H, W, C)."""
+    return TargetSize(width=image.shape[2], height=image.shape[1])

@@ -1,9 +1,9 @@
-"""Step counts the slider has visited come back at once.
+"""A cache of sampled latents: a number of steps that was sampled before comes back at once.
 
-ComfyUI's default cache drops the result of the last slider position as soon as another one runs. This small LRU of
-sampled latents is the pack's one object that outlives a run (docs/decisions.md#visited-step-counts). It holds no
-model: an entry counts only for the very MODEL object it was made with, which ComfyUI keeps as long as nothing upstream
-of it changes.
+ComfyUI's default cache drops the result of the last slider position as soon as another one runs. This small cache
+drops the least recently used latent first. It is the pack's one object that outlives a run
+(docs/decisions.md#visited-step-counts). It holds no model: an entry is used only for the very MODEL object that made
+it, which ComfyUI keeps as long as nothing upstream of it changes.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ MAX_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Visit:
-    """A latent (1, C, 1, h, w), the seconds its sampling took, and `Report.largest_piece` of it."""
+class SampledLatent:
+    """A latent (1, C, 1, h, w) and the seconds that sampling it took. largest_piece: as in `SamplingRecord`."""
 
     samples: torch.Tensor
     seconds: float = 0.0
     largest_piece: int | None = None
 
 
-class VisitedLatents:
-    """Least recently used latents, at most `max_bytes` of them."""
+class LatentCache:
+    """The most recently used latents, at most `max_bytes` of them. Latents are copied on the way in and out."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
-        self.entries: OrderedDict[bytes, tuple[weakref.ref[ModelPatcher], Visit]] = OrderedDict()
+        self.entries: OrderedDict[bytes, tuple[weakref.ref[ModelPatcher], SampledLatent]] = OrderedDict()
 
-    def get(self, model: ModelPatcher, key: bytes | None) -> Visit | None:
-        """A copy of what was put, or None. `key` None never matches."""
+    def get(self, model: ModelPatcher, key: bytes | None) -> SampledLatent | None:
+        """A copy of what was put under `key` for this MODEL, or None. A key of None is never found."""
         entry = None if key is None else self.entries.get(key)
         if entry is None or entry[0]() is not model:
             return None
         self.entries.move_to_end(key)
         return replace(entry[1], samples=entry[1].samples.clone())
 
-    def put(self, model: ModelPatcher, key: bytes | None, visit: Visit) -> None:
-        if key is None or visit.samples.nbytes > self.max_bytes:
+    def put(self, model: ModelPatcher, key: bytes | None, latent: SampledLatent) -> None:
+        if key is None or latent.samples.nbytes > self.max_bytes:
             return
         for dead in [entry for entry, (owner, _) in self.entries.items() if owner() is None]:
-            del self.entries[dead]  # its MODEL was unloaded: nothing can ask for it again
-        self.entries[key] = (weakref.ref(model), replace(visit, samples=visit.samples.clone()))
+            del self.entries[dead]  # its MODEL was unloaded, so that nothing can ask for it again
+        self.entries[key] = (weakref.ref(model), replace(latent, samples=latent.samples.clone()))
         self.entries.move_to_end(key)
-        while sum(visit.samples.nbytes for _, visit in self.entries.values()) > self.max_bytes:
+        while sum(entry.samples.nbytes for _, entry in self.entries.values()) > self.max_bytes:
             self.entries.popitem(last=False)
 
 
-VISITED = VisitedLatents()
+SAMPLED_LATENTS = LatentCache()
 
 
 def digest(*values: Any) -> bytes | None:
-    """A hash of everything in nested lists and dictionaries, or None where something has no plain content.
+    """A hash of everything in nested lists and dictionaries, or None if something in them is not plain data.
 
-    A ControlNet or a hook in a conditioning may behave differently from run to run; such runs are not remembered.
+    A ControlNet or a hook in a conditioning may behave differently from run to run, so such runs are not cached.
     """
     state = hashlib.sha256()
     return state.digest() if _update(state, values) else None

@@ -1,4 +1,4 @@
-"""Progress and preview in ComfyUI's own bar."""
+"""Progress and preview in ComfyUI's own progress bar."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ...teasr_core.tiling import TileCallback
+
 
 class Progress:
-    """One bar over images x steps x tiles, with the host's preview after each step (R24).
+    """One bar over images x steps x tiles, with ComfyUI's preview after each step (R24).
 
-    steps: of each image. seconds: spent in the sampler itself so far, without loading the model.
+    steps: the number for each image. seconds: the time spent in the sampler itself so far, without loading the model.
     """
 
     def __init__(self, model: ModelPatcher, steps: Sequence[int], tiles: int) -> None:
         self.steps, self.tiles = steps, tiles
         self.bar = comfy.utils.ProgressBar(sum(steps) * tiles)
         self.previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
-        self.first = 0  # units done before the current step
+        self.first = 0  # units of the bar that were done before the current step
         self.seconds = 0.0
 
     def start_image(self, k: int) -> None:
         self.first = sum(self.steps[:k]) * self.tiles
 
     def on_tile(self, done: int, _count: int) -> None:
-        """Before each tile. Guidance visits the tiles twice; the bar never goes back."""
+        """Called before each tile. Guidance visits the tiles twice, but the bar never goes back."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.first + done > self.bar.current:
             self.bar.update_absolute(self.first + done)
@@ -43,8 +45,22 @@ class Progress:
         self.bar.update_absolute(self.first, preview=preview)
 
     def timed(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """SAMPLER_SAMPLE wrapper: adds to `seconds`."""
+        """SAMPLER_SAMPLE wrapper: adds the time of the call to `seconds`."""
         started = time.perf_counter()
         samples = executor(*args, **kwargs)
         self.seconds += time.perf_counter() - started
         return samples
+
+
+def tile_progress() -> TileCallback:
+    """A callback before each tile of a picture: it stops if the user has pressed Cancel, and moves a bar of its own."""
+    bars: list[comfy.utils.ProgressBar] = []
+
+    def on_tile(done: int, count: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if count > 1 and not bars:
+            bars.append(comfy.utils.ProgressBar(count))
+        for bar in bars:
+            bar.update_absolute(done)
+
+    return on_tile

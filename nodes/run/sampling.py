@@ -1,4 +1,4 @@
-"""Algorithm 1 in the host: its guider and its euler, our noise, tiles, one image at a time."""
+"""Algorithm 1 in ComfyUI: its guider and its euler sampler, with the pack's noise and tiles, one image at a time."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ from ...teasr_core.sampling.auto_steps import AutoSteps
 from ...teasr_core.sampling.sampler import initial_noise, scaled_noise
 from ...teasr_core.sampling.schedule import StepPlan
 from ..model.conditioning import Conditioning
-from ..model.dual_branch import KEY, TARGET_SIGMA, TILES
-from ..model.tiles import HostTiles
+from ..model.dual_branch import HOOKS_KEY, TARGET_SIGMA, TILES
+from ..model.tiles import ModelTiles
 from .progress import Progress
 from .tile_plan import tile_memory
 
-# Classifier-free guidance where a `negative` is wired. TEASR is trained without
-# guidance, so this is an experiment (docs/decisions.md#no-guidance).
+# The scale of classifier-free guidance if a `negative` is wired. TEASR is trained without guidance, so this is an
+# experiment (docs/decisions.md#no-guidance).
 NEGATIVE_CFG = 2.5
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """One image of a batch as the host samples it. latent (1, C, 1, h, w) is empty: what is filled; noise_mask fits."""
+    """One image of a batch as ComfyUI samples it.
+
+    latent (1, C, 1, h, w): the resized picture. Sampling starts from noise alone, so that the latent counts only
+    outside the noise mask.
+    """
 
     positive: Conditioning
     negative: Conditioning | None
@@ -43,17 +47,19 @@ def sample_image(
     model: ModelPatcher,
     job: ImageJob,
     sigmas: torch.Tensor,
-    tiles: HostTiles,
+    tiles: ModelTiles,
     progress: Progress,
     fidelity: float = 0.0,
 ) -> torch.Tensor:
-    """One latent (1, C, 1, h, w), as SamplerCustomAdvanced would with RandomNoise, euler and these sigmas."""
+    """One latent (1, C, 1, h, w), the one that SamplerCustomAdvanced gives with RandomNoise, euler and these sigmas."""
     samples = _run(model, job, comfy.samplers.sampler_object("euler"), sigmas, tiles, progress, fidelity)
     return samples.to(comfy.model_management.intermediate_device(), torch.float32)
 
 
-def choose_steps(model: ModelPatcher, job: ImageJob, auto: AutoSteps, tiles: HostTiles, progress: Progress) -> StepPlan:
-    """`AutoSteps.choose` for one image, with the noise, model and tiles that `sample_image` would use."""
+def choose_steps(
+    model: ModelPatcher, job: ImageJob, auto: AutoSteps, tiles: ModelTiles, progress: Progress
+) -> StepPlan:
+    """`AutoSteps.choose` for one image, with the noise, model and tiles that `sample_image` uses."""
     chosen: list[StepPlan] = []
 
     def probe(
@@ -63,10 +69,10 @@ def choose_steps(model: ModelPatcher, job: ImageJob, auto: AutoSteps, tiles: Hos
         extra_args: dict[str, Any],
         **_: Any,
     ) -> torch.Tensor:
-        """A sampler function that leaves the noise as it is: the host has loaded the model and prepared everything."""
+        """A sampler function that returns the noise. When it is called, ComfyUI has loaded and prepared the model."""
 
         def velocity(z_t: torch.Tensor, t_cur: torch.Tensor, _: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
-            denoised = denoiser(z_t, t_cur, **extra_args | {"model_options": _aimed_at(t_tar, extra_args)})
+            denoised = denoiser(z_t, t_cur, **extra_args | {"model_options": _with_target_time(t_tar, extra_args)})
             progress.on_step(0, denoised, z_t, 0)
             return (z_t - denoised) / t_cur.reshape(-1, 1, 1, 1, 1)  # (1, C, 1, h, w)
 
@@ -78,8 +84,8 @@ def choose_steps(model: ModelPatcher, job: ImageJob, auto: AutoSteps, tiles: Hos
     return chosen[0]
 
 
-def _aimed_at(t_tar: torch.Tensor, extra_args: dict[str, Any]) -> dict[str, Any]:
-    """The sampler's model options with another target time."""
+def _with_target_time(t_tar: torch.Tensor, extra_args: dict[str, Any]) -> dict[str, Any]:
+    """The sampler's model options with this target time."""
     options = extra_args["model_options"]
     return options | {"transformer_options": options["transformer_options"] | {TARGET_SIGMA: t_tar}}
 
@@ -89,7 +95,7 @@ def _run(
     job: ImageJob,
     sampler: comfy.samplers.KSAMPLER,
     sigmas: torch.Tensor,
-    tiles: HostTiles,
+    tiles: ModelTiles,
     progress: Progress,
     fidelity: float = 0.0,
 ) -> torch.Tensor:
@@ -99,8 +105,10 @@ def _run(
     options = comfy.model_patcher.create_model_options_clone(guider.model_options)
     options.setdefault("transformer_options", {})[TILES] = tiles
     if tiles.plan.count > 1:
-        add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, tile_memory(tiles.plan), options, is_model_options=True)
-    add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, progress.timed, options, is_model_options=True)
+        add_wrapper_with_key(
+            WrappersMP.PREPARE_SAMPLING, HOOKS_KEY, tile_memory(tiles.plan), options, is_model_options=True
+        )
+    add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, HOOKS_KEY, progress.timed, options, is_model_options=True)
     guider.model_options = options
     _, channels, _, height, width = job.latent.shape
     noise = initial_noise(job.seed, channels, height, width)[:, :, None]  # (1, C, 1, h, w)

@@ -1,9 +1,12 @@
-"""The images of a latent, sampled one by one, so that image k of a batch is the same as that image alone
-(docs/decisions.md#one-noise-field)."""
+"""The images of a latent are sampled one by one, so that image k of a batch is the same as that image alone.
+
+See docs/decisions.md#one-noise-field.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,21 +20,22 @@ from ...teasr_core.sampling.sampler import check_fidelity
 from ...teasr_core.sampling.schedule import StepPlan
 from ...teasr_core.sampling.smaller_pieces import PieceLimit
 from ...teasr_core.tiling import TilePlan
-from ..model.conditioning import Conditioning, lq_batch, of_image
+from ..host.sockets import check_conditioning, check_finite, check_latent, check_model, check_sigmas, check_tensor
+from ..model.conditioning import Conditioning, conditioning_of_image, lq_batch
 from ..model.dual_branch import attached_branch
-from ..model.tiles import HostTiles
-from .latent_cache import VISITED, Visit, digest
+from ..model.tiles import ModelTiles
+from .latent_cache import SAMPLED_LATENTS, SampledLatent, digest
 from .progress import Progress
-from .run_notes import KEY, Phase, notes_of
+from .run_notes import NOTES_KEY, notes_of
 from .sampling import ImageJob, choose_steps, sample_image
-from .tile_plan import host_plan
+from .tile_plan import plan_model_tiles
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageBatch:
-    """A MODEL and what it is to restore: `latent` is the LATENT, `jobs` its images, `tiles` what each is cut into.
+class SamplingJobs:
+    """A MODEL and the images that it restores: one job for each image of the LATENT `latent`.
 
-    pieces: what memory did not suffice for, of all images.
+    tiles: how every image is cut. pieces: the largest piece that has not run out of memory, for all images.
     """
 
     model: ModelPatcher
@@ -40,61 +44,58 @@ class ImageBatch:
     tiles: TilePlan
     pieces: PieceLimit = dataclasses.field(default_factory=PieceLimit)
 
-    def choose(self, auto: AutoSteps) -> list[StepPlan]:
-        """The steps each image needs. At most MAX_EVALUATIONS model calls an image."""
+    def choose_steps(self, auto: AutoSteps) -> list[StepPlan]:
+        """The steps that each image needs, found with at most MAX_EVALUATIONS model calls an image."""
         progress = Progress(self.model, [MAX_EVALUATIONS] * len(self.jobs), self.tiles.count)
         plans = []
         for k, job in enumerate(self.jobs):
             progress.start_image(k)
-            plans.append(choose_steps(self.model, job, auto, self._tiles(progress), progress))
+            plans.append(choose_steps(self.model, job, auto, self._model_tiles(progress), progress))
         return plans
 
     def sample(self, sigmas: Sequence[torch.Tensor], fidelity: float = 0.0, reason: str = "") -> dict[str, Any]:
-        """The restored LATENT, with sigmas (N+1,) of each image; reason: why these, for the report."""
+        """The restored LATENT. `sigmas` holds the times (N+1,) of each image, `reason` says why these in the report."""
         check_fidelity(fidelity)
-        steps = [len(times) - 1 for times in sigmas]
-        if min(steps) < 1:
-            raise InputError(f"sigmas has {min(steps) + 1} entries: expected two or more, so wire TEASRStepSelector's")
+        steps = [len(check_sigmas(times)) - 1 for times in sigmas]
         progress = Progress(self.model, steps, self.tiles.count)
-        visits = []
-        phases: dict[str, Phase] = {}
-        with notes_of(self.latent).phase("sample", phases):
-            for k, (job, times) in enumerate(zip(self.jobs, sigmas, strict=True)):
-                progress.start_image(k)
-                visits.append(self._visit(job, times, fidelity, progress))
+        started = time.perf_counter()
+        sampled = []
+        for k, (job, times) in enumerate(zip(self.jobs, sigmas, strict=True)):
+            progress.start_image(k)
+            sampled.append(self._sample_image(job, times, fidelity, progress))
         tile = max(self.tiles.height, self.tiles.width)
-        notes = dataclasses.replace(
-            notes_of(self.latent),
-            phases=phases,
+        notes = notes_of(self.latent).after(
+            "sample",
+            started,
             tiles=self.tiles.count,
             tile_px=tile * int(self.model.get_model_object("latent_format").spacial_downscale_ratio),
             steps=max(steps),
             dtype=model_dtype(self.model),
             reason=reason,
-            largest_piece=min((v.largest_piece for v in visits if v.largest_piece is not None), default=None),
-            image_seconds=tuple(visit.seconds for visit in visits),
+            largest_piece=min((one.largest_piece for one in sampled if one.largest_piece is not None), default=None),
+            image_seconds=tuple(one.seconds for one in sampled),
         )
-        samples = torch.cat([visit.samples for visit in visits])  # (B, C, 1, h, w)
-        return dict(self.latent) | {"samples": samples, "batch_index": [0] * len(visits), KEY: notes}
+        samples = torch.cat([one.samples for one in sampled])  # (B, C, 1, h, w)
+        return dict(self.latent) | {"samples": samples, "batch_index": [0] * len(sampled), NOTES_KEY: notes}
 
-    def _tiles(self, progress: Progress) -> HostTiles:
-        return HostTiles(self.tiles, progress.on_tile, self.pieces)
+    def _model_tiles(self, progress: Progress) -> ModelTiles:
+        return ModelTiles(self.tiles, progress.on_tile, self.pieces)
 
-    def _visit(self, job: ImageJob, sigmas: torch.Tensor, fidelity: float, progress: Progress) -> Visit:
-        """The latent of one image, from memory where it was made before."""
+    def _sample_image(self, job: ImageJob, sigmas: torch.Tensor, fidelity: float, progress: Progress) -> SampledLatent:
+        """The latent of one image, from the cache if it was sampled before."""
         parts = [getattr(job, part.name) for part in dataclasses.fields(job)]
         key = digest(parts, sigmas, fidelity, dataclasses.astuple(self.tiles))
-        visit = VISITED.get(self.model, key)
-        if visit is not None:
-            return visit
+        cached = SAMPLED_LATENTS.get(self.model, key)
+        if cached is not None:
+            return cached
         before = progress.seconds
-        samples = check_samples(sample_image(self.model, job, sigmas, self._tiles(progress), progress, fidelity))
-        visit = Visit(samples, progress.seconds - before, self.pieces.largest)
-        VISITED.put(self.model, key, visit)
-        return visit
+        samples = check_samples(sample_image(self.model, job, sigmas, self._model_tiles(progress), progress, fidelity))
+        latent = SampledLatent(samples, progress.seconds - before, self.pieces.largest)
+        SAMPLED_LATENTS.put(self.model, key, latent)
+        return latent
 
 
-def image_batch(
+def sampling_jobs(
     model: ModelPatcher,
     conditioning: Conditioning,
     latent: Mapping[str, Any],
@@ -102,39 +103,61 @@ def image_batch(
     negative: Conditioning | None = None,
     tile_px: int = 0,
     overlap_px: int = 0,
-) -> ImageBatch:
-    """The images of a LATENT from TEASRCondition. InputError when MODEL and latent do not go together."""
-    samples = check_latent(model, latent["samples"])  # (B, C, 1, h, w)
+) -> SamplingJobs:
+    """One job for each image of a LATENT from TEASRCondition. InputError if what is wired does not go together."""
+    check_conditioning(conditioning)
+    if negative is not None:
+        check_conditioning(negative, "negative")
+    samples = latent_for(check_model(model), check_latent(latent)["samples"])  # (B, C, 1, h, w)
+    attached_branch(model)
     lq_images = lq_batch(conditioning)
     if lq_images not in (1, len(samples)):
         raise InputError(
             f"the latent has {len(samples)} images, the conditioning {lq_images}: expected as many, so wire `latent` "
             "and `conditioning` of one TEASRCondition, and select images before it"
         )
-    tiles = host_plan(model, *samples.shape[-2:], tile_px, overlap_px)
-    mask = latent.get("noise_mask")
+    tiles = plan_model_tiles(model, *samples.shape[-2:], tile_px, overlap_px)
+    mask = noise_mask(latent, int(model.get_model_object("latent_format").spacial_downscale_ratio))
     jobs = tuple(
         ImageJob(
-            of_image(conditioning, k),
-            None if negative is None else of_image(negative, k),
+            conditioning_of_image(conditioning, k),
+            None if negative is None else conditioning_of_image(negative, k),
             samples[k : k + 1],
             mask[k : k + 1] if mask is not None and len(mask) > 1 else mask,
             seed,
         )
         for k in range(len(samples))
     )
-    return ImageBatch(model, latent, jobs, tiles)
+    return SamplingJobs(model, latent, jobs, tiles)
 
 
-def check_latent(model: ModelPatcher, samples: torch.Tensor) -> torch.Tensor:
-    """(B, C, 1, h, w); InputError when VAE and MODEL do not belong together or the MODEL has no TEASR hooks."""
+def noise_mask(latent: Mapping[str, Any], downscale: int) -> torch.Tensor | None:
+    """The mask (B or 1, 1, H, W) of SetLatentNoiseMask over the padded picture, or None.
+
+    ComfyUI stretches a mask over the whole latent. The user drew it for the picture without the padding on the right
+    and at the bottom, so that it is padded here as the picture was.
+    """
+    mask = latent.get("noise_mask")
+    if mask is None:
+        return None
+    mask = check_finite(check_tensor(mask, "noise_mask", "a MASK"), "noise_mask")
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+    height, width = (downscale * side for side in latent["samples"].shape[-2:])
+    size = notes_of(latent).size
+    if size is None or (size.height, size.width) == (height, width):
+        return mask
+    mask = torch.nn.functional.interpolate(mask, (size.height, size.width), mode="bilinear")
+    return torch.nn.functional.pad(mask, (0, width - size.width, 0, height - size.height), mode="replicate")
+
+
+def latent_for(model: ModelPatcher, samples: torch.Tensor) -> torch.Tensor:
+    """The samples as (B, C, 1, h, w). InputError if the VAE that made them does not belong to the MODEL."""
     channels = model.get_model_object("latent_format").latent_channels
     if samples.ndim not in (4, 5) or samples.shape[1] != channels:
         raise InputError(
             f"the latent is {tuple(samples.shape)}, the MODEL works on {channels} channels: wire the VAE that belongs "
             "to this MODEL into TEASRCondition"
         )
-    attached_branch(model)
     return samples if samples.ndim == 5 else samples[:, :, None]
 
 
@@ -148,13 +171,13 @@ def check_samples(samples: torch.Tensor) -> torch.Tensor:
 
 
 def model_dtype(model: ModelPatcher) -> str:
-    """The dtype the model computes in, as the report names it."""
+    """The dtype in which the model computes, as the report names it."""
     dtype = model.model.get_dtype_inference()
     return next((name for name, value in DTYPES.items() if value == dtype), str(dtype).removeprefix("torch."))
 
 
-def summary(plans: Sequence[StepPlan]) -> str:
-    """The reason of one plan; of several, how many images take how many steps."""
+def steps_summary(plans: Sequence[StepPlan]) -> str:
+    """The reason of a single plan, or how many images take how many steps."""
     if len(plans) == 1:
         return plans[0].reason
     steps = [plan.steps for plan in plans]

@@ -1,4 +1,4 @@
-"""Tiles inside the host's sampler: which ones, also in stock samplers, and how much memory one of them needs."""
+"""Tiles inside ComfyUI's samplers, stock ones too: where they lie, and how much memory one of them needs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ...teasr_core.codec.qwen_vae import TILE_PX as QWEN_TILE_PX
 from ...teasr_core.errors import InputError
 from ...teasr_core.restore import AUTO_OVERLAP_PX, AUTO_TILE_PX, tile_in_latent
 from ...teasr_core.tiling import TilePlan, plan_tiles
-from ..host.memory import largest_that_fits, room, too_large
+from ..host.memory import available_bytes, largest_that_fits, too_large
 from ..model.builtin_model import is_builtin
 from ..model.conditioning import LQ_KEY
 from ..model.dual_branch import TILES
-from ..model.tiles import HostTiles
+from ..model.tiles import ModelTiles
 
-# Automatic tiles of Qwen-Image: the size it was made for, less where a card has no room for it even with all weights
-# off it (the host moves them). Never more, however much is free: a picture must not depend on what else is loaded.
-# The built-in model's are `restore`'s, for a CPU's sake.
+# Automatic tiles of Qwen-Image have the size it was made for, or a smaller one if the card has no room for it even
+# after ComfyUI has moved all weights off. They are never larger, however much is free: a picture must not depend on
+# what else is loaded. The automatic tiles of the built-in model are those of `restore`, which suit a CPU.
 QWEN_SIDES_PX = (QWEN_TILE_PX, 512, 256)
 
 
-def host_plan(model: ModelPatcher, height: int, width: int, tile_px: int, overlap_px: int) -> TilePlan:
-    """The tiles of a latent of height x width. 0 is automatic; a tile as large as the image is no tile."""
+def plan_model_tiles(model: ModelPatcher, height: int, width: int, tile_px: int, overlap_px: int) -> TilePlan:
+    """The tiles of a latent of height x width. 0 is automatic; a tile as large as the image leaves it whole."""
     patch_multiple = token_multiple(model)
     downscale = int(model.get_model_object("latent_format").spacial_downscale_ratio)
     auto_px, short = (AUTO_TILE_PX, AUTO_OVERLAP_PX), ""
@@ -50,7 +50,7 @@ def host_plan(model: ModelPatcher, height: int, width: int, tile_px: int, overla
 
 
 def token_multiple(model: ModelPatcher) -> int:
-    """What the sides of a tile are multiples of, in latent pixels: an even token grid."""
+    """The sides of a tile are multiples of this many latent pixels, so that its token grid is even."""
     return 2 * int(model.get_model_object("diffusion_model").patch_size)
 
 
@@ -59,32 +59,32 @@ def is_whole(height: int, width: int, multiple: int) -> bool:
 
 
 def stock_tiles(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """OUTER_SAMPLE wrapper of the built-in MODEL: automatic tiles for stock samplers, which know of none.
+    """OUTER_SAMPLE wrapper of the built-in MODEL: automatic tiles for stock samplers, which have none of their own.
 
-    The model was trained on 128 px: with attention over a much larger picture, several steps damage blocks of it
-    (docs/log/tiles_and_memory.md). A latent that is not whole tokens, as stock VAE Encode makes, stays in one piece.
+    The model was trained on 128 px. With attention over a much larger picture, several steps damage blocks of it
+    (docs/log/tiles_and_memory.md). A latent that is not whole tokens, as stock VAE Encode may make, stays in one piece.
     """
-    guider = executor.class_obj  # its options are this run's own
+    guider = executor.class_obj  # its options belong to this run alone
     options = guider.model_options.setdefault("transformer_options", {})
     height, width = noise.shape[-2:]
     if TILES not in options and is_whole(height, width, token_multiple(guider.model_patcher)):
-        options[TILES] = HostTiles(host_plan(guider.model_patcher, height, width, 0, 0), check_interrupt)
+        options[TILES] = ModelTiles(plan_model_tiles(guider.model_patcher, height, width, 0, 0), check_interrupt)
     return executor(noise, *args, **kwargs)
 
 
 def check_interrupt(_done: int, _count: int) -> None:
-    """Before each tile: the user's Cancel."""
+    """Called before each tile: stop if the user has pressed Cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def fitting_side_px(model: ModelPatcher, height: int, width: int, downscale: int) -> tuple[int, str]:
-    """(side of a tile in pixels, why it is smaller than usual or nothing) for a latent of height x width."""
+    """The side of a tile in pixels for a latent of height x width, and why it is smaller than usual, if it is."""
 
     def needed(side_px: int) -> float:
         side = side_px // downscale
         return forward_memory(model, min(side, height), min(side, width))
 
-    free = room(model.load_device)
+    free = available_bytes(model.load_device)
     side_px = largest_that_fits(QWEN_SIDES_PX, needed, free)
     if side_px == QWEN_SIDES_PX[0]:
         return side_px, ""
@@ -93,14 +93,14 @@ def fitting_side_px(model: ModelPatcher, height: int, width: int, downscale: int
 
 
 def forward_memory(model: ModelPatcher, height: int, width: int) -> float:
-    """Bytes of one forward on a latent of height x width beside the weights, by the host's own estimate."""
+    """Bytes that one forward on a latent of height x width takes beside the weights, by ComfyUI's own estimate."""
     latent = torch.empty(1, model.get_model_object("latent_format").latent_channels, 1, height, width, device="meta")
     shapes = model.model.extra_conds_shapes(**{LQ_KEY: [latent]})
     return model.model.memory_required(latent.shape, cond_shapes={key: [shape] for key, shape in shapes.items()})
 
 
 def tile_memory(plan: TilePlan) -> Callable[..., Any]:
-    """PREPARE_SAMPLING wrapper: the host makes room for one tile, not for the whole image."""
+    """PREPARE_SAMPLING wrapper: ComfyUI makes room for one tile, not for the whole image."""
 
     def prepare(executor: Any, model: Any, noise_shape: Any, conds: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         def crop(entry: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Pictures through the host's VAE, in tiles where they are large (R9).
+"""Pictures through a VAE of ComfyUI's, in tiles if they are large (R9), or through the built-in codec.
 
-The host's own estimate of the Qwen VAE's decoding is 17.2 GiB at 2048 x 2048 and 68.8 GiB at 4096 x 4096. Above
-1024 px a picture is cut as the command line cuts it (`codec_tiles`), however much is free, so that it comes out the
-same in every run. Where the estimate of such a tile does not fit either, tiles are halved.
+ComfyUI's own estimate for decoding with the Qwen VAE is 17.2 GiB at 2048 x 2048 and 68.8 GiB at 4096 x 4096. A picture
+above 1024 px is cut as the command line cuts it (`plan_codec_tiles`), however much memory is free, so that it comes out
+the same in every run. If the estimate for such a tile does not fit either, the tiles are halved.
 """
 
 from __future__ import annotations
@@ -11,56 +11,94 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import comfy.model_management
-import comfy.utils
 import torch
 
-from ...teasr_core.codec import lq_encoder
 from ...teasr_core.codec.qwen_vae import OVERLAP_PX, TILE_PX
-from ...teasr_core.errors import InputError
+from ...teasr_core.errors import InputError, OutputError
 from ...teasr_core.tiling import TilePlan, convert_in_tiles, plan_codec_tiles
 from ..host.images import from_host, to_host
-from ..host.memory import has_own_memory, is_out_of_memory, largest_that_fits, release, room, too_large
+from ..host.memory import (
+    available_bytes,
+    has_own_memory,
+    is_out_of_memory,
+    largest_that_fits,
+    release,
+    too_large,
+)
+from ..host.sockets import check_vae
 from ..model.dct_vae import DctVAE
+from .progress import tile_progress
 
-# Sides of tiles that are tried, all multiples of what a VAE shrinks by; they overlap by a quarter, 64 to 128 px.
+# The sides of tiles that are tried, all multiples of what a VAE shrinks by. Tiles overlap by a quarter, 64 to 128 px.
 SIDES_PX = (TILE_PX, 512, 256, 128)
 LEAST_OVERLAP_PX = 64
-# Where memory is the machine's: fp32 at 1024 px is 9.2 GiB by the estimate, and a process that takes more than there
-# is gets no error to answer, it is ended.
+# On a device that shares the machine's memory, 1024 px in fp32 would take 9.2 GiB by the estimate. A process that takes
+# more than there is gets no error that it could answer: the system ends it.
 SHARED_SIDES_PX = SIDES_PX[1:]
 
 Convert = Callable[[torch.Tensor], torch.Tensor]
 
 
-class HostVae:
-    """encode and decode of a VAE, one image at a time: a video VAE takes a batch for frames.
+def picture_vae(vae: Any) -> HostVae | BuiltinVae:
+    """The VAE on a wire, as the pack uses it: images and latents have the core's layout (B, C, H, W)."""
+    return BuiltinVae(vae) if isinstance(vae, DctVAE) else HostVae(check_vae(vae))
 
-    tile_px: longest side of the tiles of the last picture, 0 where it came whole.
-    A tile that memory does not suffice for starts the picture again in smaller ones, and the next pictures with them.
-    InputError where not even the smallest fits.
+
+class BuiltinVae:
+    """The built-in codec. Its blocks of 4 x 4 px stand alone and take little memory, so that no tiles are needed."""
+
+    tile_px = 0
+
+    def __init__(self, vae: DctVAE) -> None:
+        self.vae = vae
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, C, 1, h, w) float32."""
+        return self.vae.encode_image(image)
+
+    def encode_lq(self, image: torch.Tensor, _latent: torch.Tensor) -> torch.Tensor:
+        """As `encode`, for an LQ image: through the condition encoder."""
+        return self.vae.encode_lq(image, tile_progress())
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """(B, C, 1, h, w) or (B, C, h, w) -> (B, 3, H, W) float32 in [0, 1]."""
+        return self.vae.decode_image(latent)
+
+
+class HostVae:
+    """A VAE of ComfyUI's, which gets one image at a time because a video VAE takes a batch for frames.
+
+    tile_px: the longest side of the tiles of the last picture, or 0 if it was not cut.
+    If memory runs out for a tile, the picture starts again in smaller tiles, and the next pictures use them too.
+    InputError if memory runs out for the smallest.
     """
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
         self.tile_px = 0
         device = getattr(vae, "device", None)
-        self.free = room(device)
+        self.free = available_bytes(device)
         self.sides_px = SIDES_PX if device is None or has_own_memory(device) else SHARED_SIDES_PX
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """LQ images (B, 3, H, W) -> (B, C, 1, h, w) float32."""
+        """(B, 3, H, W) -> (B, C, 1, h, w) float32. OutputError if the VAE makes NaN or infinity of it."""
         f = self.vae.spacial_compression_encode()
         height, width = (side // f for side in image.shape[-2:])
 
-        def plan() -> TilePlan:
-            if isinstance(self.vae, DctVAE):
-                return self._builtin_plan(height, width, f)
-            return self._plan(
-                height, width, f, lambda plan: self._estimate("memory_used_encode", 3, f * plan.height, f * plan.width)
-            )
+        def bytes_of(plan: TilePlan) -> float:
+            return self._estimate("memory_used_encode", 3, f * plan.height, f * plan.width)
 
-        return self._convert(self._encode_tile, image, plan, f, 1)[:, :, None]  # (B, C, 1, h, w)
+        latent = self._convert(self._encode_tile, image, lambda: self._plan(height, width, f, bytes_of), f, 1)
+        if not bool(torch.isfinite(latent).all()):
+            raise OutputError(
+                "the VAE made NaN or infinity of the picture: the usual cause is a VAE in fp16, so start ComfyUI with "
+                "--bf16-vae or --fp32-vae"
+            )
+        return latent[:, :, None]  # (B, C, 1, h, w)
+
+    def encode_lq(self, _image: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        """The latent of an LQ image is its `encode`d latent, which the caller has already."""
+        return latent
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """(B, C, 1, h, w) or (B, C, h, w) -> (B, 3, H, W) float32 in [0, 1]."""
@@ -68,14 +106,10 @@ class HostVae:
         frames = latent.movedim(1, -3).flatten(0, -4)  # (B, C, h, w)
         channels, height, width = frames.shape[1:]
 
-        def plan() -> TilePlan:
-            if isinstance(self.vae, DctVAE):  # every block of 4 x 4 stands alone, and little memory is needed
-                return TilePlan(height, width, (0,), (0,))
-            return self._plan(
-                height, width, f, lambda plan: self._estimate("memory_used_decode", channels, plan.height, plan.width)
-            )
+        def bytes_of(plan: TilePlan) -> float:
+            return self._estimate("memory_used_decode", channels, plan.height, plan.width)
 
-        return self._convert(self._decode_tile, frames, plan, 1, f)  # (B, 3, H, W)
+        return self._convert(self._decode_tile, frames, lambda: self._plan(height, width, f, bytes_of), 1, f)
 
     def _convert(
         self,
@@ -85,7 +119,7 @@ class HostVae:
         size_in: int,
         size_out: int,
     ) -> torch.Tensor:
-        """Pictures (B, C, H, W) in the tiles of `plan_now`, which is asked for smaller ones after a failure."""
+        """Convert pictures (B, C, H, W) in the tiles of `plan_now`, which is called again after a failure."""
         f = size_in * size_out
         plan = plan_now()
         results = []
@@ -110,13 +144,6 @@ class HostVae:
             logging.info(f"TEASR: the VAE works in {plan(side).count} tiles of {side} px: {short}")
         return plan(side)
 
-    def _builtin_plan(self, height: int, width: int, f: int) -> TilePlan:
-        """The tiles of the built-in model's condition encoder, those of the command line unless memory ran out."""
-        if not self.vae.has_condition_encoder:
-            return TilePlan(height, width, (0,), (0,))
-        side = min(lq_encoder.TILE, self.sides_px[0] // f)
-        return plan_codec_tiles(height, width, side, min(lq_encoder.OVERLAP, side // 4))
-
     def _step_down(self, failed_px: int) -> None:
         smaller = tuple(side for side in self.sides_px if side < failed_px)
         if not smaller:
@@ -128,7 +155,7 @@ class HostVae:
         self.sides_px = smaller
 
     def _estimate(self, name: str, channels: int, height: int, width: int) -> float:
-        """The VAE's own, in bytes, 0 of one that has none."""
+        """The VAE's own estimate in bytes, or 0 if it has none."""
         estimate = getattr(self.vae, name, None)
         if estimate is None:
             return 0.0
@@ -136,11 +163,12 @@ class HostVae:
 
     @property
     def _frame(self) -> tuple[int, ...]:
-        """The one frame among the dimensions of a video VAE."""
+        """The dimension of frames: one frame for a video VAE, no such dimension for another."""
         return () if getattr(self.vae, "latent_dim", 3) == 2 else (1,)
 
-    # The tiled forms take one of our tiles whole; unlike the plain ones they hand out-of-memory on, so that tiles get
-    # smaller by these rules. Of a VAE without frames they make three passes, and some VAEs have tiles of their own.
+    # ComfyUI's tiled methods are called with one tile of ours as their only tile. Unlike the plain methods they raise
+    # out-of-memory errors, so that the tiles get smaller by the rules above. They are not used for a VAE without
+    # frames, for which they make three passes, nor for one that has tiles of its own.
 
     @property
     def _takes_tiles(self) -> bool:
@@ -152,10 +180,8 @@ class HostVae:
         """(1, 3, H, W) -> (1, C, h, w)."""
         height, width = image.shape[-2:]
         pixels = to_host(image)  # (1, H, W, 3)
-        if isinstance(self.vae, DctVAE):
-            latent = self.vae.encode_condition(pixels)
-        elif self._takes_tiles:
-            side = max(height, width)  # the host takes tile_x for the height where there are frames
+        if self._takes_tiles:
+            side = max(height, width)  # with frames, ComfyUI takes tile_x for the height
             latent = self.vae.encode_tiled(pixels, tile_x=side, tile_y=side, overlap=0)
         else:
             latent = self.vae.encode(pixels)
@@ -180,16 +206,9 @@ class HostVae:
 
 
 def _try(convert: Convert, source: torch.Tensor, plan: TilePlan, size_in: int, size_out: int) -> torch.Tensor | None:
-    """None when memory ran out; the failed call's tensors are gone when this returns."""
-    bar = comfy.utils.ProgressBar(plan.count) if plan.count > 1 else None
-
-    def on_tile(done: int, _count: int) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        if bar is not None:
-            bar.update_absolute(done)
-
+    """None if memory ran out. The failed call's tensors are gone when this returns."""
     try:
-        return convert_in_tiles(convert, source, plan, size_in, size_out, on_tile)
+        return convert_in_tiles(convert, source, plan, size_in, size_out, tile_progress())
     except Exception as error:
         if not is_out_of_memory(error):
             raise

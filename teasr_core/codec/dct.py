@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..tiling import TileCallback
 from .lq_encoder import ConditionEncoder
 from .protocol import Codec
 
@@ -75,10 +76,13 @@ class DctCodec(Codec):
             latent[:, :, y : y + STRIP] = (image_to_coefficients(rows) - mean) / std
         return latent
 
-    def encode_lq(self, image: torch.Tensor) -> torch.Tensor:
-        """The latent of a low-quality image, repaired by the LQ encoder where there is one; that has no gradient."""
+    def encode_lq(self, image: torch.Tensor, on_tile: TileCallback | None = None) -> torch.Tensor:
+        """The latent of a low-quality image, repaired by the LQ encoder where there is one; that has no gradient.
+
+        `on_tile(done, count)` is called before each tile of the encoder and may raise.
+        """
         latent = self.encode(image)
-        return latent if self.condition_encoder is None else self.condition_encoder.in_tiles(latent)
+        return latent if self.condition_encoder is None else self.condition_encoder.in_tiles(latent, on_tile)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         batch, _, h, w = latent.shape

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..tiling import convert_in_tiles, plan_codec_tiles
+from ..tiling import TileCallback, convert_in_tiles, plan_codec_tiles
 
 # Side and overlap of the tiles in latent pixels, for the nodes too. Pictures of up to 512 px are encoded whole.
 TILE, OVERLAP = 128, 32
@@ -56,14 +56,17 @@ class ConditionEncoder(nn.Module):
         return z_lq + self.tail(x).to(z_lq)
 
     @torch.no_grad()
-    def in_tiles(self, z_lq: torch.Tensor) -> torch.Tensor:
+    def in_tiles(self, z_lq: torch.Tensor, on_tile: TileCallback | None = None) -> torch.Tensor:
         """Run `forward` on the encoder's device, in overlapping tiles where z_lq is large.
 
-        The result is on the device of z_lq and in its dtype.
+        The result is on the device of z_lq and in its dtype. `on_tile(done, count)` is called before each tile and may
+        raise.
         """
         weight = self.head.weight
         plan = plan_codec_tiles(z_lq.shape[2], z_lq.shape[3], TILE, OVERLAP)
-        encoded = convert_in_tiles(lambda tile: self(tile.to(weight)).to(z_lq), z_lq, plan, size_in=1, size_out=1)
+        encoded = convert_in_tiles(
+            lambda tile: self(tile.to(weight)).to(z_lq), z_lq, plan, size_in=1, size_out=1, on_tile=on_tile
+        )
         return encoded.contiguous()
 
     def config(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -49,13 +50,15 @@ def steps_text(steps: int) -> str:
 
 
 def parse_steps(text: str, subject: str = "steps are") -> tuple[int, ...]:
-    """Parse a list such as "1,2,4,8", in its order. Raises InputError for anything else, and for a number that is
-    repeated or outside 1..30.
+    """Parse a list such as "1,2,4,8", in its order. The comma may be the full-width one of Chinese and Japanese.
 
+    Raises InputError for anything else, and for a number that is repeated or outside 1..30.
     subject: the beginning of the error, with its verb.
     """
+    if not isinstance(text, str):
+        raise InputError(f"{subject} {text!r}: expected whole numbers with commas, such as 1,2,4,8")
     try:
-        steps = tuple(check_steps(int(part)) for part in text.split(","))
+        steps = tuple(check_steps(int(part)) for part in re.split("[,，、]", text))
     except ValueError:
         raise InputError(f"{subject} '{text}': expected whole numbers with commas, such as 1,2,4,8") from None
     if len(set(steps)) < len(steps):

@@ -126,6 +126,6 @@ class Sampler:
 @pytest.fixture
 def ours(host: SimpleNamespace, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Sampler:
     """TEASRSampler, which samples every time: its memory of visited latents is off."""
-    cache = host.pack("nodes.run.latent_cache").VisitedLatents(max_bytes=0)
-    monkeypatch.setattr(host.pack("nodes.run.sampling_jobs"), "VISITED", cache)
+    cache = host.pack("nodes.run.latent_cache").LatentCache(max_bytes=0)
+    monkeypatch.setattr(host.pack("nodes.run.sampling_jobs"), "SAMPLED_LATENTS", cache)
     return Sampler(host)

@@ -29,9 +29,9 @@ def _quiet_threads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _nothing_remembered(host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run samples; tests/nodes/test_visited.py is about the cache."""
-    cache = host.pack("nodes.run.latent_cache").VisitedLatents(max_bytes=0)
-    monkeypatch.setattr(host.pack("nodes.run.sampling_jobs"), "VISITED", cache)
+    """Every run samples; tests/nodes/test_latent_cache.py is about the cache."""
+    cache = host.pack("nodes.run.latent_cache").LatentCache(max_bytes=0)
+    monkeypatch.setattr(host.pack("nodes.run.sampling_jobs"), "SAMPLED_LATENTS", cache)
 
 
 def random_tensors(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.Tensor]:
@@ -151,6 +151,19 @@ def sample(host: SimpleNamespace) -> Callable[..., torch.Tensor]:
         return host.run("TEASRSampler", model=model, conditioning=conditioning, latent=latent, sigmas=sigmas, **inputs)[
             0
         ]["samples"]
+
+    return run
+
+
+@pytest.fixture
+def stock_sample(host: SimpleNamespace) -> Callable[..., torch.Tensor]:
+    """stock_sample(model, conditioning, latent, sigmas, seed): SamplerCustomAdvanced's samples, with euler."""
+    stock = host.nodes_custom_sampler
+
+    def run(model: Any, conditioning: Any, latent: dict, sigmas: torch.Tensor, seed: int = 7) -> torch.Tensor:
+        guider = stock.BasicGuider.execute(model, conditioning).args[0]
+        noise, euler = stock.RandomNoise.execute(seed).args[0], stock.KSamplerSelect.execute("euler").args[0]
+        return stock.SamplerCustomAdvanced.execute(noise, guider, euler, sigmas, latent).args[0]["samples"]
 
     return run
 

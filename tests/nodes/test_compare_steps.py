@@ -80,9 +80,9 @@ def test_labels_tell_number_time_and_sharpness(host):
 
 
 def test_the_time_is_that_of_sampling_also_when_it_came_from_memory(host, builtin, condition, photo, monkeypatch):
-    cache = host.pack("nodes.run.latent_cache").VisitedLatents()
-    monkeypatch.setattr(host.pack("nodes.run.sampling_jobs"), "VISITED", cache)
-    made, key = condition(photo), host.pack("nodes.run.run_notes").KEY
+    cache = host.pack("nodes.run.latent_cache").LatentCache()
+    monkeypatch.setattr(host.pack("nodes.run.sampling_jobs"), "SAMPLED_LATENTS", cache)
+    made, key = condition(photo), host.pack("nodes.run.run_notes").NOTES_KEY
     sigmas = host.run("TEASRStepSelector", steps=2)[0]
     inputs = {"model": builtin.model, "conditioning": made.conditioning, "latent": made.latent, "sigmas": sigmas}
     first, again = (host.run("TEASRSampler", **inputs)[0][key].image_seconds for _ in range(2))
@@ -128,6 +128,17 @@ def test_a_bad_list_is_one_clear_error(executor, text):
     assert "steps" in run.errors[0]
     assert "expected" in run.errors[0] or "from 1 to 30" in run.errors[0]
     assert "TEASRSampler" not in run.ran
+
+
+@pytest.mark.parametrize("text", ["1，2", "1、2", " 1 ， 2 ", "１，２"])
+def test_full_width_commas_are_commas(executor, text):
+    run = executor()
+    assert torch.equal(run(compare_prompt(text)).mask, run(compare_prompt("1,2")).mask)
+
+
+def test_steps_that_are_no_text_get_one_sentence(host):
+    with pytest.raises(host.pack("teasr_core.errors").InputError, match="steps are None: expected whole numbers"):
+        host.run("TEASRCompareSteps", image=["1", 0], size={"size": "factor", "scale": 2.0}, steps_list=None)
 
 
 def test_partial_wiring_names_the_missing_one(executor):

@@ -121,8 +121,8 @@ def test_a_wired_model_is_cut_smaller_only_where_memory_is_short(host, qwen, mon
     latent = (256, 192)  # 2048 x 1536 px
 
     def plan(free, tile_px=0):
-        monkeypatch.setattr(tiles, "room", lambda _device: free)
-        return tiles.host_plan(qwen, *latent, tile_px, 0)
+        monkeypatch.setattr(tiles, "available_bytes", lambda _device: free)
+        return tiles.plan_model_tiles(qwen, *latent, tile_px, 0)
 
     needed = tiles.forward_memory(qwen, 128, 128)
     for free in (needed, 100 * needed, float("inf")):
@@ -134,8 +134,8 @@ def test_a_wired_model_is_cut_smaller_only_where_memory_is_short(host, qwen, mon
     assert f"TEASR: {short.count} tiles of 512 px: 1024 px would take {needed / 2**30:.1f} GiB, " in caplog.text
     assert plan(0.2 * needed).height == plan(0.0).height == 32  # 256 px is the least
     assert plan(0.0, tile_px=1024).height == 128  # by hand is by hand
-    monkeypatch.setattr(tiles, "room", lambda _device: tiles.forward_memory(qwen, 96, 96))
-    assert tiles.host_plan(qwen, 96, 96, 0, 0).count == 1  # a small picture needs less than a tile
+    monkeypatch.setattr(tiles, "available_bytes", lambda _device: tiles.forward_memory(qwen, 96, 96))
+    assert tiles.plan_model_tiles(qwen, 96, 96, 0, 0).count == 1  # a small picture needs less than a tile
 
 
 def test_the_estimate_is_the_hosts_own(host, qwen):
@@ -150,20 +150,20 @@ def test_the_estimate_is_the_hosts_own(host, qwen):
 
 def test_the_built_in_model_keeps_its_tiles(host, builtin, monkeypatch):
     tiles = host.pack("nodes.run.tile_plan")
-    before = tiles.host_plan(builtin.model, 64, 64, 0, 0)
-    monkeypatch.setattr(tiles, "room", lambda _device: 0.0)
-    assert tiles.host_plan(builtin.model, 64, 64, 0, 0) == before
+    before = tiles.plan_model_tiles(builtin.model, 64, 64, 0, 0)
+    monkeypatch.setattr(tiles, "available_bytes", lambda _device: 0.0)
+    assert tiles.plan_model_tiles(builtin.model, 64, 64, 0, 0) == before
 
 
 def test_room_counts_what_the_host_can_unload(host, qwen, monkeypatch):
     """The second run, with the model loaded, has the room of the first. A CPU has none of its own."""
     memory, management = host.pack("nodes.host.memory"), host.model_management
-    assert memory.room(torch.device("cpu")) == memory.room(None) == float("inf")
+    assert memory.available_bytes(torch.device("cpu")) == memory.available_bytes(None) == float("inf")
     device, held = torch.device("cuda", 0), {"bytes": 0}
     qwen.load_device = device
     qwen.model.model_loaded_weight_memory = 5 * 2**30
     monkeypatch.setattr(management, "get_free_memory", lambda _device: 8 * 2**30 - held["bytes"])
     monkeypatch.setattr(management, "loaded_models", lambda: [qwen] if held["bytes"] else [])
-    before = memory.room(device)
+    before = memory.available_bytes(device)
     held["bytes"] = 5 * 2**30
-    assert memory.room(device) == before == 8 * 2**30 - management.extra_reserved_memory()
+    assert memory.available_bytes(device) == before == 8 * 2**30 - management.extra_reserved_memory()

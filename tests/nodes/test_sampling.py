@@ -35,46 +35,35 @@ def core_sample(host, model, made, steps, seed, plan=None):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 30])
-def test_node_stock_route_and_core_agree(host, builtin, condition, photo, sample, steps):
+def test_node_stock_route_and_core_agree(host, builtin, condition, photo, sample, stock_sample, steps):
     """R17, R19: TEASRSampler == SamplerCustomAdvanced + euler + RandomNoise + our SIGMAS == Algorithm 1."""
     made = condition(photo)
     ours = sample(builtin.model, made.conditioning, made.latent, steps=steps, seed=7)
-    stock = host.nodes_custom_sampler
-    guider = stock.BasicGuider.execute(builtin.model, made.conditioning).args[0]
-    noise = stock.RandomNoise.execute(7).args[0]
-    euler = stock.KSamplerSelect.execute("euler").args[0]
     sigmas = host.run("TEASRStepSelector", steps=steps)[0]
-    theirs = stock.SamplerCustomAdvanced.execute(noise, guider, euler, sigmas, made.latent).args[0]["samples"]
+    theirs = stock_sample(builtin.model, made.conditioning, made.latent, sigmas, seed=7)
     assert torch.equal(ours, theirs)
     assert relative(ours, core_sample(host, builtin.model, made, steps, seed=7)) <= TOLERANCE
 
 
-def test_stock_route_gives_a_batch_the_same_noise(host, builtin, condition, sample):
+def test_stock_route_gives_a_batch_the_same_noise(host, builtin, condition, sample, stock_sample):
     images = torch.rand(3, 16, 24, 3, generator=torch.Generator().manual_seed(1))
     made = condition(images)
     ours = sample(builtin.model, made.conditioning, made.latent, seed=5)
-    stock = host.nodes_custom_sampler
-    guider = stock.BasicGuider.execute(builtin.model, made.conditioning).args[0]
-    euler = stock.KSamplerSelect.execute("euler").args[0]
     sigmas = host.run("TEASRStepSelector", steps=2)[0]
-    noise = stock.RandomNoise.execute(5).args[0]
-    theirs = stock.SamplerCustomAdvanced.execute(noise, guider, euler, sigmas, made.latent).args[0]["samples"]
+    theirs = stock_sample(builtin.model, made.conditioning, made.latent, sigmas, seed=5)
     assert relative(ours, theirs) <= TOLERANCE
     for k in range(3):
         alone = condition(images[k : k + 1])
         assert torch.equal(sample(builtin.model, alone.conditioning, alone.latent, seed=5), ours[k : k + 1])
 
 
-def test_stock_route_has_the_automatic_tiles_of_the_built_in_model(host, builtin, condition, sample):
+def test_stock_route_has_the_automatic_tiles_of_the_built_in_model(host, builtin, condition, sample, stock_sample):
     """It was trained on small pictures: in one piece a large one comes out damaged, whichever sampler asks."""
     images = torch.rand(2, 80, 56, 3, generator=torch.Generator().manual_seed(1))
     made = condition(images)
     ours = sample(builtin.model, made.conditioning, made.latent, seed=5, steps=2)
-    stock = host.nodes_custom_sampler
-    guider = stock.BasicGuider.execute(builtin.model, made.conditioning).args[0]
-    noise, euler = stock.RandomNoise.execute(5).args[0], stock.KSamplerSelect.execute("euler").args[0]
     sigmas = host.run("TEASRStepSelector", steps=2)[0]
-    theirs = stock.SamplerCustomAdvanced.execute(noise, guider, euler, sigmas, made.latent).args[0]["samples"]
+    theirs = stock_sample(builtin.model, made.conditioning, made.latent, sigmas, seed=5)
     assert relative(ours, theirs) <= TOLERANCE
     whole = sample(builtin.model, made.conditioning, made.latent, seed=5, steps=2, tile_px=160)
     assert relative(whole, theirs) > 1e-3
@@ -99,7 +88,7 @@ def test_stock_qwen_image_with_a_lora(host, qwen, write_lora, sample):
 def test_tiles_in_the_host_equal_tiles_in_the_core(host, builtin, condition, sample, tile_px, overlap_px):
     image = torch.rand(1, 40, 56, 3, generator=torch.Generator().manual_seed(8))
     made = condition(image)
-    plan = host.pack("nodes.run.tile_plan").host_plan(
+    plan = host.pack("nodes.run.tile_plan").plan_model_tiles(
         builtin.model, *made.latent["samples"].shape[-2:], tile_px, overlap_px
     )
     assert plan.count > 1
@@ -126,7 +115,7 @@ def test_a_model_that_sees_no_neighbours_is_the_same_tiled(builtin, condition, s
 
 
 def test_automatic_tiles_are_the_cores_for_the_built_in_model_and_1024_px_for_qwen(host, builtin, qwen):
-    plan = host.pack("nodes.run.tile_plan").host_plan
+    plan = host.pack("nodes.run.tile_plan").plan_model_tiles
     side = host.pack("teasr_core.restore").AUTO_TILE_PX // 4
     assert plan(builtin.model, side, side, 0, 0).count == 1
     tiles = plan(builtin.model, 2 * side, side, 0, 0)

@@ -251,7 +251,7 @@ def test_sharpness_is_that_of_eval():
 
 
 def test_step_lists():
-    assert parse_steps("1, 2,30") == (1, 2, 30)
+    assert parse_steps("1, 2,30") == parse_steps("1， 2，30") == parse_steps("1、2、30") == (1, 2, 30)
     for text in ("x", "1,", "1.5", "0", "31", "2,1,2"):
         with pytest.raises(InputError, match=re.escape(text)):
             parse_steps(text)

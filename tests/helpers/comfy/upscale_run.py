@@ -1,6 +1,7 @@
 """Prompts through ComfyUI's own executor, with a small photo as their source and an output that keeps what it gets."""
 
 import asyncio
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -87,9 +88,11 @@ def executor(host, assets, photo):
             cache_args={"lru": 50, "ram": 0.1, "ram_inactive": 1e6},  # inactive results go at once, as by default
         )
 
+        prompt_ids = itertools.count()
+
         def run(prompt):
             executed.clear(), errors.clear(), results.clear()
-            asyncio.run(machine.execute_async(prompt, "id", {"client_id": "test"}, ["out"]))
+            asyncio.run(machine.execute_async(prompt, f"prompt {next(prompt_ids)}", {"client_id": "test"}, ["out"]))
             run.ran = sorted(class_of(prompt, machine, node) for node in executed)
             run.errors = list(errors)
             run.results = list(results)

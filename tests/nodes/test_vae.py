@@ -187,7 +187,7 @@ def test_interrupt_is_heard_between_tiles(host, vae, host_vae):
 @pytest.mark.parametrize("size", [(64, 96), (1100, 1200)])
 def test_the_built_in_codec_comes_whole_and_exact(host, builtin, size):
     image = smooth(*size)
-    ours = host.pack("nodes.run.vae").HostVae(builtin.vae)
+    ours = host.pack("nodes.run.vae").picture_vae(builtin.vae)
     latent = ours.encode(image)
     assert torch.equal(latent, builtin.vae.encode(image.movedim(1, -1).contiguous()))
     assert torch.equal(ours.decode(latent).movedim(1, -1), builtin.vae.decode(latent))
@@ -241,6 +241,5 @@ def test_condition_and_decode_use_the_tiles(host, builtin, vae, sides_of):
     assert picture.shape[1:] == (96, 544, 3) and resized.shape[1:] == (96, 528, 3)
     assert len(sides_of()) == 2
     assert set(out["teasr_notes"].phases) == {"encode", "decode"}
-    size = host.pack("teasr_core.image.resize").TargetSize(528, 96)
-    assert f"VAE tiles of {notes.vae_tile_px} px" in out["teasr_notes"].report(size, 0.0).line()
+    assert f"528x96, 1 tile, VAE tiles of {notes.vae_tile_px} px" in out["teasr_notes"].report().line()
     assert "decode" not in latent["teasr_notes"].phases  # the input is untouched

@@ -10,14 +10,14 @@ import torch
 def visited(host, monkeypatch):
     """An empty cache in the sampler's place."""
     module = host.pack("nodes.run.latent_cache")
-    cache = module.VisitedLatents()
-    monkeypatch.setattr(host.pack("nodes.run.sampling_jobs"), "VISITED", cache)
+    cache = module.LatentCache()
+    monkeypatch.setattr(host.pack("nodes.run.sampling_jobs"), "SAMPLED_LATENTS", cache)
     return cache
 
 
 @pytest.fixture
 def visit(host):
-    return host.pack("nodes.run.latent_cache").Visit
+    return host.pack("nodes.run.latent_cache").SampledLatent
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_anything_else_runs_again(visited, forwards, builtin, condition, photo, 
 
 
 def test_an_entry_knows_what_it_took(host, builtin, visit):
-    cache = host.pack("nodes.run.latent_cache").VisitedLatents()
+    cache = host.pack("nodes.run.latent_cache").LatentCache()
     cache.put(builtin.model, b"a", visit(torch.zeros(1), 2.5, 16))
     found = cache.get(builtin.model, b"a")
     assert (found.seconds, found.largest_piece) == (2.5, 16)
@@ -111,7 +111,7 @@ def test_what_has_no_plain_content_is_not_remembered(host):
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first(host, builtin, visit):
-    cache = host.pack("nodes.run.latent_cache").VisitedLatents(max_bytes=3 * 400)
+    cache = host.pack("nodes.run.latent_cache").LatentCache(max_bytes=3 * 400)
     for k in range(3):
         cache.put(builtin.model, bytes([k]), visit(torch.full((100,), float(k))))
     assert cache.get(builtin.model, b"\0") is not None  # touched: now the newest

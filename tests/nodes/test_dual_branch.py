@@ -125,7 +125,7 @@ def test_applying_again_replaces_the_adapter(call, host, lora_model):
     replaced = lora_model(seed=2, model=first)
     assert torch.equal(call(replaced), call(second))
     assert not torch.equal(call(replaced), call(first))
-    key, wrapper = host.pack("nodes.model.dual_branch").KEY, "apply_model"
+    key, wrapper = host.pack("nodes.model.dual_branch").HOOKS_KEY, "apply_model"
     assert len(replaced.get_wrappers(wrapper, key)) == len(replaced.get_additional_models_with_key(key)) == 1
 
 
