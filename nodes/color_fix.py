@@ -21,7 +21,7 @@ class TEASRColorFix(io.ComfyNode):
             node_id="TEASRColorFix",
             display_name="TEASR Color Fix",
             category="TEASR",
-            description="Crops the picture to the reference's size, with off too, and gives it the reference's colours.",
+            description="Crops the picture to the reference's size, even with off, and gives it the colours too.",
             search_aliases=["color match", "color transfer", "wavelet", "teasr"],
             inputs=[
                 io.Image.Input("image", tooltip="This is the decoded picture, padding included."),

@@ -34,8 +34,8 @@ class TEASRLoadBuiltin(io.ComfyNode):
                     "dtype",
                     options=["auto", *DTYPES],
                     default="auto",
-                    tooltip="This is the number format. auto takes bf16, on a CPU only if a short timing says that it is "
-                    "faster.",
+                    tooltip="This is the number format. auto takes bf16, but on a CPU only if a short timing says that "
+                    "it is faster.",
                 ),
             ],
             outputs=[

@@ -181,7 +181,7 @@ def test_each_image_of_a_batch_has_its_own_number(host, executor, builtin, condi
         manual = run(upscale_prompt(source={"count": 3}, steps=steps)).image
         for k in (k for k in range(3) if plans[k].steps == steps):
             assert torch.equal(got.image[k], manual[k])
-    summary = host.pack("nodes.run.sampling_jobs").summary(plans)
+    summary = host.pack("nodes.run.sampling_jobs").steps_summary(plans)
     assert got.report.endswith(f" | {summary}")
     assert summary.startswith("auto: 3 images, by steps: ")
 

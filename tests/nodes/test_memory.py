@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_the_report_says_it(host, builtin, condition, card, photos):
             "TEASRSampler", model=builtin.model, conditioning=made.conditioning, latent=made.latent, sigmas=sigmas,
             **inputs,
         )[0]  # fmt: skip
-        return latent["teasr_notes"].report(size, 0.0).line()
+        return replace(latent["teasr_notes"], size=size).report().line()
 
     assert "128x128, 1 tile, 1 step" in line()
     assert line().endswith("memory ran out: tiles were cut to 16 latent pixels")
