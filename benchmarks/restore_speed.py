@@ -18,9 +18,10 @@ import torch
 
 from teasr_core.image.target_size import TargetSize
 from teasr_core.memory import peak_memory_mb
-from teasr_core.restore import AUTO_TILE_PX, RestoreOptions, RestoreRequest
+from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import Restorer, load_restorer
 from teasr_core.sampling.schedule import manual_plan
+from teasr_core.tiling import AUTO_TILE_PX
 
 
 def seconds(restorer: Restorer, side: int, steps: int, repeats: int, phase: str = "sample") -> float:

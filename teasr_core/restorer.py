@@ -24,16 +24,14 @@ from .model.branch_lora import BranchLora
 from .model.qwen_velocity import QwenVelocity
 from .report import SamplingRecord
 from .restore import (
-    AUTO_OVERLAP_PX,
-    AUTO_TILE_PX,
     Callbacks,
     Restored,
     RestoreRequest,
     latent_sampler,
     restore,
-    tile_in_latent,
 )
 from .sampling.auto_steps import AutoSteps
+from .tiling import AUTO_OVERLAP_PX, AUTO_TILE_PX, tile_in_latent
 from .weight_files import builtin_file
 from .weight_files.diffusers_folder import component_folder
 from .weight_files.lora_file import LoraFile, check_base, read_lora

@@ -16,6 +16,11 @@ from .errors import InputError
 
 TileCallback = Callable[[int, int], None]
 
+# Automatic tiles of the built-in model. Attention is quadratic: on a CPU small tiles are the fast ones; the condition
+# encoder sees past their edges, so a small overlap hides them (docs/log/tiles_and_memory.md).
+AUTO_TILE_PX = 144
+AUTO_OVERLAP_PX = 16
+
 
 @dataclass(frozen=True)
 class TilePlan:
@@ -29,6 +34,29 @@ class TilePlan:
     @property
     def count(self) -> int:
         return len(self.rows) * len(self.columns)
+
+
+def tile_in_latent(
+    tile_px: int,
+    overlap_px: int,
+    downscale: int,
+    patch_multiple: int,
+    auto_px: tuple[int, int] = (AUTO_TILE_PX, AUTO_OVERLAP_PX),
+) -> tuple[int, int]:
+    """(tile, overlap) in latent pixels from the user's pixels; 0 is automatic: `auto_px`, less overlap in small tiles.
+
+    InputError unless both are whole tokens (8 px built-in) and the overlap is at most half a tile.
+    """
+    tile_px = tile_px or auto_px[0]
+    overlap_px = overlap_px or min(auto_px[1], tile_px // 2)
+    tile_unit, overlap_unit = patch_multiple * downscale, patch_multiple * downscale // 2
+    if tile_px < tile_unit or tile_px % tile_unit:
+        raise InputError(f"tile_px is {tile_px}: expected a multiple of {tile_unit}, or 0 for automatic")
+    if overlap_px < 0 or overlap_px % overlap_unit or 2 * overlap_px > tile_px:
+        raise InputError(
+            f"overlap_px is {overlap_px}: expected a multiple of {overlap_unit} up to half of tile_px {tile_px}, or 0"
+        )
+    return tile_px // downscale, overlap_px // downscale
 
 
 def tile_offsets(size: int, tile: int, overlap: int, grid: int) -> tuple[int, ...]:

@@ -13,8 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from ...teasr_core.codec.qwen_vae import OVERLAP_PX as QWEN_OVERLAP_PX
 from ...teasr_core.codec.qwen_vae import TILE_PX as QWEN_TILE_PX
 from ...teasr_core.errors import InputError
-from ...teasr_core.restore import AUTO_OVERLAP_PX, AUTO_TILE_PX, tile_in_latent
-from ...teasr_core.tiling import TilePlan, plan_tiles
+from ...teasr_core.tiling import AUTO_OVERLAP_PX, AUTO_TILE_PX, TilePlan, plan_tiles, tile_in_latent
 from ..host.memory import available_bytes, largest_that_fits, too_large
 from ..model.builtin_model import is_builtin
 from ..model.conditioning import LQ_KEY
@@ -23,7 +22,7 @@ from ..model.tiles import ModelTiles
 
 # Automatic tiles of Qwen-Image have the size it was made for, or a smaller one if the card has no room for it even
 # after ComfyUI has moved all weights off. They are never larger, however much is free: a picture must not depend on
-# what else is loaded. The automatic tiles of the built-in model are those of `restore`, which suit a CPU.
+# what else is loaded. The automatic tiles of the built-in model stand in `tiling`; they suit a CPU.
 QWEN_SIDES_PX = (QWEN_TILE_PX, 512, 256)
 
 

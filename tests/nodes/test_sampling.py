@@ -116,7 +116,7 @@ def test_a_model_that_sees_no_neighbours_is_the_same_tiled(builtin, condition, s
 
 def test_automatic_tiles_are_the_cores_for_the_built_in_model_and_1024_px_for_qwen(host, builtin, qwen):
     plan = host.pack("nodes.run.tile_plan").plan_model_tiles
-    side = host.pack("teasr_core.restore").AUTO_TILE_PX // 4
+    side = host.pack("teasr_core.tiling").AUTO_TILE_PX // 4
     assert plan(builtin.model, side, side, 0, 0).count == 1
     tiles = plan(builtin.model, 2 * side, side, 0, 0)
     assert tiles.count > 1

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from teasr_core.device import choose_dtype, dtype_name
-from teasr_core.restore import AUTO_TILE_PX
 from teasr_core.sampling.schedule import parse_steps
+from teasr_core.tiling import AUTO_TILE_PX
 
 from ..evaluation.datasets import open_datasets
 from ..evaluation.metrics.pyiqa_metrics import pyiqa_metrics

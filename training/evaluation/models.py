@@ -22,9 +22,10 @@ from teasr_core.device import DTYPES
 from teasr_core.errors import InputError, ModelFileError
 from teasr_core.image.levels import to_levels
 from teasr_core.image.target_size import TargetSize
-from teasr_core.restore import RestoreOptions, RestoreRequest, tile_in_latent
+from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import Restorer
 from teasr_core.sampling.schedule import manual_plan
+from teasr_core.tiling import tile_in_latent
 from teasr_core.weight_files import builtin_file
 from teasr_core.weight_files.lora_file import LoraFile, check_base, read_lora
 from teasr_core.weight_files.safetensors_reader import read_tensors

@@ -9,11 +9,18 @@ from hypothesis import strategies as st
 
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError
-from teasr_core.restore import AUTO_OVERLAP_PX, AUTO_TILE_PX, tile_in_latent
 from teasr_core.sampling.sampler import initial_noise, sample
 from teasr_core.sampling.schedule import linear_taus
 from teasr_core.sampling.tiled_velocity import TiledVelocity
-from teasr_core.tiling import TilePlan, blend_window, plan_tiles, tile_offsets
+from teasr_core.tiling import (
+    AUTO_OVERLAP_PX,
+    AUTO_TILE_PX,
+    TilePlan,
+    blend_window,
+    plan_tiles,
+    tile_in_latent,
+    tile_offsets,
+)
 
 MULTIPLE = 4
 
