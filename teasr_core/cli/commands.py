@@ -27,23 +27,23 @@ from .options import (
     one_line,
     whole,
 )
-from .terminal import allow_any_name, stop_signals, write_line
+from .terminal import lasting_streams, stop_signals, write_line
 
 __all__ = ["OneLineParser", "build_parser", "main", "one_line"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    allow_any_name()
-    args = build_parser().parse_args(argv)
-    try:
-        with stop_signals():
-            return args.run(args)
-    except TeasrError as error:
-        write_line(f"error: {one_line(error)}", sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        write_line("interrupted: nothing half-written was left behind", sys.stderr)
-        return INTERRUPTED
+    with lasting_streams():
+        args = build_parser().parse_args(argv)
+        try:
+            with stop_signals():
+                return args.run(args)
+        except TeasrError as error:
+            write_line(f"error: {one_line(error)}", sys.stderr)
+            return BAD_INPUT
+        except KeyboardInterrupt:
+            write_line("interrupted: nothing half-written was left behind", sys.stderr)
+            return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:

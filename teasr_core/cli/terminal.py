@@ -1,45 +1,92 @@
-"""Lines on stdout and stderr: no file name and no reader that has gone ends the work."""
+"""The streams and the signals of a command: no file name, no lost terminal and no full disk ends the work."""
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn, TextIO
-
-# What writing to a pipe that nobody reads any more says: on Linux and macOS, on Windows.
-_GONE = (errno.EPIPE, errno.EINVAL)
+from typing import Any, NoReturn, TextIO
 
 
-def allow_any_name() -> None:
-    r"""Show characters that stdout or stderr cannot hold as `\u7167`, and bytes that are no text as `\udce9`."""
-    for stream in (sys.stdout, sys.stderr):
+class LastingStream(io.TextIOBase):
+    """A text stream that can always be written to.
+
+    When the stream behind it fails, because its reader or its terminal has gone, its disk is full, or somebody has
+    closed it, everything from then on is dropped in silence. None stands for a stream that the process was started
+    without.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream: TextIO = stream or _nowhere()
+
+    def write(self, text: str) -> int:
+        return self._attempt("write", text) or len(text)
+
+    def flush(self) -> None:
+        self._attempt("flush")
+
+    def isatty(self) -> bool:
+        return bool(self._attempt("isatty"))
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def _attempt(self, method: str, *arguments: str) -> Any:
+        """The result of a method of the stream. A stream that fails is replaced, and the result is None."""
+        try:
+            return getattr(self._stream, method)(*arguments)
+        except (OSError, ValueError) as error:
+            broken = self._stream
+            if not isinstance(error, OSError) and not broken.closed:
+                raise  # such as a character that the encoding lacks
+            self._stream = _nowhere()
+            # Python writes what the broken stream still holds when it exits: that must not fail either.
+            with suppress(OSError, ValueError):
+                os.dup2(self._stream.fileno(), broken.fileno())
+            return None
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """In this block stdout and stderr can always be written to, by whatever library.
+
+    Characters that their encoding lacks are shown as `\u7167`, and bytes of a file name that are no text as `\udce9`.
+    Where the process was started without one of the three standard files, its number is given to the null device,
+    because the next file to be opened would get it, and with it all that a library writes to stderr.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number, which is this one
+    before = sys.stdout, sys.stderr
+    for stream in before:
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError, ValueError):  # a stream that is broken already
+                stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = (LastingStream(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 def write_line(line: str, stream: TextIO | None = None) -> None:
-    """A line on `stream` (stdout), at once. Where its reader has gone, as `head` does, it is silent from then on."""
-    out: TextIO = stream or sys.stdout
-    try:
-        print(line, file=out, flush=True)
-    except OSError as error:
-        if error.errno not in _GONE:
-            raise
-        _silence(out)
+    """A line on `stream` (stdout), at once."""
+    print(line, file=stream or sys.stdout, flush=True)
 
 
-def _silence(stream: TextIO) -> None:
-    """Let the stream, with what it still holds, end nowhere: Python writes that out when it exits."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 @contextmanager

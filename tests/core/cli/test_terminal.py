@@ -1,8 +1,11 @@
-"""File names that stdout cannot show and readers that have gone: every image is done all the same."""
+"""File names that stdout cannot show, terminals and readers that have gone, full disks: every image is done."""
 
+import errno
 import io
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 
 from helpers.tiny import model as tiny
 from teasr_core.cli.commands import main
-from teasr_core.cli.terminal import write_line
+from teasr_core.cli.terminal import LastingStream, lasting_streams
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 ROOT = Path(__file__).parents[3]
@@ -68,36 +71,98 @@ def test_the_report_holds_every_name(upscale, tmp_path, name, target):
     }
 
 
-@pytest.mark.parametrize("options", [[], ["--json", "-"]], ids=["lines", "report"])
-def test_a_reader_that_has_gone_does_not_end_the_run(tmp_path, options):
-    """A process of its own, since Python writes to stdout once more when it exits."""
+# Streams that fail. Each command has a process of its own, since Python writes to its streams once more when it exits.
+
+
+@pytest.fixture
+def command(tmp_path):
+    """The command that restores three images, the second of which is damaged; it must exit with 3."""
     (tmp_path / "in").mkdir()
     for k in range(3):
         tiny.write_picture(tmp_path / "in" / f"{k}.png")
     (tmp_path / "in" / "1.png").write_bytes(b"no image")
+    base = tiny.write_base(tmp_path / "base.safetensors")
+    options = ("--model", base, "--dtype", "fp32", "--scale", "1")
+    return [
+        sys.executable,
+        "-m",
+        "teasr_core",
+        *map(str, ("upscale", tmp_path / "in", "-o", tmp_path / "out", *options)),
+    ]
+
+
+def check_that_all_is_done(tmp_path, code, told):
+    assert code == 3, told
+    assert sorted(os.listdir(tmp_path / "out")) == ["0.png", "2.png"]
+    for word in ("Traceback", "Errno", "Exception"):
+        assert word not in told
+
+
+@pytest.mark.parametrize("options", [[], ["--json", "-"]], ids=["lines", "report"])
+def test_a_reader_that_has_gone_does_not_end_the_run(tmp_path, command, options):
     reader, writer = os.pipe()
     os.close(reader)
-    base = tiny.write_base(tmp_path / "base.safetensors")
-    fixed = ("--model", base, "--dtype", "fp32", "--scale", "1", *options)
-    arguments = [str(a) for a in ("upscale", tmp_path / "in", "-o", tmp_path / "out", *fixed)]
     run = subprocess.run(
-        [sys.executable, "-m", "teasr_core", *arguments], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True,
-        timeout=600, check=False,
-    )  # fmt: skip
+        [*command, *options], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=600, check=False
+    )
     os.close(writer)
-    assert run.returncode == 3, run.stderr
-    assert sorted(os.listdir(tmp_path / "out")) == ["0.png", "2.png"]
-    assert "error: 1 of 3 images failed" in run.stderr and "Pipe" not in run.stderr
+    check_that_all_is_done(tmp_path, run.returncode, run.stderr)
+    assert "error: 1 of 3 images failed" in run.stderr
 
 
-def test_other_errors_of_a_stream_pass():
-    """A full disk under stdout is not a reader who has seen enough."""
-    if not os.path.exists("/dev/full"):
-        pytest.skip("no /dev/full here")
-    full = open("/dev/full", "w")  # noqa: SIM115
-    try:
-        with pytest.raises(OSError, match="space"):
-            write_line("text", full)
-    finally:
-        with pytest.raises(OSError, match="space"):
-            full.close()
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("redirection", ["> /dev/full", "2> /dev/full", "2>&-", ">&-", "<&- >&- 2>&-"])
+def test_a_full_or_absent_stream_does_not_end_the_run(tmp_path, command, redirection):
+    line = f"{shlex.join(command)} {redirection}"
+    run = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    check_that_all_is_done(tmp_path, run.returncode, run.stdout + run.stderr)
+
+
+def test_a_terminal_that_goes_away_does_not_end_the_run(tmp_path, command):
+    """As after `disown`: the hang-up is ignored, and every later write to the terminal fails."""
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    ours, theirs = os.openpty()
+
+    def take_the_terminal():
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    run = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_the_terminal)
+    os.close(theirs)
+    told = b""
+    while b"0.png: " not in told:
+        told += os.read(ours, 1024)
+    os.close(ours)
+    check_that_all_is_done(tmp_path, run.wait(600), told.decode())
+
+
+class Full(io.StringIO):
+    def write(self, _):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_lasting_stream_drops_what_cannot_be_written():
+    closed = io.StringIO()
+    closed.close()
+    for broken in (None, closed, Full()):
+        stream = LastingStream(broken)
+        print("lost", file=stream, flush=True)
+        assert not stream.isatty()
+    whole = io.StringIO()
+    print("kept", file=LastingStream(whole))
+    assert whole.getvalue() == "kept\n"
+
+
+def test_an_error_of_our_own_is_not_hidden():
+    with pytest.raises(UnicodeEncodeError):
+        print("ä", file=LastingStream(io.TextIOWrapper(io.BytesIO(), "ascii")))
+
+
+def test_the_streams_come_back(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    before = sys.stdout
+    with lasting_streams():
+        print("lost", file=sys.stderr)
+        assert sys.stdout is not before
+    assert sys.stdout is before and sys.stderr is None
