@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import with_config
+
 from teasr_core.errors import TeasrError
 
 from ..config.distill import DistillConfig, load_distill_config
+from ..config.fields import TABLE
 from ..config.pretrain import PretrainConfig, load_config
 from ..config.toml import from_mapping, read_toml
 from ..distill.trainer import Distiller
@@ -23,6 +26,7 @@ from ..pretrain.trainer import Pretrainer
 from .reuse import check_base_file, check_lora_file
 
 
+@with_config(TABLE)
 @dataclass(frozen=True)
 class AblationSettings:
     """The TOML file of an ablation. pretrain, distill: the arms' configs, relative to this file."""

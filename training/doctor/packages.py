@@ -42,6 +42,7 @@ PACKAGES = (
     Package("cv2", _OPENCV, "4.10", "photographs and their degradation"),
     Package("scipy", ("scipy",), "1.13", "blur kernels, NIQE"),
     Package("tqdm", ("tqdm",), "4.66", "progress bars"),
+    Package("pydantic", ("pydantic",), "2", "configs"),
     Package("tomli", ("tomli",), "2", "configs, with a Python before 3.11"),
     Package("accelerate", ("accelerate",), "1.0", "distill, several GPUs, Qwen-Image outside ComfyUI"),
     Package("peft", ("peft",), "0.18", "distill: the LoRA's start"),
@@ -57,7 +58,7 @@ PACKAGES = (
 )
 
 
-ALWAYS = ("torch", "numpy", "PIL", "safetensors", "diffusers", "cv2", "scipy", "tqdm")
+ALWAYS = ("torch", "numpy", "PIL", "safetensors", "diffusers", "cv2", "scipy", "tqdm", "pydantic")
 
 
 def python_finding(version: Sequence[int]) -> Finding:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import ConfigDict, Strict, with_config
 
 from teasr_core.errors import ConfigError, InputError
 
@@ -12,6 +15,7 @@ from .groups import BLOCK_GROUPS, GroupPlan
 AUTO = "auto"
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class MemoryConfig:
     """What the user fixes of the memory plan; "auto" leaves the choice to `planner.plan`.
@@ -19,7 +23,7 @@ class MemoryConfig:
     fp8 and nf4 are the formats of `quantise`, not those of `upscale --dtype`.
     """
 
-    vram_gb: float = 0.0  # GiB the plan must fit in; 0 = what is free on the GPU, without a GPU no limit
+    vram_gb: Annotated[float, Strict()] = 0.0  # GiB the plan must fit in; 0 = what the GPU has free
     image_stream: str = AUTO  # precision (bf16, fp8, nf4) and placement (resident, streamed), e.g. "fp8 resident"
     text_stream: str = AUTO
     modulation: str = AUTO  # its placement may also be "swept"
@@ -41,7 +45,7 @@ class MemoryConfig:
 
     def check(self) -> None:
         """Raise ConfigError for a value that is out of range or no plan."""
-        if self.vram_gb < 0:
+        if not self.vram_gb >= 0:
             raise ConfigError(f"memory.vram_gb is {self.vram_gb:g}: expected GiB, or 0 for what the GPU has free")
         _ = self.groups, self.fixed_checkpointing
 

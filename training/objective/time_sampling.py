@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from teasr_core.errors import ConfigError
 from teasr_core.sampling.schedule import MAX_STEPS
 
 FLOW_MIN_TIME = 0.02
@@ -24,10 +23,9 @@ def flow_times(count: int, generator: torch.Generator) -> torch.Tensor:
     return uniform(FLOW_MIN_TIME, 1, count, generator)
 
 
-def check_boundary_time(name: str, boundary_time: float) -> None:
-    """ConfigError unless it is 0 (none) or a time that `consistency_times` can draw below."""
-    if boundary_time != 0 and not CONS_MIN_TIME < boundary_time <= 1:
-        raise ConfigError(f"{name} is {boundary_time:g}: expected 0, or a time above 1/{MAX_STEPS} up to 1")
+def is_boundary_time(boundary_time: float) -> bool:
+    """Whether it is a time that `consistency_times` can draw below."""
+    return CONS_MIN_TIME < boundary_time <= 1
 
 
 def one_of(values: Sequence[int], generator: torch.Generator) -> int:

@@ -8,7 +8,7 @@ import pytest
 from helpers.tiny.distill_run import write_toml
 from teasr_core.errors import ConfigError
 from teasr_core.model.branch_lora import BLOCK_TARGETS
-from training.config.distill import DistillConfig, check_distill, load_distill_config
+from training.config.distill import DistillConfig, load_distill_config
 from training.config.toml import from_mapping, to_mapping
 
 
@@ -83,11 +83,11 @@ WRONG = {
     "run.checkpoint_every=0": "run.checkpoint_every is 0",
     "run.keep_checkpoints=0": "run.keep_checkpoints is 0",
     "run.preview_every=0": "run.preview_every is 0",
-    "base.dtype=fp16": "base.dtype is 'fp16': expected auto, fp32, bf16",
-    "adapter.dtype=fp16": "adapter.dtype is 'fp16': expected fp32, bf16",
+    "base.dtype=fp16": "base.dtype is 'fp16': expected auto, fp32 or bf16",
+    "adapter.dtype=fp16": "adapter.dtype is 'fp16': expected fp32 or bf16",
     "adapter.dtype=bf16": "set optim.kind to adamw-cpu",
-    "adapter.trainable=some": "adapter.trainable is 'some': expected lora, all",
-    "adapter.init=zero": "adapter.init is 'zero': expected kaiming, gaussian, orthogonal",
+    "adapter.trainable=some": "adapter.trainable is 'some': expected lora or all",
+    "adapter.init=zero": "adapter.init is 'zero': expected kaiming, gaussian or orthogonal",
     "adapter.rank=0": "adapter.rank is 0: expected at least 1",
     "adapter.alpha=0": "adapter.alpha is 0: expected more than 0",
     'adapter.targets=["proj_out"]': r"adapter.targets names ['proj_out']: expected some of attn.to_q",
@@ -102,24 +102,24 @@ WRONG = {
     "train.max_bad_steps=0": "train.max_bad_steps is 0",
     "train.crop_px=40": "train.crop_px is 40: expected a multiple of 16",
     "train.crop_px=0": "train.crop_px is 0: expected a multiple of 16",
-    "train.layout=joint": "train.layout is 'joint': expected sequential, rotate, batched",
-    "loss.loss_space=wavelet": "loss.loss_space is 'wavelet': expected pixel, latent",
+    "train.layout=joint": "train.layout is 'joint': expected sequential, rotate or batched",
+    "loss.loss_space=wavelet": "loss.loss_space is 'wavelet': expected pixel or latent",
     "loss.perceptual=vgg": "loss.perceptual is 'vgg': expected none, lpips-squeeze",
     "loss.perceptual=lpips-vgg": "loss.perceptual_backbone is empty: name the local file",
     **{f"loss.{name}=-0.5": f"loss.{name} is -0.5: expected at least 0"
        for name in ("data", "lpips", "lattice", "flow", "cons", "adv", "rectify", "w_max")},
     "loss.boundary_time=0.03": "loss.boundary_time is 0.03: expected 0, or a time above 1/30 up to 1",
     "loss.rectify=nan": "loss.rectify is nan: expected at least 0",
-    "optim.kind=sgd": "optim.kind is 'sgd': expected adamw, adamw-8bit, adamw-cpu",
-    "optim.lr=0": "optim.lr is 0.0: expected more than 0",
-    "optim.lr=inf": "optim.lr is inf: expected more than 0",
+    "optim.kind=sgd": "optim.kind is 'sgd': expected adamw, adamw-8bit or adamw-cpu",
+    "optim.lr=0": "optim.lr is 0: expected more than 0",
+    "optim.lr=inf": "optim.lr is inf: expected more than 0, and finite",
     "optim.lr_end=-1e-5": "optim.lr_end is -1e-05: expected at least 0",
     "optim.warmup_steps=-1": "optim.warmup_steps is -1",
-    "optim.betas=[0.9, 1.0]": "optim.betas is (0.9, 1.0): expected two values of at least 0 and less than 1",
-    "optim.eps=0": "optim.eps is 0.0: expected more than 0",
+    "optim.betas=[0.9, 1.0]": "optim.betas[1] is 1.0: expected at least 0 and less than 1",
+    "optim.eps=0": "optim.eps is 0: expected more than 0",
     "optim.weight_decay=-1.0": "optim.weight_decay is -1.0",
-    "optim.clip_norm=0": "optim.clip_norm is 0.0: expected more than 0",
-    "optim.ema_decay=1": "optim.ema_decay is 1.0: expected at least 0 and less than 1",
+    "optim.clip_norm=0": "optim.clip_norm is 0: expected more than 0",
+    "optim.ema_decay=1": "optim.ema_decay is 1: expected at least 0 and less than 1",
     "memory.vram_gb=-1": "memory.vram_gb is -1",
     "memory.modulation=int3 resident": "memory.modulation",
     "memory.checkpointing=some": "memory.checkpointing",
@@ -136,7 +136,9 @@ def test_an_impossible_value_is_named(load, override):
 
 def test_values_that_do_not_go_together(load):
     assert load("", "adapter.dtype=bf16", "optim.kind=adamw-cpu").adapter.dtype == "bf16"
-    with pytest.raises(ConfigError, match=r"adapter\.init is 'orthogonal' and adapter\.rank is 3: expected it even"):
+    with pytest.raises(
+        ConfigError, match=r"adapter\.init is 'orthogonal' and adapter\.rank is 3: expected an even rank"
+    ):
         load("", "adapter.init=orthogonal", "adapter.rank=3")
     backbone = ("loss.perceptual=lpips-alex", "loss.perceptual_backbone=alexnet.safetensors")
     assert load("", *backbone).loss.perceptual == "lpips-alex"
@@ -158,7 +160,6 @@ def test_every_field_that_may_be_wrong_is_checked():
     for section, fields in to_mapping(DistillConfig()).items():
         unchecked = {field for field in fields if f"{section}.{field}" not in named}
         assert unchecked == free.get(section, set()), section
-    check_distill(DistillConfig())
 
 
 def test_configs_are_frozen():

@@ -128,19 +128,19 @@ WRONG = {
     "stages.0.lr_end=inf": "stages[0].lr_end is inf: expected at least 0",
     **{f"stages.0.{name}_weight=-0.5": f"stages[0].{name}_weight is -0.5: expected at least 0"
        for name in ("perceptual", "lattice", "texture")},
-    "optim.betas=[0.9, 1.0]": "optim.betas is (0.9, 1.0): expected two values of at least 0 and less than 1",
-    "optim.eps=0": "optim.eps is 0.0: expected more than 0",
-    "optim.weight_decay=-1": "optim.weight_decay is -1.0: expected at least 0",
-    "optim.clip_norm=0": "optim.clip_norm is 0.0: expected more than 0",
+    "optim.betas=[0.9, 1.0]": "optim.betas[1] is 1.0: expected at least 0 and less than 1",
+    "optim.eps=0": "optim.eps is 0: expected more than 0",
+    "optim.weight_decay=-1": "optim.weight_decay is -1: expected at least 0",
+    "optim.clip_norm=0": "optim.clip_norm is 0: expected more than 0",
     "optim.warmup_steps=-1": "optim.warmup_steps is -1: expected at least 0",
-    "optim.ema_decay=5": "optim.ema_decay is 5.0: expected at least 0 and less than 1",
+    "optim.ema_decay=5": "optim.ema_decay is 5: expected at least 0 and less than 1",
     "optim.max_bad_steps=0": "optim.max_bad_steps is 0: expected at least 1",
     "model.num_layers=0": "model.num_layers is 0: expected at least 1",
     "model.num_heads=0": "model.num_heads is 0: expected at least 1",
     "model.head_dim=-32": "model.head_dim is -32: expected at least 1",
     "model.text_width=0": "model.text_width is 0: expected at least 1",
     "model.prompt_tokens=0": "model.prompt_tokens is 0: expected at least 1",
-    "model.rope_axes=[-4, 18, 18]": "model.rope_axes is (-4, 18, 18): expected at least 1",
+    "model.rope_axes=[-4, 18, 18]": "model.rope_axes[0] is -4: expected at least 1",
 }  # fmt: skip
 
 
