@@ -90,6 +90,11 @@ class OptimConfig:
     ema_decay: Decay = 0.999
     max_bad_steps: Count = 10  # steps in a row without a finite gradient before the run gives up
 
+    @property
+    def kind(self) -> str:
+        """Pretraining has no choice of optimisers."""
+        return "adamw"
+
 
 @with_config(TABLE)
 @dataclass(frozen=True)

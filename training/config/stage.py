@@ -37,7 +37,8 @@ class StageConfig:
     steps: Count = 1000
     trains: Annotated[str, one_of(PARTS)] = "transformer"  # encoder: the LQ encoder alone, no transformer runs
     crop_px: CropPx = 64
-    batch_size: Count = 32  # of all processes together
+    batch_size: Count = 32  # of a micro-step
+    accumulation: Count = 1  # micro-steps of one process in a step
     data_share: Share = 1.0  # rows restored and compared with the photograph (Eq. 12)
     data_steps: tuple[Annotated[int, Strict(), Field(ge=1, le=MAX_STEPS)], ...] = (1,)  # each batch takes one of these
     # numbers of steps to restore its data rows

@@ -19,13 +19,13 @@ from ..frozen_base.load import load_training_base
 from ..frozen_base.new_adapter import lora_scale, new_adapter
 from ..frozen_base.settings import DTYPES
 from ..memory.apply import PreparedMemory
-from ..run.checkpoint import FROZEN_PREFIX
+from ..run.checkpoint import FROZEN_PREFIX, LORA_PREFIX, MODEL_PREFIX, PROMPT_NAME
 
 
 class DistillModel:
     """Velocity, codec and the trainable parameters by name, all on the device; `memory` holds the frozen ones.
 
-    prefix: of the parameters in a checkpoint; "lora" or, with `trainable = "all"`, "model".
+    prefix: of the parameters in a checkpoint, LORA_PREFIX or, with `trainable = "all"`, MODEL_PREFIX.
     """
 
     velocity: QwenVelocity
@@ -39,34 +39,29 @@ class DistillModel:
         self.velocity, self.codec, self.memory = base.velocity, base.codec, base.memory
         transformer = self.velocity.transformer
         if config.adapter.trainable == "lora":
-            self.prefix = "lora"
+            self.prefix = LORA_PREFIX
             lora = new_adapter(transformer, base.architecture, config.adapter, config.run.seed)
             lora = lora.to(device, DTYPES[config.adapter.dtype])
             self.velocity.lora, self.velocity.lora_strength = lora, lora_scale(config.adapter)
             self.parameters = dict(lora.named_parameters())
         else:
-            self.prefix = "model"
+            self.prefix = MODEL_PREFIX
             nn.Module.to(transformer, torch.float32).requires_grad_(True)
             self.velocity.prompt_embeds = nn.Parameter(self.velocity.prompt_embeds.float())
             self.parameters = {f"transformer.{n}": p for n, p in transformer.named_parameters()}
-            self.parameters["prompt_embeds"] = self.velocity.prompt_embeds
-
-    def compile_blocks(self) -> None:
-        blocks: Any = self.velocity.transformer.transformer_blocks
-        for block in blocks:
-            block.compile(dynamic=False)
+            self.parameters[PROMPT_NAME] = self.velocity.prompt_embeds
 
     def frozen_tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint holds beside the trained weights: all that an exported file needs."""
-        if self.prefix == "lora":
-            return {"prompt_embeds": self.velocity.prompt_embeds}
+        if self.prefix == LORA_PREFIX:
+            return {PROMPT_NAME: self.velocity.prompt_embeds}
         assert isinstance(self.codec, DctCodec)
         return {f"{FROZEN_PREFIX}{key}": value for key, value in encoder_tensors(self.codec).items()}
 
     def description(self) -> dict[str, Any]:
         """What an exported file must know, as JSON values; a resumed run must have the same."""
         adapter, base = self.config.adapter, self.base
-        if self.prefix == "model":
+        if self.prefix == MODEL_PREFIX:
             assert isinstance(self.codec, DctCodec)
             encoder = self.codec.condition_encoder
             return {

@@ -70,8 +70,9 @@ def _check(state: dict[str, Any], config: Any, is_distill: bool) -> int:
         from ..config.toml import to_mapping
         from ..pretrain.resume import check_resumable
 
-        check_resumable(state["config"], to_mapping(config), state["step"])
-        return 1
+        processes = state.get("processes", 1)
+        check_resumable(state["config"], to_mapping(config), state["step"], (processes, processes))
+        return processes
     from ..distill.resume import check_config
 
     accumulation = config.train.accumulation  # times the processes it is what the checkpoint has

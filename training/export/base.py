@@ -17,7 +17,14 @@ from teasr_core.weight_files.lora_file import PROMPT_KEY
 
 from ..config.pretrain import ModelConfig, architecture_of
 from ..config.toml import from_mapping
-from ..run.checkpoint import FROZEN_PREFIX, load_checkpoint, newest_checkpoint
+from ..run.checkpoint import (
+    EMA_PREFIX,
+    FROZEN_PREFIX,
+    MODEL_PREFIX,
+    PROMPT_NAME,
+    load_checkpoint,
+    newest_checkpoint,
+)
 from .output import check_output, write_output
 
 
@@ -34,12 +41,12 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
     check_output(output, checkpoint)
     tensors, state = load_checkpoint(checkpoint)
     architecture, prediction, use_dtc, origin = _described(state)
-    prefix = {"ema": "ema.", "raw": "model."}[weights]
+    prefix = {"ema": EMA_PREFIX, "raw": MODEL_PREFIX}[weights]
     exported = {}
     for key, value in tensors.items():
         if key.startswith(prefix):
             name = key.removeprefix(prefix)
-            name = PROMPT_KEY if name == "prompt_embeds" else name.removeprefix("transformer.")
+            name = PROMPT_KEY if name == PROMPT_NAME else name.removeprefix("transformer.")
             exported[name] = value.to(torch.bfloat16)
         elif key.startswith(FROZEN_PREFIX):  # weights that a distillation of all weights does not train
             exported[key.removeprefix(FROZEN_PREFIX)] = value.to(torch.bfloat16)

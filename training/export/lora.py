@@ -20,11 +20,10 @@ from teasr_core.weight_files.lora_file import (
 )
 from teasr_core.weight_files.safetensors_reader import WeightReader, read_header, read_tensors
 
-from ..run.checkpoint import STATE_KEY, newest_checkpoint
+from ..run.checkpoint import EMA_PREFIX, LORA_PREFIX, PROMPT_NAME, STATE_KEY, newest_checkpoint
 from .output import check_output, write_output
 
-RAW_PREFIX = "lora."  # of the adapter's keys in a checkpoint; those of its average begin as a whole model's
-PREFIXES = {"ema": "ema.", "raw": RAW_PREFIX}
+PREFIXES = {"ema": EMA_PREFIX, "raw": LORA_PREFIX}  # of the adapter's keys in a checkpoint
 EXPORT_KEY = "export"  # in teasr.config: which weights were exported, after how much training
 
 
@@ -60,7 +59,7 @@ def export_lora(run: Path, output: Path, weights: str = "ema", all_tokens_unsafe
 def holds_lora(source: Path) -> bool:
     """Whether `source` holds a LoRA (a checkpoint of a distillation, or a LoRA file) and no whole model."""
     infos, header = read_header(source)
-    return STATE_KEY not in header or any(key.startswith(RAW_PREFIX) for key in infos)
+    return STATE_KEY not in header or any(key.startswith(LORA_PREFIX) for key in infos)
 
 
 def without_folders(value: Any) -> Any:
@@ -83,8 +82,8 @@ def _from_checkpoint(source: Path, header: Mapping[str, str], weights: str) -> L
         )
     prefix = PREFIXES[weights]
     with WeightReader(source) as reader:  # the optimiser's moments stay on disk
-        stored = {key: reader.read(key) for key in reader.infos if key.startswith((prefix, "prompt_embeds"))}
-    prompt_embeds = stored.pop("prompt_embeds", None)
+        stored = {key: reader.read(key) for key in reader.infos if key.startswith((prefix, PROMPT_NAME))}
+    prompt_embeds = stored.pop(PROMPT_NAME, None)
     state = json.loads(header[STATE_KEY])
     about = state["lora"]
     scale = about["alpha"] / about["rank"]
@@ -94,7 +93,7 @@ def _from_checkpoint(source: Path, header: Mapping[str, str], weights: str) -> L
         tensors[name] = value.float() * scale if name.endswith(".lora_B.weight") else value.float()
     _check_complete(source, tensors, about["targets"])
     if prompt_embeds is None:
-        raise LoraFileError(f"{source.name} holds no 'prompt_embeds': expected a checkpoint of `training distill`")
+        raise LoraFileError(f"{source.name} holds no '{PROMPT_NAME}': expected a checkpoint of `training distill`")
     made = {"weights": weights, "samples": state["samples"], "hours": round(state["seconds"] / 3600, 2)}
     return LoraFile(
         name=source.name,

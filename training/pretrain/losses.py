@@ -52,12 +52,13 @@ def pretrain_losses(
 
     num_data, num_flow, num_cons = split_roles(stage)
     z_0, z_lq = codec.encode(hq), codec.encode_lq(lq)  # (B, C, h, w)
-    noise = torch.randn(z_0.shape, generator=generator)  # (B, C, h, w)
+    # Random numbers come from a CPU generator, so that they are the same on every device.
+    noise = torch.randn(z_0.shape, generator=generator).to(z_0)  # (B, C, h, w)
     t_flow = time_sampling.flow_times(num_flow, generator)  # (F,)
     t_cons, s_cons = time_sampling.consistency_times(num_cons, generator, stage.boundary_time)  # (K,)
     taus = linear_taus(time_sampling.one_of(stage.data_steps, generator))  # (N+1,)
-    t = torch.cat([taus[-2].expand(num_data), t_flow, t_cons])  # (B,)
-    t_tar = torch.cat([torch.zeros(num_data), t_flow, s_cons])  # (B,)
+    t = torch.cat([taus[-2].expand(num_data), t_flow, t_cons]).to(z_0)  # (B,)
+    t_tar = torch.cat([torch.zeros(num_data), t_flow, s_cons]).to(z_0)  # (B,)
     start = noise[:num_data]  # (D, C, h, w)
     if num_data and len(taus) > 2:
         start = sample(velocity, start, z_lq[:num_data], taus[:-1])
@@ -69,7 +70,9 @@ def pretrain_losses(
 
     batch = stage.batch_size
     data, flow, cons = (slice(0, num_data), slice(num_data, num_data + num_flow), slice(batch - num_cons, batch))
-    weight = codec.pixel_weights if loss_space == "pixel" else torch.ones_like(codec.pixel_weights)  # (1, C, 1, 1)
+    weight = codec.pixel_weights.to(z_0)  # (1, C, 1, 1)
+    if loss_space != "pixel":
+        weight = torch.ones_like(weight)
     kind = model.config.prediction
     result: dict[str, torch.Tensor] = {}
     if num_data:

@@ -11,7 +11,7 @@ from teasr_core.codec.dct import DCT_CHANNELS, DctCodec, image_to_coefficients
 from teasr_core.codec.lq_encoder import ConditionEncoder
 from teasr_core.errors import ConfigError
 from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
-from teasr_core.weight_files.builtin_file import read_base
+from teasr_core.weight_files.builtin_file import codec_from_json, codec_to_json, read_base
 
 from ..config.pretrain import ModelConfig, architecture_of
 from ..config.shared import DataConfig
@@ -42,9 +42,9 @@ class PretrainModel(nn.Module):
 
 
 def load_start(model: PretrainModel, path: Path) -> DctCodec:
-    """Give `model` the weights of a base file, in place; returns the file's codec, which they are used to.
+    """Give `model` the weights of a base file, in place; a codec with the file's statistics and the model's encoder.
 
-    An encoder that the file lacks begins untrained. ConfigError where the sizes differ.
+    An LQ encoder that the file lacks begins untrained. ConfigError where the sizes differ.
     """
     base = read_base(path)
     config = model.config
@@ -58,19 +58,21 @@ def load_start(model: PretrainModel, path: Path) -> DctCodec:
     model.transformer.load_state_dict(dict(base.tensors))
     with torch.no_grad():
         model.prompt_embeds.copy_(base.prompt_embeds)
-    found, own = base.codec.condition_encoder, model.condition_encoder
-    if found is not None:
-        wanted = None if own is None else own.config()
-        if own is None or found.config() != wanted:
+    given, own = base.codec.condition_encoder, model.condition_encoder
+    if given is not None:
+        size = None if own is None else own.config()
+        if own is None or given.config() != size:
             raise ConfigError(
-                f"model.start has a condition encoder of {found.config()}, [model] asks for {wanted or 'none'}: set "
-                f"encoder_blocks = {found.blocks} and encoder_width = {found.width}"
+                f"model.start has a condition encoder of {given.config()}, [model] asks for {size or 'none'}: set "
+                f"encoder_blocks = {given.blocks} and encoder_width = {given.width}"
             )
-        own.load_state_dict(found.state_dict())
-    return base.codec
+        own.load_state_dict(given.state_dict())
+    return codec_from_json(codec_to_json(base.codec), own)
 
 
-def measure_codec(config: DataConfig, seed: int, crop_px: int) -> DctCodec:
+def measure_codec(
+    config: DataConfig, seed: int, crop_px: int, condition_encoder: ConditionEncoder | None = None
+) -> DctCodec:
     """Mean and std (48,) of the DCT coefficients of HQ training crops; each frequency pools its three colours' std.
 
     crop_px: the smallest of the run, so that its photographs are large enough; of a larger one 64 px do. Equal std for
@@ -82,4 +84,4 @@ def measure_codec(config: DataConfig, seed: int, crop_px: int) -> DctCodec:
     mean = coefficients.mean(dim=2)  # (3, 16)
     mean[:, 1:] = 0  # AC coefficients are symmetric under flips
     std = coefficients.var(dim=2).mean(dim=0).sqrt().expand(3, 16)  # (3, 16)
-    return DctCodec(mean.flatten().tolist(), std.flatten().tolist())
+    return DctCodec(mean.flatten().tolist(), std.flatten().tolist(), condition_encoder)

@@ -10,11 +10,14 @@ from ..config.pretrain import PretrainConfig
 from ..run.resume import check_same, plain
 
 
-def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) -> None:
+def check_resumable(
+    saved: dict[str, Any], wanted: dict[str, Any], step: int, processes: tuple[int, int] = (1, 1)
+) -> None:
     """ConfigError naming the first field that would make the resumed run another run.
 
-    Bookkeeping may change, and stages that have not begun; a stage under way may only change its end, to one that has
-    not passed.
+    Bookkeeping may change, and stages that have not begun. A stage under way may only change its end, to one that has
+    not passed, and it may trade accumulation for processes.
+    processes: how many the run had when `saved` was written, and how many it has now.
     """
     if "stages" not in saved:
         raise ConfigError(
@@ -29,7 +32,7 @@ def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) ->
             break
         new = wanted["stages"][index] if index < len(wanted["stages"]) else None
         finished = begin + old["steps"] <= step
-        fixed = {k: v for k, v in old.items() if finished or k not in ("steps", "lr_end")}
+        fixed = {k: v for k, v in old.items() if finished or k not in ("steps", "lr_end", "accumulation")}
         if new is None or any(new[k] != v for k, v in fixed.items()):
             raise ConfigError(f"stages[{index}] has begun and was changed: restore it or use a new run.output_dir")
         if not finished and begin + new["steps"] < step:
@@ -37,4 +40,11 @@ def check_resumable(saved: dict[str, Any], wanted: dict[str, Any], step: int) ->
                 f"stages[{index}].steps is {new['steps']}, the checkpoint has done {step - begin} of them: "
                 f"give it at least as many, it had {old['steps']}"
             )
+        if not finished:
+            before, now = (stage.get("accumulation", 1) * n for stage, n in zip((old, new), processes, strict=True))
+            if before != now:
+                raise ConfigError(
+                    f"stages[{index}]: accumulation x processes is {now}, the checkpoint has {before}: restore their "
+                    "product or give the run a new run.output_dir"
+                )
         begin += old["steps"]

@@ -20,6 +20,13 @@ from teasr_core.weight_files.safetensors_writer import write_atomically
 from teasr_core.whole_file import cause_of
 
 STATE_KEY = "teasr.checkpoint"  # metadata: the run's state as JSON
+# What a tensor's key begins with says what it is.
+LORA_PREFIX = "lora."  # a trained adapter
+MODEL_PREFIX = "model."  # the trained weights of a whole model
+EMA_PREFIX = "ema."  # the average of either
+OPTIMIZER_PREFIX = "optimizer."  # its state: optimizer.{key}.{parameter}
+PROMPT_NAME = "prompt_embeds"  # a frozen prompt embedding, or as a parameter's name a trained one
+FROZEN_PREFIX = "frozen."  # tensors of the exported file that are not trained
 _NAME = re.compile(r"step_(\d{8})\.safetensors")
 
 
@@ -91,6 +98,3 @@ def _state(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             f"{path} is no training checkpoint: expected a file written by `python -m training pretrain`"
         )
     return json.loads(metadata[STATE_KEY])
-
-
-FROZEN_PREFIX = "frozen."  # in a checkpoint: tensors of the exported file that are not trained

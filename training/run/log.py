@@ -18,8 +18,8 @@ TINY = 1e-12  # squared errors below this count as none in the log
 
 
 def gain_db(before: float, after: float) -> float:
-    """By how many dB the mean squared error fell; what a result gains over the LQ image compares runs."""
-    return 10 * math.log10(max(before, TINY) / max(after, TINY))
+    """By how many dB the mean squared error fell from the LQ image to the result, which compares runs."""
+    return 10 * (math.log10(max(before, TINY)) - math.log10(max(after, TINY)))
 
 
 class Means:

@@ -1,12 +1,13 @@
 """One process or several, through accelerate: which device, which share of the work, and the mean of the gradients.
 
-The objective runs several forwards and backwards a step, which DistributedDataParallel's hooks are not made for: the
-adapter's gradients are averaged once, when the step is complete.
+A step has several forwards and backwards, for which DistributedDataParallel's hooks are not made. So the gradients are
+averaged once, when all of them are there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -25,12 +26,19 @@ class Processes:
         self.is_main: bool = self._accelerator.is_main_process
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace every `.grad` by its mean over the processes; a parameter without one counts as zero."""
+        """Replace every `.grad` by its mean over the processes.
+
+        A gradient that one process lacks counts as zero; a parameter that has none anywhere is left without.
+        """
         if self.count == 1:
             return
-        for parameter in parameters:
-            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self._accelerator.reduce(grad, "mean")  # type: ignore[assignment]
+        parameters = list(parameters)
+        has_gradient = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        holders: Any = self._accelerator.reduce(has_gradient, "sum")  # (number of parameters,)
+        for parameter, holder_count in zip(parameters, holders.tolist(), strict=True):
+            if holder_count:
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self._accelerator.reduce(grad, "mean")  # type: ignore[assignment]
 
     def any(self, flag: bool) -> bool:
         """True in every process if it is in one: all of them stop at the same step."""

@@ -190,7 +190,7 @@ def test_an_image_smaller_than_the_crop(command, tmp_path):
 def test_an_unknown_key_names_the_nearest(command):
     assert "unknown config key 'train.layuot': did you mean 'layout'?" in refused(command("train.layuot=rotate"))
     assert "unknown config key 'adaptor': did you mean 'adapter'?" in refused(command("adaptor.rank=4"))
-    assert "train.layout is 'sideways': expected sequential, rotate, batched" in refused(
+    assert "train.layout is 'sideways': expected sequential, rotate or batched" in refused(
         command("train.layout=sideways")
     )
 
