@@ -207,11 +207,11 @@ class Bench:
         """The context of a micro-step: swept modulation must know its times beforehand."""
         use_dtc = self.model.velocity.use_dtc
         times = [dual_times(t_cur, t_tar, use_dtc) for t_cur, t_tar in calls]
-        dtype = torch.bfloat16 if self.config.run.autocast else None
+        dtype = torch.bfloat16 if self.use_autocast else None
         return self.model.memory.step(times, dtype, self._autocast)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.config.run.autocast else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.use_autocast else nullcontext()
 
     def _synchronise(self) -> None:
         if self.device.type != "cpu":

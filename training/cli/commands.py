@@ -10,6 +10,7 @@ from teasr_core.cli.commands import OneLineParser, one_line
 from teasr_core.errors import TeasrError
 
 from ..config.presets import config_file
+from ..run.log import print_line
 from .bench import add_bench
 from .cache_prompt import add_cache_prompt
 from .degrade import add_degrade
@@ -25,10 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except TeasrError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_line(f"error: {one_line(error)}", sys.stderr)
         return 2
     except KeyboardInterrupt:  # a trainer has saved by then; the same command goes on
-        print("interrupted: run the same command again to go on", file=sys.stderr)
+        print_line("interrupted: run the same command again to go on", sys.stderr)
         return 130
 
 

@@ -51,6 +51,12 @@ class DistillModel:
             self.parameters = {f"transformer.{n}": p for n, p in transformer.named_parameters()}
             self.parameters[PROMPT_NAME] = self.velocity.prompt_embeds
 
+    @property
+    def mixes_dtypes(self) -> bool:
+        """Whether the adapter's dtype differs from that of the base, as far as the base is not quantised."""
+        base_dtype = next(self.velocity.transformer.parameters()).dtype
+        return any(parameter.dtype != base_dtype for parameter in self.parameters.values())
+
     def frozen_tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint holds beside the trained weights: all that an exported file needs."""
         if self.prefix == LORA_PREFIX:

@@ -54,7 +54,7 @@ class Distiller(TrainingRun):
         self.difference = DifferenceLog(config.loss.w_max, config.ablation.tar)
         self._step_differences: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the step under way
         bad_steps = BadSteps(self.folder, self.log, config.train.max_bad_steps, "optim.lr or loss.rectify")
-        self._begin(self.model.parameters, config.optim, bad_steps)
+        self._begin(self.model.parameters, config.optim, bad_steps, self.model.mixes_dtypes)
         if config.run.compile:
             compile_blocks(self.model.velocity.transformer)
 
@@ -96,7 +96,7 @@ class Distiller(TrainingRun):
         """Announce the micro-step's times, for modulation that is swept once for all of them."""
         use_dtc = self.model.velocity.use_dtc
         times = (dual_times(t_cur, t_tar, use_dtc) for t_cur, t_tar in velocity_calls(draws))  # read by a sweep alone
-        dtype = torch.bfloat16 if self.config.run.autocast else None
+        dtype = torch.bfloat16 if self.use_autocast else None
         return self.model.memory.step(times, dtype, self._autocast)
 
     def _values(self, figures: Figures, weights: LossWeights, lq: torch.Tensor, hq: torch.Tensor) -> dict[str, float]:

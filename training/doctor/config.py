@@ -53,6 +53,7 @@ def examine(path: Path, overrides: Sequence[str] = ()) -> ConfigReport:
         report.findings.append(_perceptual(config.loss.perceptual, config.loss.perceptual_backbone))
     if getattr(config.optim, "kind", "") == "adamw-8bit":
         report.modules.add("bitsandbytes")
+    report.findings.append(_precision(config.run))
     report.findings += data_findings(config.data, crops)
     report.findings += [_preview(name) for name in config.run.preview_images]
     report.findings += output_findings(Path(config.run.output_dir), config, is_distill)
@@ -107,6 +108,21 @@ def _perceptual(name: str, path: str) -> Finding:
     except ImportError:
         return Finding(NOTE, "perceptual", f"{name}: {path} is there, not read without its packages")
     return Finding(OK, "perceptual", f"{name}: {path} reads")
+
+
+def _precision(run: Any) -> Finding:
+    """Say what `run.autocast` means on the device that the run would choose."""
+    try:
+        import torch
+
+        from teasr_core.device import choose_device
+
+        from ..run.precision import choose_autocast
+
+        _, line = choose_autocast(run.autocast, torch.device("cpu") if run.device == "cpu" else choose_device("auto"))
+    except ImportError:
+        return Finding(NOTE, "precision", "cannot be measured without torch", "see the packages above")
+    return Finding(OK, "precision", line)
 
 
 def _preview(name: str) -> Finding:

@@ -32,7 +32,8 @@ def check_resumable(
             break
         new = wanted["stages"][index] if index < len(wanted["stages"]) else None
         finished = begin + old["steps"] <= step
-        fixed = {k: v for k, v in old.items() if finished or k not in ("steps", "lr_end", "accumulation")}
+        free = {"accumulation"} if finished else {"accumulation", "steps", "lr_end"}
+        fixed = {k: v for k, v in old.items() if k not in free}
         if new is None or any(new[k] != v for k, v in fixed.items()):
             raise ConfigError(f"stages[{index}] has begun and was changed: restore it or use a new run.output_dir")
         if not finished and begin + new["steps"] < step:

@@ -28,6 +28,7 @@ from .checkpoint import EMA_PREFIX, OPTIMIZER_PREFIX, list_checkpoints, load_che
 from .ema import Ema
 from .log import Means, RunLog
 from .optimizers import NamedOptimizer
+from .precision import choose_autocast
 from .preview import check_preview_images
 from .processes import Processes
 from .stop_request import StopRequest
@@ -41,6 +42,7 @@ class TrainingRun(ABC):
     Attributes:
         step: steps of the optimiser so far. micro_step: micro-steps of all processes so far.
         samples: training samples drawn so far, which is the number of the next one.
+        use_autocast: whether steps run under bf16 autocast.
         prefix: of the trained weights in a checkpoint.
     """
 
@@ -59,12 +61,17 @@ class TrainingRun(ABC):
         self.log = RunLog(self.folder, run.use_tensorboard, self.processes.is_main)
         check_preview_images(run.preview_images)
         self.step, self.micro_step, self.samples, self.seconds = 0, 0, 0, 0.0
+        self.use_autocast = False
         self._stop = StopRequest()
 
     def _begin(
-        self, parameters: Mapping[str, nn.Parameter], optim: OptimConfig | DistillOptimConfig, bad_steps: BadSteps
-    ) -> None:
-        """Make the optimiser and the averages of the trainable `parameters`; go on from the newest checkpoint."""
+        self, parameters: Mapping[str, nn.Parameter], optim: OptimConfig | DistillOptimConfig, bad_steps: BadSteps,
+        mixes_dtypes: bool = False,
+    ) -> None:  # fmt: skip
+        """Make the optimiser and the averages of the trainable `parameters`; go on from the newest checkpoint.
+
+        mixes_dtypes: as in `choose_autocast`.
+        """
         self.parameters = dict(parameters)
         self.optimizer = NamedOptimizer(self.parameters, optim)
         self.ema = Ema(self.parameters.items(), optim.ema_decay)
@@ -73,6 +80,12 @@ class TrainingRun(ABC):
         checkpoints = list_checkpoints(self.folder)
         if checkpoints:
             self._load(checkpoints[-1])
+        else:
+            requested = self.config.run.autocast
+            chosen, line = choose_autocast(requested, self.device, mixes_dtypes)
+            self.use_autocast = self.processes.any(chosen)  # processes that measure differently do the same
+            if requested:
+                self.log.note(line)
 
     # What a subclass says
 
@@ -158,7 +171,7 @@ class TrainingRun(ABC):
             if self.step % run.checkpoint_every == 0:
                 self.save()
             if run.preview_images and self.step % run.preview_every == 0 and self.processes.is_main:
-                self._preview()
+                self._try_preview()
             since += time.perf_counter() - before  # it is not part of a step's time
 
     def _update(self, micro_batches: list[Pair]) -> dict[str, float]:
@@ -186,9 +199,15 @@ class TrainingRun(ABC):
         self.samples += len(micro_batches) * processes.count * len(micro_batches[0][0])
         return values if passed else {}
 
+    def _try_preview(self) -> None:
+        try:
+            self._preview()
+        except OSError as error:  # such as a full disk
+            self.log.note(f"step {self.step} has no preview, which cannot be written ({error.strerror or error})")
+
     def _autocast(self) -> AbstractContextManager[object]:
         """Entered around the network alone; losses and codec stay float32."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.config.run.autocast else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.use_autocast else nullcontext()
 
     # Checkpoints
 
@@ -205,6 +224,7 @@ class TrainingRun(ABC):
             "config": to_mapping(self.config),
             "samples": self.samples,
             "seconds": self.seconds,
+            "autocast": self.use_autocast,
             **self.bad_steps.state(),
             **self._state(),
         }
@@ -223,7 +243,9 @@ class TrainingRun(ABC):
         self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
         self.bad_steps.load_state(state)
         self._load_state(state)
-        self.log.note(f"resuming {path.name}")
+        # A run does not change its precision on the way. Checkpoints without the entry always did what was requested.
+        self.use_autocast = state.get("autocast", self.config.run.autocast)
+        self.log.note(f"resuming {path.name} in {'bf16 autocast' if self.use_autocast else 'the dtype of the weights'}")
 
     @abstractmethod
     def _load_state(self, state: Mapping[str, Any]) -> None:

@@ -1,21 +1,29 @@
-"""Ctrl-C and SIGTERM as a wish: a trainer finishes its step, saves, and stops."""
+"""Ctrl-C, SIGTERM and a terminal that is closed: a trainer finishes its step, saves, and stops."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Windows has no SIGHUP.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class StopRequest:
-    """A context in which the signals do nothing but set `is_made`; handlers are put back afterwards."""
+    """A context in which the signals do nothing but set `is_made`; handlers are put back afterwards.
+
+    A signal that was ignored before stays ignored (nohup, a shell's background job). Outside the main thread, where
+    Python takes no handlers, nothing is changed.
+    """
 
     def __init__(self) -> None:
         self.is_made = False
 
     def __enter__(self) -> StopRequest:
-        self._previous = {number: signal.signal(number, self._make) for number in SIGNALS}
+        is_main = threading.current_thread() is threading.main_thread()
+        heeded = [n for n in SIGNALS if is_main and signal.getsignal(n) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._make) for number in heeded}
         return self
 
     def __exit__(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from training.config.pretrain import ModelConfig, PretrainConfig, StageConfig
 from training.config.shared import DataConfig, OptimConfig, RunConfig
+from training.config.toml import from_mapping
+from training.pretrain import model as pretrain_model
+from training.pretrain.trainer import Pretrainer
 
 MODEL = ModelConfig(2, 2, 32, (8, 12, 12), text_width=16, prompt_tokens=2, local_attention_init=4.0)
 ALL_ROLES = StageConfig(
@@ -36,3 +41,9 @@ def config(
         OptimConfig(warmup_steps=4),
         stages=stages,
     )
+
+
+def train(values: Mapping[str, Any]) -> None:
+    """The whole run of a config `to_mapping(config)`, in a forked process."""
+    pretrain_model.STATISTICS_CROPS = 8  # as in the fixture `config`
+    Pretrainer(from_mapping(PretrainConfig, values, where="")).train()

@@ -18,6 +18,7 @@ from training.distill.resume import check_resumable
 from training.distill.schedule import loss_weights, rectify_ramp
 from training.distill.trainer import Distiller
 from training.run.checkpoint import list_checkpoints
+from training.run.stop_request import SIGNALS
 
 # Exactly
 
@@ -59,7 +60,7 @@ def test_four_steps_equal_two_and_two(distillation, options):
         assert any(value.dtype == torch.uint8 for value in wanted[0].values())
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_saves_after_the_step_and_the_run_resumes(distillation, signum):
     whole, parts = (distillation(name, train={"steps": 4}) for name in ("whole", "parts"))
     Distiller(whole).train()

@@ -156,6 +156,7 @@ def test_a_perfect_result_has_no_loss_under_autocast():
 
 
 def test_a_run_enters_its_autocast_there(config, monkeypatch):
+    monkeypatch.setattr("training.run.precision.choose_dtype", lambda *_: torch.bfloat16)  # as on a CPU that has it
     trainer, seen = Pretrainer(config(stages=(dataclasses.replace(ALL_ROLES, steps=1),), autocast=True)), []
     network, decode = trainer.model.transformer, trainer.codec.decode
     network.register_forward_pre_hook(lambda *_: seen.append(("network", torch.is_autocast_enabled("cpu"))))

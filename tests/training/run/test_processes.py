@@ -1,5 +1,6 @@
 """Two gloo processes do what one does with twice the accumulation; only the first writes (T13)."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 from helpers.tiny.distill_run import changed, log_lines, newest
+from helpers.tiny.run import ALL_ROLES, MODEL
+from training.config.pretrain import StageConfig
 from training.config.toml import to_mapping
 from training.distill.trainer import Distiller
+from training.pretrain.trainer import Pretrainer
 from training.run.checkpoint import list_checkpoints
 from training.run.processes import Processes
 
@@ -22,9 +26,9 @@ STEPS = 4
 
 @pytest.fixture
 def pair(forks):
-    """pair(config of rank 0, config of rank 1): starts both; their process ids."""
+    """pair(config of rank 0, config of rank 1): starts both with `train` of a helper; their process ids."""
 
-    def start(*configs):
+    def start(*configs, helper="helpers.tiny.distill_run"):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -32,7 +36,7 @@ def pair(forks):
         for rank, config in enumerate(configs):
             env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-            pids.append(forks.start("helpers.tiny.distill_run:train", to_mapping(config), env=env))
+            pids.append(forks.start(f"{helper}:train", to_mapping(config), env=env))
         return pids
 
     return start
@@ -50,7 +54,7 @@ def two_and_one(distillation):
 
 def distance(found, wanted):
     assert found[0].keys() == wanted[0].keys()
-    names = [name for name in wanted[0] if name.split(".")[0] in ("lora", "ema")]
+    names = [name for name in wanted[0] if name.split(".")[0] in ("lora", "model", "ema")]
     a, b = (torch.cat([tensors[name].double().flatten() for name in names]) for tensors in (found[0], wanted[0]))
     return float((a - b).norm() / b.norm())
 
@@ -72,6 +76,28 @@ def test_two_processes_equal_one_with_accumulation_2(forks, pair, two_and_one):
     assert [line["step"] for line in log_lines(two)] == list(range(1, STEPS + 1))
     for a, b in zip(log_lines(two), log_lines(one), strict=True):  # the gradient is the mean's, the losses the first's
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_two_processes_pretrain_as_one_with_accumulation_2(forks, pair, config):
+    """Across a stage that leaves half of the parameters without a gradient."""
+    encoder = StageConfig(steps=2, trains="encoder", crop_px=32, batch_size=2, lr_start=2e-3, lr_end=1e-3)
+    stages = encoder, dataclasses.replace(ALL_ROLES, steps=2)
+    model = dataclasses.replace(MODEL, encoder_blocks=1, encoder_width=8)
+    two = dataclasses.replace(config("two", stages=stages, log_every=1), model=model)
+    doubled = tuple(dataclasses.replace(stage, accumulation=2) for stage in stages)
+    one = dataclasses.replace(config("one", stages=doubled, log_every=1), model=model)
+    assert [forks.wait(pid) for pid in pair(two, two, helper="helpers.tiny.run")] == [0, 0], forks.log.read_text()
+    Pretrainer(one).train()
+    found, wanted = newest(two, STEPS), newest(one, STEPS)
+    measured = distance(found, wanted)
+    assert measured <= LIMIT
+    half = dataclasses.replace(config("half", stages=stages), model=model)
+    Pretrainer(half).train()
+    assert distance(newest(half, STEPS), wanted) > 1000 * LIMIT  # every micro-step counts
+    assert found[1]["samples"] == wanted[1]["samples"] == 2 * (2 * 2 + 2 * 4)
+    for a, b in zip(log_lines(two), log_lines(one), strict=True):
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    Pretrainer(dataclasses.replace(two, stages=doubled))  # processes may be traded for accumulation
 
 
 def test_a_signal_to_one_stops_both_at_one_step_and_one_process_goes_on(forks, pair, two_and_one):
