@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from teasr_core.device import choose_device
+from teasr_core.device import DTYPES, choose_device
 from teasr_core.errors import InputError
 from teasr_core.model.timesteps import dual_times
 
@@ -25,6 +25,7 @@ from ..memory.planner import CONTEXT_GIB, GIB, MemoryPlan
 from ..objective.draws import Draws, draw
 from ..objective.objective import Batch, LossWeights, Objective, velocity_calls
 from ..run.optimizers import NamedOptimizer
+from ..run.precision import choose_autocast
 from .flops import FULL_ROWS, PLAIN_ROWS, Floor, floor
 from .model import BenchModel, load_random, weights_dtype
 from .settings import BenchSettings
@@ -125,6 +126,8 @@ class Bench:
         self.held = 0
         self.losses: dict[str, float] = {}
         self.at = "load"
+        is_mixed = weights_dtype(settings) != DTYPES[self.config.adapter.dtype]
+        self.use_autocast, _ = choose_autocast(self.config.run.autocast, device, is_mixed)
 
     def load(self) -> MemoryReport:
         def work(phase: Phase) -> None:

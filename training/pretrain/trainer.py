@@ -112,7 +112,6 @@ class Pretrainer(TrainingRun):
         photographs = [Path(name) for name in self.config.run.preview_images]
         path = self.folder / f"preview_{self.step:08d}.jpg"
         write_preview(path, averaged.velocity(), codec, photographs, self._autocast)
-        self.log.picture("preview/ema", self.step, path)
 
     def _state(self) -> dict[str, Any]:
         return {
