@@ -43,9 +43,8 @@ def examine(path: Path, overrides: Sequence[str] = ()) -> ConfigReport:
     command = "distill" if is_distill else "pretrain"
     crops = [config.train.crop_px] if is_distill else [stage.crop_px for stage in config.stages]
     report.findings.append(Finding(OK, "config", f"{path}: {command}"))
-    report.modules.add("accelerate")
     if is_distill:
-        report.modules.add("peft")
+        report.modules |= {"accelerate", "peft"}
         report.uses_builtin = config.base.path == "builtin"
         report.findings += base_findings(config)
     if config.loss.perceptual != "none":

@@ -6,24 +6,36 @@ averaged once, when all of them are there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from teasr_core.device import choose_device
+
+LAUNCHED = {"WORLD_SIZE", "ACCELERATE_USE_CPU"}  # variables that `accelerate launch` and torchrun set
+
 
 class Processes:
-    """device: "auto" (what accelerate finds) or "cpu"."""
+    """This process among those that a launcher has started; without a launcher, it is the only one.
+
+    device: "auto" (an accelerator where there is one) or "cpu".
+    """
 
     def __init__(self, device: str = "auto") -> None:
+        self.count, self.index, self.is_main = 1, 0, True
+        if not LAUNCHED & os.environ.keys():  # then a run does without accelerate
+            self.device = choose_device(device)
+            if self.device.type != "cpu":
+                self.device = torch.device(self.device.type, torch.accelerator.current_device_index())
+            return
         from accelerate import Accelerator
 
-        use_cpu = device == "cpu" or not torch.accelerator.is_available()
-        self._accelerator = Accelerator(cpu=use_cpu)
-        self.device: torch.device = self._accelerator.device
-        self.count: int = self._accelerator.num_processes
-        self.index: int = self._accelerator.process_index
-        self.is_main: bool = self._accelerator.is_main_process
+        self._accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
+        self.device = self._accelerator.device
+        self.count, self.index = self._accelerator.num_processes, self._accelerator.process_index
+        self.is_main = self._accelerator.is_main_process
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace every `.grad` by its mean over the processes.
