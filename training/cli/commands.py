@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from teasr_core.cli.commands import OneLineParser, one_line
+from teasr_core.cli.terminal import lasting_streams, write_line
 from teasr_core.errors import TeasrError
 
 from ..config.presets import config_file
-from ..run.log import print_line
 from .bench import add_bench
 from .cache_prompt import add_cache_prompt
 from .degrade import add_degrade
@@ -22,15 +22,16 @@ CONFIG_HELP = "a TOML file, or a preset such as distill/first"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parse(argv)
-    try:
-        return args.run(args)
-    except TeasrError as error:
-        print_line(f"error: {one_line(error)}", sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # a trainer has saved by then; the same command goes on
-        print_line("interrupted: run the same command again to go on", sys.stderr)
-        return 130
+    with lasting_streams():
+        args = _parse(argv)
+        try:
+            return args.run(args)
+        except TeasrError as error:
+            write_line(f"error: {one_line(error)}", sys.stderr)
+            return 2
+        except KeyboardInterrupt:  # a trainer has saved by then; the same command goes on
+            write_line("interrupted: run the same command again to go on", sys.stderr)
+            return 130
 
 
 def build_parser() -> argparse.ArgumentParser:

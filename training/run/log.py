@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from teasr_core.errors import InputError
 from teasr_core.whole_file import cause_of
@@ -37,27 +35,6 @@ class Means:
 
     def values(self) -> dict[str, float]:
         return {name: total / count for name, (total, count) in self._met.items()}
-
-
-def print_line(line: str, stream: TextIO | None) -> None:
-    """Print a line at once. A stream that is closed, full, absent or without a reader ends nothing."""
-    if stream is None:  # the command was started with it closed, or without a console
-        return
-    try:
-        try:
-            print(line, file=stream, flush=True)
-        except UnicodeEncodeError:
-            print(line.encode("ascii", "backslashreplace").decode(), file=stream, flush=True)
-    except (OSError, ValueError):
-        _silence(stream)
-
-
-def _silence(stream: TextIO) -> None:
-    """Let the stream end nowhere, with what it still holds: Python writes that out when it exits."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
 
 
 class RunLog:
@@ -103,7 +80,7 @@ class RunLog:
             self.has_gaps = True
         chosen = {k: v for k, v in rounded.items() if not shown or k in shown}
         line = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.items()]
-        print_line("  ".join([f"step {step}", *line]), sys.stdout)
+        print(f"step {step}", *line, sep="  ", flush=True)
 
     def _store(self, step: int, values: Mapping[str, float], rounded: Mapping[str, float]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
@@ -123,7 +100,7 @@ class RunLog:
 
     def note(self, text: str) -> None:
         if self.is_main:
-            print_line(text, sys.stderr)
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.board is not None:

@@ -9,54 +9,39 @@ from pathlib import Path
 
 import pytest
 
-from training.run.log import RunLog, print_line
+from helpers.tiny.distill_run import log_lines, newest, write_toml
+from training.cli.commands import main
+from training.run.log import RunLog
 from training.run.stop_request import SIGNALS, StopRequest
 
 
-@pytest.fixture
 def without_reader():
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w") as stream:
-        yield stream
+    return os.fdopen(writer, "w")
 
 
-def test_a_stream_without_a_reader_is_silent_from_then_on(without_reader):
-    for _ in range(3):
-        print_line("a line", without_reader)
-    without_reader.write("what Python writes at its end")
-    without_reader.flush()  # goes nowhere, without an error
+BROKEN = {
+    "absent": lambda: None,
+    "without a reader": without_reader,
+    "full": lambda: open("/dev/full", "w", encoding="utf-8"),  # noqa: SIM115 (the test closes it)
+}
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
-def test_a_full_stream():
-    with open("/dev/full", "w", encoding="utf-8") as stream:
-        print_line("a line", stream)
-        print_line("a line", stream)
-
-
-def test_a_closed_and_an_absent_stream(tmp_path):
-    stream = open(tmp_path / "file", "w", encoding="utf-8")  # noqa: SIM115 (closed on purpose)
-    stream.close()
-    print_line("a line", stream)
-    print_line("a line", None)
-
-
-def test_names_that_a_stream_cannot_hold_are_shown_all_the_same(tmp_path):
-    with open(tmp_path / "file", "w", encoding="ascii") as stream:
-        print_line("照.png", stream)
-    assert (tmp_path / "file").read_text() == "\\u7167.png\n"
-
-
-def test_a_run_is_logged_whatever_its_terminal_does(tmp_path, monkeypatch, without_reader):
-    log = RunLog(tmp_path / "run")
-    for stream in (without_reader, None):
-        monkeypatch.setattr(sys, "stdout", stream)
-        monkeypatch.setattr(sys, "stderr", stream)
-        log.note("a note")
-        log.write(1, {"loss": 0.5})
-    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["loss"] for line in lines] == [0.5, 0.5]
+@pytest.mark.parametrize("kind", ["absent", "without a reader", "full"])
+def test_a_run_goes_on_whatever_its_terminal_does(distillation, tmp_path, monkeypatch, kind):
+    if kind == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("no device that is always full")
+    config = distillation(train={"steps": 2}, run={"log_every": 1})
+    toml = str(write_toml(tmp_path / "run.toml", config))
+    streams = [BROKEN[kind]() for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    assert main(["distill", toml]) == 0
+    newest(config, 2)
+    assert [line["step"] for line in log_lines(config)] == [1, 2]
+    for stream in filter(None, streams):
+        stream.close()  # what it still held goes nowhere, without an error
 
 
 @pytest.mark.parametrize("number", SIGNALS)
