@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 
 
-class Codec(Protocol):
+class Codec(ABC):
     """Turns images (B, 3, H, W) in [0, 1] into normalised latents (B, C, H/downscale, W/downscale), and back.
 
     A codec subclasses it, so that it gets `encode_lq` and `pixel_weights` where it has none of its own.
