@@ -31,7 +31,7 @@ HOST = (
 )
 SHIPPED_WITH_HOST = ("torch", "numpy", "PIL", "safetensors", "einops")
 LIGHT = ("torch", "numpy", "PIL", "safetensors")
-INSIDE_FUNCTIONS = ("accelerate", "bitsandbytes", "diffusers", "skimage", "psutil")  # of teasr_core
+INSIDE_FUNCTIONS = ("accelerate", "bitsandbytes", "diffusers", "skimage", "psutil", "tqdm")  # of teasr_core
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from teasr_core.cli.progress import progress_bar
 from teasr_core.errors import InputError
 from teasr_core.picture_files.picture import Picture
 from teasr_core.picture_files.write import save_picture
@@ -22,7 +23,6 @@ from teasr_core.whole_file import nearest_existing, write_whole
 
 from ..degradation.degrade import PRESETS, degrade
 from ..degradation.ops import to_uint8
-from ..run.progress import progress_bar
 from .held_out import SCALE, EvalPair, load_eval_pairs
 from .photographs import HR_FOLDER, LR_FOLDER, images_by_stem, read_rgb
 
@@ -91,8 +91,9 @@ def make_pairs(
     pool = ThreadPoolExecutor(options.workers)  # the work is in OpenCV and NumPy, which run beside each other
     try:
         reasons = pool.map(lambda job: _write_pair(job, output), jobs)
-        with progress_bar(len(jobs), "pairs", show_progress) as bar:
+        with progress_bar(len(jobs), show_progress) as bar:
             for job, reason in zip(jobs, reasons, strict=True):
+                bar.set_description_str(job.name, refresh=False)
                 if reason is None:
                     written.append(job)
                 else:

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from teasr_core.cli.progress import progress_bar
 from teasr_core.errors import InputError
 from teasr_core.image.target_size import TargetSize
 
 from ..data.photographs import read_rgb
-from ..run.progress import progress_bar
 from .datasets import EvalDataset, EvalPicture
 from .metrics.registry import Metric, Metrics
 from .models import EvalModel, EvalSettings, RestoreFn
@@ -146,13 +146,13 @@ def run_evaluation(evaluation: Evaluation, show_progress: bool = True) -> int:
     todo = [job for job in all_jobs(evaluation) if _is_missing(job, evaluation)]
     made = 0
     loaded: tuple[Method | None, RestoreFn] = (None, _no_restore())
-    with progress_bar(sum(job.work for job in todo), "eval", show_progress and bool(todo)) as bar:
+    with progress_bar(sum(job.work for job in todo), show_progress and bool(todo)) as bar:
         for job in todo:
             if loaded[0] is not job.method and not evaluation.pictures.has(job.key):
                 loaded = (job.method, job.method.load())
             made += _do(job, evaluation, loaded[1])
             steps = f", {job.key.steps} steps" if job.key.steps else ""
-            bar.set_postfix_str(f"{job.key.dataset}, {job.key.model}{steps}, {job.key.picture}", refresh=False)
+            bar.set_description_str(f"{job.key.dataset}, {job.key.model}{steps}, {job.key.picture}", refresh=False)
             bar.update(job.work)
     _score_sets(evaluation)
     return made
