@@ -33,6 +33,8 @@ def choose_device(name: str) -> torch.device:
 # `auto` takes bf16 on a CPU when it needs at most this share of the time of fp32. With AMX it needs a fraction, without
 # hardware support a multiple, so the choice does not flip between two runs.
 MAX_BF16_TIME = 0.7
+SMALL_SIDE, LARGE_SIDE = 192, 1024  # of the products that are timed
+HOPELESS_BF16_TIME = 4.0  # of a small product, beside fp32's: no larger one would turn that round
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -60,9 +62,21 @@ def dtype_name(dtype: torch.dtype) -> str:
     return next(name for name, value in DTYPES.items() if value == dtype)
 
 
-def matmul_seconds(size: int = 1024, rounds: int = 4) -> dict[torch.dtype, float]:
-    """The best time of a size x size product in each dtype. They take turns, so that a busy machine slows both."""
-    operands = {dtype: torch.ones(size, size, dtype=dtype) for dtype in DTYPES.values()}
+def matmul_seconds() -> dict[torch.dtype, float]:
+    """The best time of a product of square matrices in each dtype, in seconds; only their ratio means anything.
+
+    A small product tells a CPU without bf16 instructions in some hundredths of a second, where the large one would take
+    ten seconds. The large one decides on all others.
+    """
+    small = _product_seconds(SMALL_SIDE)
+    if small[torch.bfloat16] > HOPELESS_BF16_TIME * small[torch.float32]:
+        return small
+    return _product_seconds(LARGE_SIDE)
+
+
+def _product_seconds(side: int, rounds: int = 4) -> dict[torch.dtype, float]:
+    """The best time of `rounds` in each dtype. They take turns, so that a busy machine slows both."""
+    operands = {dtype: torch.ones(side, side, dtype=dtype) for dtype in DTYPES.values()}
     best = dict.fromkeys(operands, float("inf"))
     for _ in range(rounds):
         for dtype, a in operands.items():

@@ -105,11 +105,21 @@ def test_a_weighted_source_without_a_usable_image_is_an_error_and_others_are_not
         dataset(folders=folders, weights=(1.0, 1.0))
 
 
-@pytest.mark.parametrize("weights", ["[1.0]", "[1, 2, 3]", "[1, -1]", "[0, 0]", "[1, nan]", "[1, inf]"])
-def test_weights_that_do_not_fit_are_refused(tmp_path, weights):
+FITTING = r"data\.weights is .*expected 2 weights"
+WEIGHT = r"data\.weights\[1\] is .*expected at least 0"
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("[1.0]", FITTING), ("[1, 2, 3]", FITTING), ("[0, 0]", FITTING),
+        ("[1, -1]", WEIGHT), ("[1, nan]", WEIGHT), ("[1, inf]", WEIGHT),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_refused(tmp_path, weights, message):
     path = tmp_path / "config.toml"
     path.write_text(f'[data]\nfolders = ["a"]\npairs = ["b"]\nweights = {weights}\n')
-    with pytest.raises(ConfigError, match=r"data\.weights .*expected 2 weights"):
+    with pytest.raises(ConfigError, match=message):
         load_config(path)
     assert load_config(path, ["data.weights=[1, 3]"]).data.weights == (1.0, 3.0)
 
