@@ -1,6 +1,7 @@
 """Memory that really runs out, wherever it does: the image is named and counted, the others are done."""
 
 import dataclasses
+import gc
 import os
 import subprocess
 import sys
@@ -25,8 +26,8 @@ LOOK = ("--dtype", "fp32", "--scale", "8")
 
 
 def write_unreadable(path):
-    """Three channels of it are 412 MiB in float32."""
-    Image.new("L", (6000, 6000), 90).save(path)
+    """Three channels of it are 1.1 GiB in float32: too much even if other tests leave memory to be freed."""
+    Image.new("L", (10000, 10000), 90).save(path)
 
 
 def write_unrestorable(path):
@@ -47,7 +48,8 @@ def folder(tmp_path, run):
 
 @pytest.fixture
 def little_memory(folder):
-    """ROOM_MIB more than what is taken now."""
+    """ROOM_MIB more than what is taken now, once the garbage of earlier tests is collected."""
+    gc.collect()
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + ROOM_MIB * 2**20
