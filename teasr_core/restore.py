@@ -17,6 +17,7 @@ import torch
 from .codec.protocol import Codec
 from .errors import InputError, OutputError
 from .image.color_fix import COLOR_FIXES, apply_strength, fix_color
+from .image.region import Region, blend, decode_in_box
 from .image.resize import check_image, crop_to, pad_to_multiple, resize
 from .image.target_size import TargetSize
 from .model.velocity import Velocity
@@ -60,7 +61,8 @@ class RestoreRequest:
     """All that decides the pixels of a restoration, but for the model.
 
     plan: the times of the steps, or `AutoSteps`, which chooses them for each image from the noise and the tiles that it
-    is then sampled with. tile_px, overlap_px: 0 is automatic.
+    is then sampled with. tile_px, overlap_px: 0 is automatic. region: what is restored, at the size of the result; None
+    is the whole picture.
     """
 
     options: RestoreOptions
@@ -68,6 +70,7 @@ class RestoreRequest:
     seed: int = 0
     tile_px: int = 0
     overlap_px: int = 0
+    region: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -92,18 +95,34 @@ def conditioning_image(image: torch.Tensor, size: TargetSize, multiple: int) -> 
     return resized, pad_to_multiple(resized, multiple)[0]
 
 
-def postprocess(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
+def postprocess(
+    decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions, region: Region | None = None
+) -> torch.Tensor:
     """Crop the decoded image to `resized`, clamp it to [0, 1], fix its colour, apply strength. (B, 3, H, W)
 
+    region: only this part of the decoded image is looked at and replaces that of `resized`, image by image; adain and
+    lab then match the rectangle around it.
     The result is float32 on the device of `resized`, wherever the codec ran. OutputError for what `check_result`
     refuses.
     """
-    return colour_and_strength(cropped_to_unit(decoded, resized, options), resized, options)
+    if region is None:
+        return colour_and_strength(cropped_to_unit(decoded, resized), resized, options)
+    images = zip(decoded.split(1), resized.split(1), strict=True)
+    return torch.cat([_in_region(*pair, options, region.of_image(k)) for k, pair in enumerate(images)])
 
 
-def cropped_to_unit(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
-    """The decoded image (B, 3, H, W), checked, cropped to options.size and clamped to [0, 1]."""
-    cropped = crop_to(decoded.to(resized), options.size)
+def _in_region(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions, region: Region) -> torch.Tensor:
+    if region.is_empty:
+        return resized.clone()
+    box = (..., *region.box())
+    part, reference = crop_to(decoded, options.size)[box], resized[box].contiguous()
+    return blend(resized, colour_and_strength(cropped_to_unit(part, reference), reference, options), region)
+
+
+def cropped_to_unit(decoded: torch.Tensor, resized: torch.Tensor) -> torch.Tensor:
+    """The decoded image (B, 3, H, W), checked, cropped to the size of `resized` and clamped to [0, 1]."""
+    height, width = resized.shape[-2:]
+    cropped = crop_to(decoded.to(resized), TargetSize(width, height))
     check_result(cropped, resized)
     return cropped.clamp(0, 1)
 
@@ -136,13 +155,19 @@ def _spread(image: torch.Tensor) -> float:
 
 
 def restore(
-    image: torch.Tensor, codec: Codec, sampler: LatentSampler, options: RestoreOptions, multiple: int
+    image: torch.Tensor,
+    codec: Codec,
+    sampler: LatentSampler,
+    options: RestoreOptions,
+    multiple: int,
+    region: Region | None = None,
 ) -> Restored:
     """Restore (B, 3, H, W) in [0, 1] to (B, 3, H', W') of options.size, float32 in [0, 1].
 
     Images are taken one at a time: image k of a batch is the same as that image alone, and memory does not grow. The
     report tells how the last one was sampled, and the seconds of all.
-    `multiple` is the padding in pixels: 16 for the built-in model, 32 for Qwen-Image. strength 0 runs no model.
+    `multiple` is the padding in pixels: 16 for the built-in model, 32 for Qwen-Image. strength 0 runs no model, nor
+    does an empty region; outside a region the result is the resized image to the bit.
     Raises InputError for another kind of tensor, OutputError for a result that must not be shown.
     """
     check_image(image, "image", channels=3)
@@ -150,7 +175,7 @@ def restore(
     results = []
     for k in range(len(image)):
         one = image[k : k + 1]
-        if options.strength == 0:
+        if options.strength == 0 or (region is not None and region.is_empty):
             results.append(resize(one, options.size))
             continue
         # `picture` is reused so that only one full-size tensor is alive at a time while sampling. For the same reason
@@ -161,10 +186,14 @@ def restore(
         with timer.phase("sample"):
             picture, record = sampler(picture)
         with timer.phase("decode"):
-            picture = codec.decode(picture)
+            whole = region is None
+            picture = codec.decode(picture) if whole else decode_in_box(codec.decode, picture, region, codec.downscale)
             resized = resize(one, options.size)
-            picture = cropped_to_unit(picture, resized, options)
-            results.append(colour_and_strength(picture, resized, options))
+            if whole:
+                picture = cropped_to_unit(picture, resized)
+                results.append(colour_and_strength(picture, resized, options))
+            else:
+                results.append(postprocess(picture, resized, options, region))
         del picture, resized
     restored = torch.cat(results) if len(results) > 1 else results[0]
     return Restored(restored, Report(**vars(record), size=options.size, seconds=timer.seconds))
@@ -177,10 +206,12 @@ def latent_sampler(
     tile: int,
     overlap: int,
     callbacks: Callbacks | None = None,
+    downscale: int = 1,
 ) -> LatentSampler:
     """The standalone `LatentSampler`: Algorithm 1 on a velocity, in tiles of `tile` latent pixels where it is larger.
 
-    patch_multiple: `QwenArchitecture.block_multiple`. Every image gets the one noise field of the seed
+    patch_multiple: `QwenArchitecture.block_multiple`. downscale: pixels of the result in a latent pixel. Tiles that
+    lie wholly outside request.region are not computed. Every image gets the one noise field of the seed
     (docs/decisions.md#one-noise-field). A tile that does not fit into memory is computed in smaller pieces, and so are
     all tiles after it.
     """
@@ -194,12 +225,14 @@ def latent_sampler(
         def noise() -> torch.Tensor:
             return initial_noise(request.seed, channels, height, width).to(z_lq)
 
-        tiled = TiledVelocity(fitting, tiles, callbacks.on_tile) if tiles.count > 1 else fitting
-        chosen = plan.choose(tiled, noise(), z_lq) if isinstance(plan, AutoSteps) else plan
+        wanted = None if request.region is None else request.region.in_latent(height, width, downscale)
+        computed = len(tiles.corners(wanted))
+        tiled = TiledVelocity(fitting, tiles, callbacks.on_tile, wanted) if tiles.count > 1 else fitting
+        chosen = plan.choose(tiled, noise(), z_lq, wanted) if isinstance(plan, AutoSteps) else plan
         reason = chosen.reason if isinstance(plan, AutoSteps) else ""
         if callbacks.on_plan is not None:
             callbacks.on_plan(chosen)
         z_0 = sample(tiled, noise(), z_lq, chosen.taus, callbacks.on_step, request.options.fidelity)
-        return z_0, SamplingRecord(tiles.count, steps=chosen.steps, reason=reason, largest_piece=fitting.largest)
+        return z_0, SamplingRecord(computed, steps=chosen.steps, reason=reason, largest_piece=fitting.largest)
 
     return sample_latent

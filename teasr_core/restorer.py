@@ -98,13 +98,14 @@ class Restorer:
         """
         tile, overlap = self.tile(request.tile_px, request.overlap_px)
         patch_multiple = self.base.architecture.block_multiple
-        sampler = latent_sampler(self.velocity, request, patch_multiple, tile, overlap, callbacks)
+        codec = self.base.codec
+        sampler = latent_sampler(self.velocity, request, patch_multiple, tile, overlap, callbacks, codec.downscale)
 
         def sample_on_device(z_lq: torch.Tensor) -> tuple[torch.Tensor, SamplingRecord]:
             with self.resident():
                 return sampler(z_lq.to(self.device))
 
-        restored, report = restore(image, self.base.codec, sample_on_device, request.options, self.pixel_multiple)
+        restored, report = restore(image, codec, sample_on_device, request.options, self.pixel_multiple, request.region)
         planned = 0 if isinstance(request.plan, AutoSteps) else request.plan.steps  # reported at strength 0 too
         dtype = self.storage or dtype_name(self.dtype)
         return Restored(restored, replace(report, steps=report.steps or planned, dtype=dtype))

@@ -35,6 +35,13 @@ class TilePlan:
     def count(self) -> int:
         return len(self.rows) * len(self.columns)
 
+    def corners(self, wanted: torch.Tensor | None = None) -> list[tuple[int, int]]:
+        """(row, column) of every tile, or of those alone that hold a pixel of `wanted` (H, W) bool."""
+        every = [(y, x) for y in self.rows for x in self.columns]
+        if wanted is None:
+            return every
+        return [(y, x) for y, x in every if bool(wanted[y : y + self.height, x : x + self.width].any())]
+
 
 def tile_in_latent(
     tile_px: int,
@@ -135,7 +142,7 @@ def convert_in_tiles(
     One latent pixel is size_in pixels wide in `source` and size_out pixels in the result. `on_tile(done, count)` runs
     before each tile and may raise to stop. A single tile is converted without blending.
     """
-    tiles = [(y, x) for y in plan.rows for x in plan.columns]
+    tiles = plan.corners()
     height, width = (size // size_in * size_out for size in source.shape[2:])
     total = weights = torch.zeros(())
     for done, (y, x) in enumerate(tiles):

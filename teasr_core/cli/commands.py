@@ -78,6 +78,7 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_TOLERANCE,
         help=f"of auto: smaller takes more steps; default {DEFAULT_TOLERANCE:g}",
     )
+    look.add_argument("--region", type=Path, metavar="FILE", help="a mask: only its white part is restored")
     add_model(parser)
     files = parser.add_argument_group("files")
     files.add_argument("--recursive", action="store_true", help="subfolders too, kept in the output folder")

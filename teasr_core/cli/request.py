@@ -14,10 +14,11 @@ from ..device import STORAGES, choose_device
 from ..errors import InputError
 from ..image import target_size as sizes
 from ..image.alpha import bleed_rgb, resize_alpha
+from ..image.region import Region
 from ..image.target_size import TRAINED_SCALE, SizeRequest, TargetSize, exceeds_training
 from ..memory import refuse_out_of_memory
 from ..picture_files.picture import Picture
-from ..picture_files.read import read_size
+from ..picture_files.read import load_picture, read_size
 from ..report import Report
 from ..restore import Callbacks, RestoreOptions, RestoreRequest
 from ..restorer import CPU, Restorer, load_qwen_restorer, load_restorer, qwen_tile
@@ -96,6 +97,14 @@ def restore_options(args: argparse.Namespace, size: TargetSize) -> RestoreOption
     return RestoreOptions(size, args.strength, args.color_fix, args.color_strength, args.fidelity)
 
 
+def load_mask(path: Path) -> torch.Tensor:
+    """The mask (1, 1, H, W) in [0, 1] in a picture file: white or any pure colour is 1, black or transparent is 0."""
+    with enough_to_read(path):
+        picture = load_picture(path)
+    mask = picture.rgb.amax(dim=1, keepdim=True)  # (1, 1, H, W)
+    return mask if picture.alpha is None else mask * picture.alpha
+
+
 def step_plan(args: argparse.Namespace) -> StepPlan | AutoSteps:
     """The steps asked for; `AutoSteps` chooses them for each image. A wrong tolerance is refused in either mode."""
     auto = AutoSteps(args.tolerance)
@@ -152,8 +161,10 @@ def restore_picture(
     plan: StepPlan | AutoSteps,
     args: argparse.Namespace,
     progress: Progress | None = None,
+    region: Region | None = None,
 ) -> tuple[Picture, Report]:
-    """Restore the colours. Alpha is resampled on its own, with the colours bled under it first.
+    """Restore the colours, of the region alone where there is one. Alpha is resampled on its own, with the colours
+    bled under it first.
 
     See docs/decisions.md#alpha.
     """
@@ -161,7 +172,7 @@ def restore_picture(
     if alpha is not None:
         rgb = bleed_rgb(rgb, alpha)
         alpha = resize_alpha(alpha, options.size)
-    request = RestoreRequest(options, plan, args.seed, args.tile_px, args.overlap_px)
+    request = RestoreRequest(options, plan, args.seed, args.tile_px, args.overlap_px, region)
     callbacks = Callbacks(progress.on_step, progress.on_tile, progress.on_plan) if progress else Callbacks()
     restored, report = restorer.restore(rgb, request, callbacks)
     if picture.is_grey:

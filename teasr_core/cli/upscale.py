@@ -6,13 +6,17 @@ import argparse
 import sys
 import time
 
+import torch
+
 from ..errors import InputError, TeasrError
+from ..image.region import Region, make_region
+from ..image.target_size import TargetSize
 from ..picture_files.picture import Picture
 from ..picture_files.read import load_picture
 from ..picture_files.write import check_output, check_profile, save_picture
 from ..restore import RestoreOptions
 from ..restorer import Restorer
-from .jobs import Job, make_folder, plan_jobs, split_jobs
+from .jobs import Job, check_originals, make_folder, plan_jobs, split_jobs
 from .options import BAD_INPUT, one_line
 from .processes import Processes, find_processes
 from .progress import Progress, clock_time
@@ -21,6 +25,7 @@ from .request import (
     enough_for,
     enough_to_read,
     expected_size,
+    load_mask,
     load_model,
     restore_options,
     restore_picture,
@@ -42,11 +47,15 @@ def upscale(args: argparse.Namespace) -> int:
         raise InputError("--resume passes over existing outputs, --overwrite replaces them: give one of the two")
     step_plan(args)
     jobs = plan_jobs(args.input, args.output, args.recursive)
+    mask = None
+    if args.region is not None:
+        check_originals([args.region], [job.target for job in jobs])
+        mask = load_mask(args.region)
     processes = find_processes()
     # Every process looks for the outputs of all, so that all refuse alike; none writes before they have met. Where they
     # cannot meet, another may be writing its own already.
     to_do, done = split_jobs(jobs if processes.can_meet else _share(jobs, processes), args.overwrite, args.resume)
-    run = UpscaleRun(args, processes, _share(to_do, processes), _share(done, processes))
+    run = UpscaleRun(args, processes, _share(to_do, processes), _share(done, processes), mask)
     try:
         run.begin()
         run.restore_all()
@@ -62,12 +71,23 @@ def upscale(args: argparse.Namespace) -> int:
 
 
 class UpscaleRun:
-    """The images of one process, from the first to the last, and what became of them."""
+    """The images of one process, from the first to the last, and what became of them.
 
-    def __init__(self, args: argparse.Namespace, processes: Processes, to_do: list[Job], done: list[Job]) -> None:
+    mask (1, 1, h, w): what of every image is restored; None is all.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        processes: Processes,
+        to_do: list[Job],
+        done: list[Job],
+        mask: torch.Tensor | None = None,
+    ) -> None:
         self.args = args
         self.processes = processes
         self.jobs = to_do
+        self.mask = mask
         self.plan = step_plan(args)
         self.report = RunReport(len(to_do) + len(done), [_record(job, "skipped") for job in done])
         self.lines = sys.stderr if args.json == STDOUT else sys.stdout
@@ -110,7 +130,7 @@ class UpscaleRun:
         started = time.monotonic()
         try:
             with enough_to_read(job.source):
-                picture, options = self._prepare(job, record)
+                picture, options, region = self._prepare(job, record)
         except TeasrError as error:
             self._refuse(job, record, error)
             return
@@ -118,7 +138,9 @@ class UpscaleRun:
         self._warn(size_note(job.source.name, picture, options.size))
         try:
             with enough_for(options.size):
-                restored, report = restore_picture(restorer, picture, options, self.plan, self.args, self.progress)
+                restored, report = restore_picture(
+                    restorer, picture, options, self.plan, self.args, self.progress, region
+                )
                 self._save(job, restored)
         except TeasrError as error:
             self._refuse(job, record, error)
@@ -128,8 +150,8 @@ class UpscaleRun:
         self.report.images.append(record)
         self.progress.say(f"{job.target}: {report.line()}", self.lines)
 
-    def _prepare(self, job: Job, record: ImageRecord) -> tuple[Picture, RestoreOptions]:
-        """The picture and what to make of it. InputError when it cannot be read, enlarged so, or saved so."""
+    def _prepare(self, job: Job, record: ImageRecord) -> tuple[Picture, RestoreOptions, Region | None]:
+        """The picture and what to make of which part of it. InputError when it cannot be read, enlarged or saved so."""
         picture = load_picture(job.source)
         height, width = picture.rgb.shape[-2:]
         record.size_before = (width, height)
@@ -137,7 +159,8 @@ class UpscaleRun:
         check_profile(picture, job.target)
         if job.target.parent.is_dir():
             check_output(job.target, picture.alpha is not None, self.args.overwrite, (size.width, size.height))
-        return picture, restore_options(self.args, size)
+        region = None if self.mask is None else make_region(self.mask, TargetSize(width, height), size)
+        return picture, restore_options(self.args, size), region
 
     def _load(self) -> Restorer:
         if self.restorer is None:

@@ -47,11 +47,11 @@ def _flatness(reference: torch.Tensor) -> torch.Tensor:
     block = [min(REACH_PX, side) for side in steps.shape]
     if float(F.max_pool2d(steps[None, None], block, ceil_mode=True).min()) > _ROUNDING:
         return torch.zeros_like(steps)
-    worst = _pooled(F.max_pool2d, steps, REACH_PX)
-    return _pooled(_average, (worst <= _ROUNDING).float(), SOFT_PX)
+    worst = pooled(F.max_pool2d, steps, REACH_PX)
+    return pooled(_average, (worst <= _ROUNDING).float(), SOFT_PX)
 
 
-def _pooled(pool: Callable[..., torch.Tensor], plane: torch.Tensor, reach: int) -> torch.Tensor:
+def pooled(pool: Callable[..., torch.Tensor], plane: torch.Tensor, reach: int) -> torch.Tensor:
     """Pool (H, W) over the square of side 2 reach + 1 around each pixel, cut off at the picture's edge."""
     down = pool(plane[None, None], (2 * reach + 1, 1), stride=1, padding=(reach, 0))
     return pool(down, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0, 0]

@@ -41,14 +41,17 @@ class AutoSteps:
             )
 
     @torch.inference_mode()
-    def choose(self, velocity: Velocity, noise: torch.Tensor, z_lq: torch.Tensor) -> StepPlan:
+    def choose(
+        self, velocity: Velocity, noise: torch.Tensor, z_lq: torch.Tensor, wanted: torch.Tensor | None = None
+    ) -> StepPlan:
         """Return the fewest steps whose first step is exact enough for one image, and the reason.
 
-        noise, z_lq: (1, C, H, W), the arguments that `sampler.sample` will get. The choice is as deterministic as the
+        noise, z_lq: (1, C, H, W), the arguments that `sampler.sample` will get. wanted: (H, W) bool, the pixels whose
+        error counts; without it, all. The choice is as deterministic as the
         velocity. It takes three calls of `velocity` where one step is enough, else MAX_EVALUATIONS. Raises OutputError
         when an error is not a number.
         """
-        return self.plan(FirstStep(velocity, noise.expand_as(z_lq), z_lq).error)
+        return self.plan(FirstStep(velocity, noise.expand_as(z_lq), z_lq, wanted).error)
 
     def plan(self, error: Callable[[int], float]) -> StepPlan:
         """Choose from error(1) and, where that is too large, error(2). A smaller tolerance never gives fewer steps.
@@ -81,8 +84,10 @@ class AutoSteps:
 class FirstStep:
     """The error of the first of N steps, for several N and from the same noise. Each velocity is computed once."""
 
-    def __init__(self, velocity: Velocity, noise: torch.Tensor, z_lq: torch.Tensor) -> None:
-        self.velocity, self.noise, self.z_lq = velocity, noise, z_lq
+    def __init__(
+        self, velocity: Velocity, noise: torch.Tensor, z_lq: torch.Tensor, wanted: torch.Tensor | None = None
+    ) -> None:
+        self.velocity, self.noise, self.z_lq, self.wanted = velocity, noise, z_lq, wanted
         self.known: dict[float, torch.Tensor] = {}  # t_tar -> v(noise, 1, z_lq, t_tar) (B, C, H, W)
 
     def error(self, steps: int) -> float:
@@ -95,7 +100,10 @@ class FirstStep:
         v_m = self._from_noise(m)  # (B, C, H, W)
         z_m = self.noise - (1 - m) * v_m  # (B, C, H, W)
         v_2 = (v_m + self._call(z_m, m, s)) / 2  # (B, C, H, W)
-        error = float(((1 - s) * (self._from_noise(s) - v_2)).float().square().mean().sqrt())
+        difference = (1 - s) * (self._from_noise(s) - v_2)  # (B, C, H, W)
+        if self.wanted is not None:
+            difference = difference[..., self.wanted.to(difference.device)]  # (B, C, pixels)
+        error = float(difference.float().square().mean().sqrt())
         if not math.isfinite(error):
             raise OutputError(
                 "the step error is NaN or infinity: expected a number; usual causes are fp16, sage attention or a "

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import torch
 
+from ..model.flow import velocity_from_output
 from ..model.velocity import Velocity
 from ..tiling import TileCallback, TilePlan, blend_window
+
+
+def towards_lq(z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
+    """The velocity (B, C, H, W) of the straight path that ends at the low-quality latent."""
+    return velocity_from_output("lq_residual", torch.zeros_like(z_lq), z_t, z_lq, t_cur)
 
 
 class TiledVelocity:
     """Blends the results of `velocity` on the tiles of `plan`. Before each tile it calls `on_tile(done, count)`,
     which may raise to stop.
+
+    wanted: (H, W) bool, the latent pixels that are needed. A tile without one of them is not computed, and where no
+    tile was, `elsewhere` gives the result: unless it says otherwise, the picture stays the low-quality one there.
     """
 
-    def __init__(self, velocity: Velocity, plan: TilePlan, on_tile: TileCallback | None = None) -> None:
+    def __init__(
+        self,
+        velocity: Velocity,
+        plan: TilePlan,
+        on_tile: TileCallback | None = None,
+        wanted: torch.Tensor | None = None,
+        elsewhere: Velocity = towards_lq,
+    ) -> None:
         self.velocity = velocity
         self.plan = plan
         self.on_tile = on_tile
+        self.tiles = plan.corners(wanted)
+        self.elsewhere = elsewhere
 
     def __call__(self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
-        plan = self.plan
+        plan, tiles = self.plan, self.tiles
         total = torch.zeros_like(z_t)  # (B, C, H, W)
         weights = torch.zeros_like(z_t[:1, :1])  # (1, 1, H, W)
-        tiles = [(y, x) for y in plan.rows for x in plan.columns]
         for done, (y, x) in enumerate(tiles):
             if self.on_tile is not None:
                 self.on_tile(done, len(tiles))
@@ -33,4 +50,7 @@ class TiledVelocity:
             )  # (tile, tile)
             total[window] += weight * v
             weights[window] += weight
+        if len(tiles) < plan.count:
+            rest = self.elsewhere(z_t, t_cur, z_lq, t_tar)  # (B, C, H, W)
+            return torch.where(weights > 0, total.div_(weights), rest.to(total))
         return total.div_(weights)  # in place, so that no further tensor of the picture's size is needed

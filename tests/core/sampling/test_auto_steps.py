@@ -233,3 +233,13 @@ def test_it_works_in_tiles_with_the_samplers_noise(restorer):
     noise, z_lq = parts(restorer, image, seed=5)
     tiled = TiledVelocity(restorer.velocity, plan_tiles(*z_lq.shape[-2:], 8, 4, 4))
     assert AutoSteps(0.1).choose(tiled, noise, z_lq).reason == seen[0].reason
+
+
+def test_the_error_is_that_of_the_wanted_pixels(noise):
+    """A field that bends on one half alone: asked about that half, the choice is that of a picture of nothing else."""
+    bends = torch.zeros(8, 8)
+    bends[:, 4:] = 1
+    half = FirstStep(lambda z_t, *_: 3 * bends * z_t, noise, noise, wanted=bends > 0).error(2)
+    alone = FirstStep(lambda z_t, *_: 3 * z_t, noise[..., 4:], noise[..., 4:]).error(2)
+    assert half == pytest.approx(alone, rel=1e-5)
+    assert FirstStep(lambda z_t, *_: 3 * bends * z_t, noise, noise, wanted=bends == 0).error(2) == 0

@@ -193,3 +193,49 @@ def test_a_step_between_tiles_is_spread_over_their_overlap():
         return float((v[..., 1:] - v[..., :-1]).abs().max())
 
     assert largest_jump(8) < 0.15 * largest_jump(0)
+
+
+# A part of the picture
+
+
+@settings(max_examples=60, deadline=None)
+@given(layouts(), st.integers(0, 2**31), st.integers(1, 3))
+def test_tiles_that_hold_no_wanted_pixel_are_not_computed(layout, seed, steps):
+    """The calls are counted; every wanted pixel is as in the whole run, and without a tile the LQ latent stays."""
+    height, width, tile, overlap = layout
+    plan = plan_tiles(height, width, tile, overlap, MULTIPLE)
+    generator = torch.Generator().manual_seed(seed)
+    wanted = torch.rand(height, width, generator=generator) < 0.01
+    calls = []
+
+    def counted(z_t, *args):
+        calls.append(z_t.shape)
+        return local(z_t, *args)
+
+    z_lq = torch.randn(1, 2, height, width, generator=generator)
+    noise, taus = initial_noise(seed, 2, height, width), linear_taus(steps)
+    tiled = TiledVelocity(counted, plan, wanted=wanted)
+    found = sample(tiled, noise, z_lq, taus)
+    windows = [
+        (slice(y, y + plan.height), slice(x, x + plan.width))
+        for y in plan.rows
+        for x in plan.columns
+        if wanted[y : y + plan.height, x : x + plan.width].any()
+    ]
+    assert len(calls) == steps * len(windows)
+    covered = torch.zeros(height, width, dtype=torch.bool)
+    for window in windows:
+        covered[window] = True
+    whole = sample(local, noise, z_lq, taus)
+    assert torch.allclose(found[..., covered], whole[..., covered], atol=1e-4)
+    assert torch.allclose(found[..., ~covered], z_lq[..., ~covered], atol=1e-5)
+
+
+def test_the_callback_counts_the_computed_tiles_alone():
+    wanted = torch.zeros(16, 16, dtype=torch.bool)
+    wanted[0, 0] = wanted[15, 15] = True
+    seen = []
+    tiled = TiledVelocity(local, plan_tiles(16, 16, 8, 0, MULTIPLE), lambda *at: seen.append(at), wanted)
+    z = torch.zeros(1, 1, 16, 16)
+    tiled(z, torch.ones(1), z, torch.zeros(1))
+    assert seen == [(0, 2), (1, 2)]
