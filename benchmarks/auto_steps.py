@@ -25,7 +25,7 @@ from teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, AutoSteps, FirstSt
 from teasr_core.sampling.sampler import initial_noise, sample
 from teasr_core.sampling.schedule import MAX_STEPS, linear_taus
 from training.data.held_out import SCALE, EvalPair, load_eval_pairs
-from training.degradation.settings import PRESETS
+from training.degradation.presets import PRESETS
 
 FIXED = (1, 2, 3, 4, 6, 8)
 TOLERANCES = (0.4, 0.2, DEFAULT_TOLERANCE, 0.06, 0.03)

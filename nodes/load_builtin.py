@@ -6,7 +6,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..teasr_core.device import DTYPES
-from ..teasr_core.weight_files import builtin_file
+from ..teasr_core.weight_files import base_file
 from ..teasr_core.weight_files.lora_file import LoraFile
 from .inputs import lora_strength_input
 from .model.builtin_model import builtin_patcher
@@ -47,11 +47,11 @@ class TEASRLoadBuiltin(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_strength: float = 1.0, dtype: str = "auto") -> io.NodeOutput:
-        base = builtin_file.shipped_base()
-        lora: LoraFile | None = builtin_file.shipped_lora(base)
+        base = base_file.shipped_base()
+        lora: LoraFile | None = base_file.shipped_lora(base)
         adapter = None
         if lora is not None and lora_strength != 0:
-            adapter = adapter_patcher(lora, builtin_file.ASSETS / builtin_file.LORA_NAME)
+            adapter = adapter_patcher(lora, base_file.ASSETS / base_file.LORA_NAME)
         branch = DualBranch(base.prediction, base.use_dtc, lora_strength, use_adapter=adapter is not None)
         model = attach(builtin_patcher(base, dtype), branch, adapter)
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, TILES, stock_tiles)

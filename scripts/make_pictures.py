@@ -32,7 +32,7 @@ from teasr_core.restorer import Restorer, load_restorer  # noqa: E402
 from teasr_core.sampling.auto_steps import AutoSteps  # noqa: E402 (the packages need not be installed)
 from teasr_core.sampling.schedule import StepPlan, manual_plan, steps_text  # noqa: E402
 from training.data.held_out import SCALE, EvalPair, load_eval_pairs  # noqa: E402
-from training.degradation.settings import PRESETS  # noqa: E402
+from training.degradation.presets import PRESETS  # noqa: E402
 
 HELP, THUMBNAILS = ROOT / "web" / "docs" / "pictures", ROOT / "workflows"
 HELP_BYTES, THUMBNAIL_BYTES = 200_000, 60_000

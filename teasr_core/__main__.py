@@ -2,6 +2,8 @@
 
 import sys
 
+from .cli.exit_codes import BAD_INPUT
+
 
 def start() -> int:
     try:
@@ -9,7 +11,7 @@ def start() -> int:
     except ModuleNotFoundError as error:  # such as torch
         fix = "run pip install '.[standalone]' in a checkout of TEASR"
         print(f"error: the package '{error.name}' is not installed: {fix}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     return main()
 
 

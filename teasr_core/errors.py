@@ -1,7 +1,7 @@
 """Errors a user can act on.
 
-Every message says what was found, what was expected and what to do, in one line. The command line prints it
-and exits with 2; a node raises it as it is. Anything that is not a `TeasrError` is our own bug (exit code 1).
+Every message says what was found, what was expected and what to do, in one line. The command line prints it and ends
+with a code of `cli/exit_codes.py`; a node raises it as it is. Anything that is not a `TeasrError` is our own bug.
 """
 
 

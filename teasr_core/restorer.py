@@ -15,8 +15,6 @@ import torch
 
 from .codec.protocol import Codec
 from .codec.qwen_vae import DOWNSCALE
-from .codec.qwen_vae import OVERLAP_PX as QWEN_OVERLAP_PX
-from .codec.qwen_vae import TILE_PX as QWEN_TILE_PX
 from .device import OFFLOADS, STORAGES, choose_dtype, dtype_name
 from .errors import InputError, LoraFileError
 from .model.architecture import QWEN_IMAGE, QwenArchitecture
@@ -31,8 +29,8 @@ from .restore import (
     restore,
 )
 from .sampling.auto_steps import AutoSteps
-from .tiling import AUTO_OVERLAP_PX, AUTO_TILE_PX, tile_in_latent
-from .weight_files import builtin_file
+from .tiling import AUTO_OVERLAP_PX, AUTO_TILE_PX, QWEN_OVERLAP_PX, QWEN_TILE_PX, tile_in_latent
+from .weight_files import base_file
 from .weight_files.diffusers_folder import component_folder
 from .weight_files.lora_file import LoraFile, check_base, read_lora
 from .weight_files.qwen_file import QwenSource, read_qwen
@@ -43,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 class Base(Protocol):
-    """What a `Restorer` must know of its model; a `builtin.BuiltinFile` is one."""
+    """What a `Restorer` must know of its model; a `builtin.BaseFile` is one."""
 
     @property
     def architecture(self) -> QwenArchitecture: ...
@@ -123,15 +121,15 @@ def load_restorer(
 
     base_path: another base file in place of the shipped one; the shipped adapter does not belong to it.
     """
-    base = builtin_file.shipped_base() if base_path is None else builtin_file.read_base(base_path)
+    base = base_file.shipped_base() if base_path is None else base_file.read_base(base_path)
     lora = None
     if lora_path is not None:
         lora = read_lora(lora_path)
         check_base(lora, base.architecture, base.prediction, base.tensors, allow_other_base)
     elif base_path is None:
-        lora = builtin_file.shipped_lora(base)
+        lora = base_file.shipped_lora(base)
     chosen = choose_dtype(dtype, device)
-    velocity = builtin_file.build_velocity(base, lora, lora_strength, chosen)
+    velocity = base_file.build_velocity(base, lora, lora_strength, chosen)
     torch.nn.Module.to(velocity.transformer, device)
     if velocity.lora is not None:
         velocity.lora.to(device)

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from teasr_core.cli.exit_codes import BAD_INPUT
+
 
 def start() -> int:
     try:
@@ -17,7 +19,7 @@ def _doctor_or_refusal(error: ModuleNotFoundError) -> int:
     if sys.argv[1:2] != ["doctor"]:
         fix = "pip install -e '.[training]'; `python -m training doctor` lists what is missing"
         print(f"error: the package '{error.name}' is not installed: {fix}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     from .cli.doctor import add_doctor
 
     parser = argparse.ArgumentParser(prog="python -m training")

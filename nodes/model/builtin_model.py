@@ -16,7 +16,7 @@ from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from ...teasr_core.device import choose_dtype
 from ...teasr_core.errors import ModelFileError
 from ...teasr_core.model.architecture import QWEN_IMAGE, QwenArchitecture
-from ...teasr_core.weight_files.builtin_file import BuiltinFile, shipped_base
+from ...teasr_core.weight_files.base_file import BaseFile, shipped_base
 from .dual_branch import ResidualSampling
 from .latent_format import DctLatentFormat
 
@@ -37,7 +37,7 @@ def is_builtin(model: ModelPatcher) -> bool:
     return hasattr(model.model, "teasr_traits")
 
 
-def builtin_patcher(base: BuiltinFile, dtype_name: str, disable_dynamic: bool = False) -> ModelPatcher:
+def builtin_patcher(base: BaseFile, dtype_name: str, disable_dynamic: bool = False) -> ModelPatcher:
     """The base in a patcher, without the dual-branch hooks. dtype_name is auto, fp32 or bf16."""
     load_device = comfy.model_management.get_torch_device()
     model = build_base(base, choose_dtype(dtype_name, load_device), load_device)
@@ -60,7 +60,7 @@ def cpu_attention(_default: Callable[..., torch.Tensor], *args: Any, **kwargs: A
     return attention_pytorch(*args, **kwargs)
 
 
-def build_base(base: BuiltinFile, dtype: torch.dtype, load_device: torch.device) -> BaseModel:
+def build_base(base: BaseFile, dtype: torch.dtype, load_device: torch.device) -> BaseModel:
     """ComfyUI's BaseModel for this architecture on the offload device, without the weights."""
     config = comfy.supported_models.QwenImage(unet_config(base.architecture))
     config.latent_format = DctLatentFormat(base.codec)
@@ -94,7 +94,7 @@ def unet_config(architecture: QwenArchitecture) -> dict[str, object]:
     }
 
 
-def load_weights(model: BaseModel, base: BuiltinFile, use_assign: bool) -> None:
+def load_weights(model: BaseModel, base: BaseFile, use_assign: bool) -> None:
     """Load every tensor of the file into the model. ModelFileError if one is left over or missing."""
     dtype = model.get_dtype()
     tensors = {key: value.to(dtype) for key, value in base.tensors.items()}

@@ -10,10 +10,16 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...teasr_core.codec.qwen_vae import OVERLAP_PX as QWEN_OVERLAP_PX
-from ...teasr_core.codec.qwen_vae import TILE_PX as QWEN_TILE_PX
 from ...teasr_core.errors import InputError
-from ...teasr_core.tiling import AUTO_OVERLAP_PX, AUTO_TILE_PX, TilePlan, plan_tiles, tile_in_latent
+from ...teasr_core.tiling import (
+    AUTO_OVERLAP_PX,
+    AUTO_TILE_PX,
+    QWEN_OVERLAP_PX,
+    QWEN_TILE_PX,
+    TilePlan,
+    plan_tiles,
+    tile_in_latent,
+)
 from ..host.memory import available_bytes, largest_that_fits, too_large
 from ..model.builtin_model import is_builtin
 from ..model.conditioning import LQ_KEY

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from ...teasr_core.codec.qwen_vae import OVERLAP_PX, TILE_PX
 from ...teasr_core.errors import InputError, OutputError
-from ...teasr_core.tiling import TilePlan, convert_in_tiles, plan_codec_tiles
+from ...teasr_core.tiling import QWEN_OVERLAP_PX, QWEN_TILE_PX, TilePlan, convert_in_tiles, plan_codec_tiles
 from ..host.images import from_host, to_host
 from ..host.memory import (
     available_bytes,
@@ -30,7 +29,7 @@ from ..model.dct_vae import DctVAE
 from .progress import tile_progress
 
 # The sides of tiles that are tried, all multiples of what a VAE shrinks by. Tiles overlap by a quarter, 64 to 128 px.
-SIDES_PX = (TILE_PX, 512, 256, 128)
+SIDES_PX = (QWEN_TILE_PX, 512, 256, 128)
 LEAST_OVERLAP_PX = 64
 # On a device that shares the machine's memory, 1024 px in fp32 would take 9.2 GiB by the estimate. A process that takes
 # more than there is gets no error that it could answer: the system ends it.
@@ -134,7 +133,7 @@ class HostVae:
 
     def _plan(self, height: int, width: int, f: int, needed: Callable[[TilePlan], float]) -> TilePlan:
         def plan(side_px: int) -> TilePlan:
-            overlap_px = max(LEAST_OVERLAP_PX, min(OVERLAP_PX, side_px // 4))
+            overlap_px = max(LEAST_OVERLAP_PX, min(QWEN_OVERLAP_PX, side_px // 4))
             return plan_codec_tiles(height, width, side_px // f, overlap_px // f)
 
         sides = self.sides_px

@@ -15,9 +15,8 @@ from ..device import DTYPES
 from ..errors import TeasrError
 from ..sampling.auto_steps import DEFAULT_TOLERANCE
 from ..sampling.schedule import MAX_STEPS, MIN_STEPS
+from .exit_codes import BAD_INPUT, INTERRUPTED
 from .options import (
-    BAD_INPUT,
-    INTERRUPTED,
     STEP_MODES,
     OneLineParser,
     add_look,

@@ -24,8 +24,9 @@ from ..picture_files.write import check_output, check_profile, save_picture
 from ..restore import RestoreOptions
 from ..restorer import Restorer
 from ..sampling.schedule import manual_plan, parse_steps, steps_text
+from .exit_codes import DONE, SOME_FAILED
 from .jobs import check_originals, make_folder
-from .options import SOME_FAILED, one_line
+from .options import one_line
 from .progress import Progress
 from .request import (
     check_options,
@@ -106,7 +107,7 @@ def compare(args: argparse.Namespace) -> int:
     progress.say(f"wrote {args.output}: LQ | {' | '.join(map(str, steps))} steps, {count}")
     if failed:
         progress.complain(f"error: {failed} of {len(sources)} images failed (named above): the others are in the grid")
-    return SOME_FAILED if failed else 0
+    return SOME_FAILED if failed else DONE
 
 
 class Comparison:

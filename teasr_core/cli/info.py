@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import ModelFileError
-from ..weight_files.builtin_file import read_base
+from ..weight_files.base_file import read_base
 from ..weight_files.file_kind import Kind, detect
 from ..weight_files.lora_file import fingerprint, read_lora
 from .terminal import write_line

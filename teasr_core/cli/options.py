@@ -12,22 +12,20 @@ from typing import NoReturn
 
 from ..device import DTYPES, OFFLOADS, STORAGES
 from ..image.color_fix import COLOR_FIXES
+from .exit_codes import BAD_INPUT
 from .terminal import write_line
 
 DEFAULT_SCALE = 4.0
 SEED_LIMIT = 2**64
 STEP_MODES = ("manual", "auto")
 
-# Exit codes besides 0 and, for a bug of ours, 1.
-BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 3, 130
-
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse's own complaints in the form of ours: one line, exit code 2."""
+    """argparse's own complaints in the form of ours: one line, exit code BAD_INPUT."""
 
     def error(self, message: str) -> NoReturn:
         write_line(f"error: {one_line(message)} (see '{self.prog} --help')", sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(BAD_INPUT)
 
 
 def one_line(error: object) -> str:

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..memory import peak_memory_mb
 from ..report import Report
 from ..whole_file import write_whole
-from .options import BAD_INPUT, INTERRUPTED, SOME_FAILED
+from .exit_codes import BAD_INPUT, DONE, INTERRUPTED, SOME_FAILED
 from .terminal import write_line
 
 FORMAT = 1
@@ -71,7 +71,7 @@ class RunReport:
             return INTERRUPTED
         if self.error is not None:
             return self.error_code
-        return SOME_FAILED if self.count("failed") else 0
+        return SOME_FAILED if self.count("failed") else DONE
 
     def as_json(self) -> dict[str, Any]:
         """Statuses counted in `totals`; `not_reached`: images that the run ended before."""

@@ -16,8 +16,9 @@ from ..picture_files.read import load_picture
 from ..picture_files.write import check_output, check_profile, save_picture
 from ..restore import RestoreOptions
 from ..restorer import Restorer
+from .exit_codes import BAD_INPUT, BUG
 from .jobs import Job, check_originals, make_folder, plan_jobs, split_jobs
-from .options import BAD_INPUT, one_line
+from .options import one_line
 from .processes import Processes, find_processes
 from .progress import Progress, clock_time
 from .request import (
@@ -63,7 +64,7 @@ def upscale(args: argparse.Namespace) -> int:
         run.report.is_interrupted = True
     except BaseException as error:
         run.report.error = one_line(error) or type(error).__name__
-        run.report.error_code = BAD_INPUT if isinstance(error, TeasrError) else 1
+        run.report.error_code = BAD_INPUT if isinstance(error, TeasrError) else BUG
         raise
     finally:
         report = run.finish()

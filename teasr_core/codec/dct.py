@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ..tiling import TileCallback
-from .lq_encoder import ConditionEncoder
+from .condition_encoder import ConditionEncoder
 from .protocol import Codec
 
 BLOCK = 4

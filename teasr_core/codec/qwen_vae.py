@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..tiling import convert_in_tiles, plan_codec_tiles
+from ..tiling import QWEN_OVERLAP_PX, QWEN_TILE_PX, convert_in_tiles, plan_codec_tiles
 from .protocol import Codec
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
 
-# Decoding 1024 x 1024 in bf16 takes about 4.3 GiB and 2048 x 2048 17.2 GiB (ComfyUI's estimate), hence the tiles.
-# The transformer's tiles have the same size.
-TILE_PX, OVERLAP_PX = 1024, 128
 DOWNSCALE = 8
 # Statistics of the latent of Wan 2.1 and Qwen-Image, as published with both; single files do not hold them.
 LATENT_MEAN = (
@@ -43,7 +40,9 @@ class QwenVaeCodec(Codec):
         tile_px, overlap_px: multiples of 16 and 8; images with a longer side than tile_px are tiled.
     """
 
-    def __init__(self, vae: AutoencoderKLQwenImage, tile_px: int = TILE_PX, overlap_px: int = OVERLAP_PX) -> None:
+    def __init__(
+        self, vae: AutoencoderKLQwenImage, tile_px: int = QWEN_TILE_PX, overlap_px: int = QWEN_OVERLAP_PX
+    ) -> None:
         self.vae = vae
         self.channels: int = vae.config["z_dim"]
         self.downscale = DOWNSCALE

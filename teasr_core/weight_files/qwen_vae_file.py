@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..codec.qwen_vae import LATENT_MEAN, LATENT_STD, OVERLAP_PX, TILE_PX, QwenVaeCodec
+from ..codec.qwen_vae import LATENT_MEAN, LATENT_STD, QwenVaeCodec
 from ..codec.single_frame import keep_first_frame
 from ..errors import ModelFileError
+from ..tiling import QWEN_OVERLAP_PX, QWEN_TILE_PX
 from .file_kind import COMFY_VAE_KEY, Kind, detect, expect
 from .safetensors_reader import read_tensors
 
@@ -34,8 +35,8 @@ def load_qwen_vae(
     path: Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    tile_px: int = TILE_PX,
-    overlap_px: int = OVERLAP_PX,
+    tile_px: int = QWEN_TILE_PX,
+    overlap_px: int = QWEN_OVERLAP_PX,
 ) -> QwenVaeCodec:
     """From a diffusers folder (the whole model's or the VAE's), or a single file with ComfyUI's or diffusers' keys.
 

@@ -19,7 +19,7 @@ def both(request, host, tmp_path_factory):
     """The two velocities of one random base with one random adapter, `(standalone, in ComfyUI)`."""
     pytest.importorskip("diffusers", reason="diffusers is not installed in this environment: pip install diffusers")
     rooms = {"architecture": "model", "qwen_velocity": "model", "branch_lora": "model", "dct": "codec"}
-    rooms |= {"builtin_file": "weight_files", "lora_file": "weight_files"}
+    rooms |= {"base_file": "weight_files", "lora_file": "weight_files"}
     core = {name: host.pack(f"teasr_core.{room}.{name}") for name, room in rooms.items()}
     architecture = core["architecture"].QwenArchitecture(48, 3, 2, 32, (8, 12, 12), 40)
     generator = torch.Generator().manual_seed(17)
@@ -31,7 +31,7 @@ def both(request, host, tmp_path_factory):
     prompt = torch.randn(3, architecture.text_width, generator=generator)
     codec = core["dct"].DctCodec([0.0] * 48, [1.0] * 48)
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
-    base = core["builtin_file"].BuiltinFile(path, architecture, request.param, True, codec, tensors, prompt, {})
+    base = core["base_file"].BaseFile(path, architecture, request.param, True, codec, tensors, prompt, {})
     pairs = {}
     for target in core["branch_lora"].target_paths(architecture.num_layers):
         out_features, in_features = core["lora_file"]._linear_shape(target, architecture.width)
@@ -43,7 +43,7 @@ def both(request, host, tmp_path_factory):
 
     @functools.cache
     def velocity(strength):
-        return core["builtin_file"].build_velocity(base, lora, strength)
+        return core["base_file"].build_velocity(base, lora, strength)
 
     @functools.cache
     def in_comfyui(strength):

@@ -19,9 +19,9 @@ def tiny_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_model(tiny_assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny base in place of the shipped one."""
-    from teasr_core.weight_files import builtin_file
+    from teasr_core.weight_files import base_file
 
-    monkeypatch.setattr(builtin_file, "ASSETS", tiny_assets)
+    monkeypatch.setattr(base_file, "ASSETS", tiny_assets)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from teasr_core.picture_files.picture import Picture
 from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import Restorer, load_restorer
 from teasr_core.sampling.schedule import manual_plan
-from teasr_core.weight_files.builtin_file import build_velocity
+from teasr_core.weight_files.base_file import build_velocity
 
 COUNT = 300
 BORDER_BOUND = 12 / 255  # the built-in model: 9.7 / 255 at most was seen, in a picture 13 px wide

@@ -27,7 +27,7 @@ from teasr_core.restore import (
 from teasr_core.restorer import Restorer
 from teasr_core.sampling.sampler import initial_noise
 from teasr_core.sampling.schedule import manual_plan
-from teasr_core.weight_files.builtin_file import build_velocity
+from teasr_core.weight_files.base_file import build_velocity
 
 MULTIPLE = 16  # built-in: an even grid of 8 px tokens
 

@@ -58,7 +58,7 @@ def architecture(host: SimpleNamespace) -> Any:
 def assets(host: SimpleNamespace, architecture: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a random built-in base, which the pack takes for its own assets."""
     folder = tmp_path_factory.mktemp("assets")
-    builtin, codec = host.pack("teasr_core.weight_files.builtin_file"), host.pack("teasr_core.codec.dct")
+    builtin, codec = host.pack("teasr_core.weight_files.base_file"), host.pack("teasr_core.codec.dct")
     transformer = host.pack("nodes.model.builtin_model")
     config = host.supported_models.QwenImage(transformer.unet_config(architecture))
     config.set_inference_dtype(torch.float32, None)

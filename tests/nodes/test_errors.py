@@ -209,7 +209,7 @@ def test_a_file_without_prompt_blocks_only_its_conditioning(host, qwen, write_lo
 
 
 def test_a_damaged_built_in_file(host, errors, assets, monkeypatch, tmp_path):
-    builtin = host.pack("teasr_core.weight_files.builtin_file")
+    builtin = host.pack("teasr_core.weight_files.base_file")
     path = tmp_path / builtin.BASE_NAME
     tensors = load_file(assets / builtin.BASE_NAME)
     with __import__("safetensors").safe_open(assets / builtin.BASE_NAME, "pt") as file:

@@ -36,7 +36,7 @@ def test_vae_refuses_another_models_latent(host, builtin):
 @pytest.fixture
 def encoder(host, builtin):
     """A random condition encoder in the built-in VAE, for one test."""
-    encoder = host.pack("teasr_core.codec.lq_encoder").ConditionEncoder(48, width=8, blocks=2)
+    encoder = host.pack("teasr_core.codec.condition_encoder").ConditionEncoder(48, width=8, blocks=2)
     generator = torch.Generator().manual_seed(3)
     for parameter in encoder.parameters():
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -47,7 +47,7 @@ def encoder(host, builtin):
 @pytest.mark.parametrize("side", [64, 80])
 def test_condition_goes_through_the_encoder_and_the_vae_does_not(host, builtin, encoder, monkeypatch, side):
     """TEASRCondition gives what the command line samples from, in tiles too; stock VAE nodes stay exact."""
-    module, codec = host.pack("teasr_core.codec.lq_encoder"), builtin.vae.codec
+    module, codec = host.pack("teasr_core.codec.condition_encoder"), builtin.vae.codec
     monkeypatch.setattr(module, "TILE", 16)
     monkeypatch.setattr(module, "OVERLAP", 4)
     image = torch.rand(1, side, side, 3)
@@ -63,7 +63,7 @@ def test_condition_goes_through_the_encoder_and_the_vae_does_not(host, builtin, 
 
 def test_latent_format_normalises_once_and_previews_in_colour(host, builtin, assets):
     """Raw coefficients outside, (x - mean) / std inside; a flat colour previews as that colour."""
-    codec = host.pack("teasr_core.weight_files.builtin_file").shipped_base().codec
+    codec = host.pack("teasr_core.weight_files.base_file").shipped_base().codec
     image = torch.rand(1, 3, 16, 16)
     raw = builtin.vae.encode(image.movedim(1, -1))
     inside = builtin.model.model.process_latent_in(raw)

@@ -7,7 +7,7 @@ import torch
 @pytest.fixture
 def shipped_lora(host, assets, builtin, write_lora, loras):
     """A random adapter under the shipped one's name."""
-    path = assets / host.pack("teasr_core.weight_files.builtin_file").LORA_NAME
+    path = assets / host.pack("teasr_core.weight_files.base_file").LORA_NAME
     path.write_bytes((loras / write_lora(builtin.model, "shipped.safetensors", seed=9)).read_bytes())
     yield path
     path.unlink()

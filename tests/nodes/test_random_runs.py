@@ -86,7 +86,7 @@ def test_a_model_that_returns_its_input_leaves_no_border(host, builtin, ask, mon
     """The transformer's last layer at zero: x̂ = z_lq in the residual form, so that the result must be the resize."""
     transformer = builtin.model.model.diffusion_model
     assert transformer.proj_out.weight.any()
-    load = host.pack("teasr_core.weight_files.builtin_file").read_base
+    load = host.pack("teasr_core.weight_files.base_file").read_base
 
     def zeroed(path):
         base = load(path)
@@ -94,7 +94,7 @@ def test_a_model_that_returns_its_input_leaves_no_border(host, builtin, ask, mon
             base.tensors[key] = torch.zeros_like(base.tensors[key])
         return base
 
-    monkeypatch.setattr(host.pack("teasr_core.weight_files.builtin_file"), "read_base", zeroed)
+    monkeypatch.setattr(host.pack("teasr_core.weight_files.base_file"), "read_base", zeroed)
     geometry, images = host.pack("teasr_core.image.resize"), host.pack("nodes.host.images")
     worst = 0.0
     for index, run in enumerate(RUNS[:30]):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from teasr_core.errors import ConfigError
-from teasr_core.weight_files.builtin_file import read_base
+from teasr_core.weight_files.base_file import read_base
 from teasr_core.weight_files.lora_file import fingerprint, read_lora
 
 from ..config.distill import DistillConfig

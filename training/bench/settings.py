@@ -9,7 +9,7 @@ from pathlib import Path
 
 from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QWEN_IMAGE, QwenArchitecture
-from teasr_core.weight_files.builtin_file import shipped_base
+from teasr_core.weight_files.base_file import shipped_base
 
 from ..config.distill import BUILTIN, DistillConfig, check_distill
 from ..config.toml import from_mapping, read_toml

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from teasr_core.cli.commands import OneLineParser, one_line
+from teasr_core.cli.exit_codes import BAD_INPUT, INTERRUPTED
 from teasr_core.cli.terminal import lasting_streams, write_line
 from teasr_core.errors import TeasrError
 
@@ -28,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return args.run(args)
         except TeasrError as error:
             write_line(f"error: {one_line(error)}", sys.stderr)
-            return 2
+            return BAD_INPUT
         except KeyboardInterrupt:  # a trainer has saved by then; the same command goes on
             write_line("interrupted: run the same command again to go on", sys.stderr)
-            return 130
+            return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:

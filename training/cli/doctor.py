@@ -7,6 +7,8 @@ import dataclasses
 import json
 from typing import Any
 
+from teasr_core.cli.exit_codes import BAD_INPUT, DONE
+
 from ..config.presets import config_file
 
 
@@ -27,8 +29,8 @@ def _doctor(args: argparse.Namespace) -> int:
     missing = sum(finding.level == MISSING for finding in findings)
     if args.json:
         print(json.dumps({"missing": missing, "findings": [dataclasses.asdict(finding) for finding in findings]}))
-        return 2 if missing else 0
+        return BAD_INPUT if missing else DONE
     for finding in findings:
         print(finding.line())
     print(f"{missing} missing" if missing else "nothing is missing")
-    return 2 if missing else 0
+    return BAD_INPUT if missing else DONE

@@ -10,12 +10,12 @@ from pydantic import Field, Strict, field_validator, with_config
 
 from teasr_core.errors import ConfigError
 
-from ..degradation.settings import PRESETS
+from ..degradation.presets import PRESETS
 from .fields import TABLE, Count, Decay, Natural, Number, Positive, Switch, Weight, one_of
 
 PERCEPTUALS = ("none", "lpips-squeeze", "lpips-alex", "lpips-vgg")
 LOSS_SPACES = ("pixel", "latent")
-KINDS = ("adamw", "adamw-8bit", "adamw-cpu")
+OPTIMISER_KINDS = ("adamw", "adamw-8bit", "adamw-cpu")
 
 
 @with_config(TABLE)
@@ -99,7 +99,7 @@ class OptimConfig:
 @with_config(TABLE)
 @dataclass(frozen=True)
 class DistillOptimConfig:
-    kind: Annotated[str, one_of(KINDS)] = "adamw"  # run/optimizers.py
+    kind: Annotated[str, one_of(OPTIMISER_KINDS)] = "adamw"  # run/optimizers.py
     lr: Positive = 5e-5
     lr_end: Weight = 5e-5  # reached linearly at the last step
     warmup_steps: Natural = 0

@@ -12,7 +12,7 @@ from teasr_core.errors import InputError
 
 from .kernels import KernelSpec, make_kernel, pick, sample_blur, sample_sinc
 from .ops import INTERPOLATIONS, add_gaussian_noise, add_poisson_noise, filter_image, jpeg, resize_image, to_uint8
-from .settings import HEAVY, LIGHT, PRESETS, Degradation, StageSettings
+from .presets import HEAVY, LIGHT, PRESETS, Degradation, StageSettings
 
 __all__ = ["HEAVY", "LIGHT", "PRESETS", "Degradation", "Plan", "StagePlan", "apply_plan", "degrade", "sample_plan"]
 

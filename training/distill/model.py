@@ -12,7 +12,7 @@ from torch import nn
 from teasr_core.codec.dct import DctCodec
 from teasr_core.codec.protocol import Codec
 from teasr_core.model.qwen_velocity import QwenVelocity
-from teasr_core.weight_files.builtin_file import codec_to_json, encoder_tensors
+from teasr_core.weight_files.base_file import codec_to_json, encoder_tensors
 
 from ..config.distill import DistillConfig
 from ..frozen_base.load import load_training_base

@@ -18,7 +18,15 @@ def loss_weights(config: DistillConfig, step: int) -> LossWeights:
     loss = config.loss
     ramp = rectify_ramp(config.train.steps)
     share = 1.0 if ramp == 0 else min(1.0, max(0.0, (step - ramp) / ramp))
-    return LossWeights(loss.data, loss.lpips, loss.flow, loss.cons, loss.adv, loss.rectify * share, loss.lattice)
+    return LossWeights(
+        data=loss.data,
+        lpips=loss.lpips,
+        flow=loss.flow,
+        cons=loss.cons,
+        adv=loss.adv,
+        rectify=loss.rectify * share,
+        lattice=loss.lattice,
+    )
 
 
 def rectify_ramp(steps: int) -> int:

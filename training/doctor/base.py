@@ -28,7 +28,7 @@ def base_findings(config: Any) -> Iterator[Finding]:
 def _transformer(config: Any) -> Iterator[Finding]:
     path = Path(config.base.path)
     try:
-        from teasr_core.weight_files.builtin_file import read_base
+        from teasr_core.weight_files.base_file import read_base
         from teasr_core.weight_files.file_kind import Kind, detect
         from teasr_core.weight_files.qwen_file import read_qwen
 
@@ -47,7 +47,7 @@ def _transformer(config: Any) -> Iterator[Finding]:
 def _settings(config: Any, is_qwen: bool = False) -> Iterator[Finding]:
     """A finding for a setting that does not fit the base; none where all settings do."""
     try:
-        from teasr_core.weight_files.builtin_file import read_base, shipped_base
+        from teasr_core.weight_files.base_file import read_base, shipped_base
 
         from ..frozen_base.settings import base_dtype, check_dtc
 

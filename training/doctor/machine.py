@@ -101,11 +101,11 @@ def builtin_finding(is_needed: bool) -> Finding:
     from teasr_core.errors import TeasrError
 
     try:
-        from teasr_core.weight_files import builtin_file
+        from teasr_core.weight_files import base_file
         from teasr_core.weight_files.lora_file import fingerprint
 
-        base = builtin_file.shipped_base()
-        lora = builtin_file.shipped_lora(base)
+        base = base_file.shipped_base()
+        lora = base_file.shipped_lora(base)
         print_ = fingerprint(base.tensors)[:12]
     except TeasrError as error:
         return Finding(MISSING if is_needed else NOTE, "built-in", str(error), "install the pack again")

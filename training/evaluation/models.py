@@ -26,7 +26,7 @@ from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import Restorer
 from teasr_core.sampling.schedule import manual_plan
 from teasr_core.tiling import tile_in_latent
-from teasr_core.weight_files import builtin_file
+from teasr_core.weight_files import base_file
 from teasr_core.weight_files.lora_file import LoraFile, check_base, read_lora
 from teasr_core.weight_files.safetensors_reader import read_tensors
 
@@ -66,9 +66,9 @@ class EvalModel:
         files = {"base": self.base} | ({"lora": self.lora} if self.lora else {})
         return {role: file_sha256(path) for role, path in files.items()}
 
-    def read(self) -> tuple[builtin_file.BuiltinFile, LoraFile | None]:
+    def read(self) -> tuple[base_file.BaseFile, LoraFile | None]:
         """Both files, checked against each other. Errors as `read_base`, `read_lora` and `check_base`."""
-        base = builtin_file.read_base(self.base)
+        base = base_file.read_base(self.base)
         if self.lora is None:
             return base, None
         lora = read_lora(self.lora)
@@ -79,7 +79,7 @@ class EvalModel:
         """Build the model on the CPU. Errors as `read` and `build_velocity`."""
         base, lora = self.read()
         dtype = DTYPES[settings.dtype]
-        restorer = Restorer(base, builtin_file.build_velocity(base, lora, dtype=dtype), dtype)
+        restorer = Restorer(base, base_file.build_velocity(base, lora, dtype=dtype), dtype)
 
         def restore(lr: np.ndarray, size: TargetSize, steps: int) -> np.ndarray:
             image = torch.tensor(lr).permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
@@ -99,7 +99,7 @@ def parse_models(texts: Sequence[str], base: Path | None = None) -> list[EvalMod
     if texts and base is not None:
         raise InputError("--base and --model are both given: expected one; write --model NAME=FILE for the base too")
     if base is not None:
-        builtin_file.read_base(base)
+        base_file.read_base(base)
         return [EvalModel("base", str(base), base, None)]
     models = [parse_model(text) for text in texts] or [resolve_model(BUILTIN, BUILTIN)]
     check_names([model.name for model in models], "--model")
@@ -146,9 +146,9 @@ def check_names(names: Sequence[str], flag: str, other_names: Sequence[str] = ()
 
 def resolve_model(name: str, spec: str) -> EvalModel:
     """The files behind a SPEC. Raises ModelFileError where there is no such file or it is of another kind."""
-    shipped = builtin_file.ASSETS / builtin_file.BASE_NAME
+    shipped = base_file.ASSETS / base_file.BASE_NAME
     if spec == BUILTIN:
-        lora = builtin_file.ASSETS / builtin_file.LORA_NAME
+        lora = base_file.ASSETS / base_file.LORA_NAME
         return EvalModel(name, spec, shipped, lora if lora.is_file() else None)
     if spec == BUILTIN_BASE:
         return EvalModel(name, spec, shipped, None)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from teasr_core.model.architecture import QwenArchitecture
-from teasr_core.weight_files.builtin_file import base_metadata, codec_from_json, encoder_from_file
+from teasr_core.weight_files.base_file import base_metadata, codec_from_json, encoder_from_file
 from teasr_core.weight_files.lora_file import PROMPT_KEY
 
 from ..config.pretrain import ModelConfig, architecture_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from teasr_core.weight_files import builtin_file
+from teasr_core.weight_files import base_file
 from teasr_core.weight_files.file_kind import Kind, detect
 
 from ..config.distill import BUILTIN, DistillConfig
@@ -22,10 +22,10 @@ def load_training_base(config: DistillConfig, device: torch.device, note: Callab
     ConfigError for a setting that does not go with the base.
     """
     if config.base.path == BUILTIN:
-        return _teasr_base(builtin_file.shipped_base(), config, device, note)
+        return _teasr_base(base_file.shipped_base(), config, device, note)
     path = Path(config.base.path)
     if detect(path, "transformer").kind == Kind.QWEN_TRANSFORMER:
         from .qwen_base import load_qwen_base
 
         return load_qwen_base(path, config, device, note)
-    return _teasr_base(builtin_file.read_base(path), config, device, note)
+    return _teasr_base(base_file.read_base(path), config, device, note)

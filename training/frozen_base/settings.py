@@ -15,7 +15,7 @@ from teasr_core.device import DTYPES
 from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.qwen_velocity import QwenVelocity
-from teasr_core.weight_files.builtin_file import BuiltinFile
+from teasr_core.weight_files.base_file import BaseFile
 
 from ..config.distill import DistillConfig
 from ..memory.apply import PreparedMemory
@@ -35,7 +35,7 @@ class TrainingBase:
     architecture: QwenArchitecture
     base_id: str
     base_fingerprint: str
-    file: BuiltinFile | None = None
+    file: BaseFile | None = None
 
 
 def memory_plan(config: DistillConfig, architecture: QwenArchitecture, prompt_tokens: int) -> MemoryPlan:
@@ -81,7 +81,7 @@ def base_dtype(config: DistillConfig, automatic: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def check_dtc(file: BuiltinFile, config: DistillConfig) -> None:
+def check_dtc(file: BaseFile, config: DistillConfig) -> None:
     """ConfigError where `ablation.dtc` is not what the base was trained with."""
     if file.use_dtc != config.ablation.dtc:
         raise ConfigError(

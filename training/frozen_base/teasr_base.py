@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from teasr_core.weight_files import builtin_file
-from teasr_core.weight_files.builtin_file import BuiltinFile
+from teasr_core.weight_files import base_file
+from teasr_core.weight_files.base_file import BaseFile
 from teasr_core.weight_files.lora_file import fingerprint
 
 from ..config.distill import DistillConfig
@@ -16,7 +16,7 @@ from .settings import FLOAT32_BUDGET, TrainingBase, base_dtype, check_dtc, memor
 
 
 def _teasr_base(
-    file: BuiltinFile, config: DistillConfig, device: torch.device, note: Callable[[str], None]
+    file: BaseFile, config: DistillConfig, device: torch.device, note: Callable[[str], None]
 ) -> TrainingBase:
     check_dtc(file, config)
     found = memory_plan(config, file.architecture, file.prompt_embeds.shape[0])
@@ -25,7 +25,7 @@ def _teasr_base(
         note(found.format_table())
         if dtype == torch.float32:
             note(FLOAT32_BUDGET)
-    velocity = builtin_file.build_velocity(file, dtype=dtype)
+    velocity = base_file.build_velocity(file, dtype=dtype)
     velocity.prompt_embeds = velocity.prompt_embeds.to(device)
     return TrainingBase(
         velocity=velocity,

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from teasr_core.codec.condition_encoder import ConditionEncoder
 from teasr_core.codec.dct import DCT_CHANNELS, DctCodec, image_to_coefficients
-from teasr_core.codec.lq_encoder import ConditionEncoder
 from teasr_core.errors import ConfigError
 from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
-from teasr_core.weight_files.builtin_file import codec_from_json, codec_to_json, read_base
+from teasr_core.weight_files.base_file import codec_from_json, codec_to_json, read_base
 
 from ..config.pretrain import ModelConfig, architecture_of
 from ..config.shared import DataConfig

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from teasr_core.errors import ConfigError
-from teasr_core.weight_files.builtin_file import codec_from_json, codec_to_json
+from teasr_core.weight_files.base_file import codec_from_json, codec_to_json
 
 from ..config.pretrain import PretrainConfig
 from ..config.stage import split_roles

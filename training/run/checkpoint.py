@@ -95,6 +95,6 @@ def _unreadable(path: Path, error: Exception) -> ModelFileError:
 def _state(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if STATE_KEY not in metadata:
         raise ModelFileError(
-            f"{path} is no training checkpoint: expected a file written by `python -m training pretrain`"
+            f"{path} is no training checkpoint: expected one of those that `pretrain` or `distill` saves"
         )
     return json.loads(metadata[STATE_KEY])

@@ -10,8 +10,8 @@ from PIL import Image
 
 from helpers.tiny import model as tiny
 from teasr_core.picture_files.read import load_picture
-from teasr_core.weight_files import builtin_file
-from teasr_core.weight_files.builtin_file import BASE_NAME, LORA_NAME
+from teasr_core.weight_files import base_file
+from teasr_core.weight_files.base_file import BASE_NAME, LORA_NAME
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
@@ -182,7 +182,7 @@ def test_options_that_act(tmp_path, upscale):
 def test_the_shipped_adapter_is_used_when_there_is_one(tmp_path, upscale, monkeypatch):
     source = tiny.write_picture(tmp_path / "in.png")
     upscale(source, tmp_path / "base.png")
-    monkeypatch.setattr(builtin_file, "ASSETS", tiny.write_assets(tmp_path / "assets"))
+    monkeypatch.setattr(base_file, "ASSETS", tiny.write_assets(tmp_path / "assets"))
     lora = tiny.write_lora(tmp_path / "assets" / LORA_NAME)
     upscale(source, tmp_path / "shipped.png")
     upscale(source, tmp_path / "named.png", "--lora", lora)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.tiny import model as tiny
 from teasr_core.model.architecture import QwenArchitecture
-from teasr_core.weight_files.builtin_file import BASE_NAME
+from teasr_core.weight_files.base_file import BASE_NAME
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
@@ -222,9 +222,9 @@ def test_a_lora_of_another_base_can_be_allowed(tmp_path, run):
 
 
 def test_a_missing_or_broken_built_in_model(tmp_path, refused, monkeypatch):
-    from teasr_core.weight_files import builtin_file
+    from teasr_core.weight_files import base_file
 
-    monkeypatch.setattr(builtin_file, "ASSETS", tmp_path)
+    monkeypatch.setattr(base_file, "ASSETS", tmp_path)
     source = tiny.write_picture(tmp_path / "in.png")
     refused("upscale", source, "-o", tmp_path / "out.png")
     refused("demo", "-o", tmp_path / "out.png")

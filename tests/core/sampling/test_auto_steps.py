@@ -16,7 +16,7 @@ from teasr_core.sampling.sampler import initial_noise
 from teasr_core.sampling.schedule import MAX_STEPS, linear_taus, manual_plan
 from teasr_core.sampling.tiled_velocity import TiledVelocity
 from teasr_core.tiling import plan_tiles
-from teasr_core.weight_files.builtin_file import build_velocity
+from teasr_core.weight_files.base_file import build_velocity
 
 TOLERANCES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 

@@ -13,7 +13,7 @@ from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import Restorer
 from teasr_core.sampling.sampler import initial_noise, sample, scaled_noise
 from teasr_core.sampling.schedule import linear_taus, manual_plan
-from teasr_core.weight_files.builtin_file import build_velocity
+from teasr_core.weight_files.base_file import build_velocity
 
 DIAL = (0.0, 0.25, 0.5, 0.75, 1.0)
 STEPS = (1, 2, 4, 8)

@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from teasr_core.codec.condition_encoder import ConditionEncoder
 from teasr_core.codec.dct import DCT_CHANNELS, DctCodec
-from teasr_core.codec.lq_encoder import ConditionEncoder
 from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.branch_lora import BLOCK_TARGETS, BranchLora, target_paths
 from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
-from teasr_core.weight_files import builtin_file
-from teasr_core.weight_files.builtin_file import BASE_NAME, base_metadata, encoder_tensors
+from teasr_core.weight_files import base_file
+from teasr_core.weight_files.base_file import BASE_NAME, base_metadata, encoder_tensors
 from teasr_core.weight_files.lora_file import PROMPT_KEY, fingerprint, lora_metadata, lora_tensors
 
 ARCHITECTURE = QwenArchitecture(
@@ -152,8 +152,8 @@ def write_lora(path: Path, architecture: QwenArchitecture = ARCHITECTURE, **chan
     return path
 
 
-def read_tiny_base(folder: Path) -> builtin_file.BuiltinFile:
-    return builtin_file.read_base(write_base(folder / BASE_NAME))
+def read_tiny_base(folder: Path) -> base_file.BaseFile:
+    return base_file.read_base(write_base(folder / BASE_NAME))
 
 
 def pixels(height: int, width: int, channels: int, dtype: type = np.uint8) -> np.ndarray:

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from teasr_core.errors import ConfigError, InputError
-from teasr_core.weight_files.builtin_file import build_velocity, read_base
+from teasr_core.weight_files.base_file import build_velocity, read_base
 from teasr_core.weight_files.lora_file import check_base, fingerprint, read_lora
 from training.ablation.arms import ARMS, train_arms
 from training.distill.trainer import Distiller

@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_refused_before_a_weight_is_read(request, tmp_path,
     path = request.getfixturevalue(base)
     monkeypatch.setattr(qwen_base, "load_packed", read)
     monkeypatch.setattr(qwen_base, "load_qwen_vae", read)
-    monkeypatch.setattr("teasr_core.weight_files.builtin_file.build_velocity", read)
+    monkeypatch.setattr("teasr_core.weight_files.base_file.build_velocity", read)
     assert main(["distill", path, "--vram", "0.5"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: 0.5 GiB of GPU memory at 32 px")

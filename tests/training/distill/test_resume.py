@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from helpers.tiny import model as tiny
 from helpers.tiny.distill_run import assert_equal, changed, newest
 from teasr_core.errors import ConfigError, ModelFileError
-from teasr_core.weight_files.builtin_file import base_metadata
+from teasr_core.weight_files.base_file import base_metadata
 from teasr_core.weight_files.lora_file import PROMPT_KEY
 from training.config.toml import to_mapping
 from training.distill.resume import check_resumable

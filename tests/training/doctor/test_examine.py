@@ -13,7 +13,7 @@ from helpers.tiny import distill_run as tiny_distill_run
 from helpers.tiny import qwen as tiny_qwen
 from helpers.tiny import run as tiny_run
 from teasr_core.errors import ConfigError
-from teasr_core.weight_files import builtin_file
+from teasr_core.weight_files import base_file
 from teasr_core.weight_files.lora_file import fingerprint
 from training.cli.commands import main
 from training.config.pretrain import load_config
@@ -152,15 +152,15 @@ def test_lines_stay_lines():
 
 
 def test_the_built_in_model(monkeypatch, tmp_path):
-    shipped = builtin_file.shipped_base()
+    shipped = base_file.shipped_base()
     assert builtin_finding(True).text.startswith(
         f"{shipped.path.name} reads, fingerprint {fingerprint(shipped.tensors)[:12]}"
     )
-    (tmp_path / builtin_file.BASE_NAME).write_bytes(shipped.path.read_bytes()[:5000])
-    monkeypatch.setattr(builtin_file, "ASSETS", tmp_path)
+    (tmp_path / base_file.BASE_NAME).write_bytes(shipped.path.read_bytes()[:5000])
+    monkeypatch.setattr(base_file, "ASSETS", tmp_path)
     assert builtin_finding(True).level == MISSING and "safetensors" in builtin_finding(True).text
     assert builtin_finding(False).level == NOTE
-    (tmp_path / builtin_file.BASE_NAME).unlink()
+    (tmp_path / base_file.BASE_NAME).unlink()
     assert "is missing from" in builtin_finding(True).text
 
 

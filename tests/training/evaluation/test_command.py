@@ -10,7 +10,7 @@ from PIL import Image
 from helpers.tiny import evaluation as tiny_eval
 from helpers.tiny import model as tiny
 from teasr_core.sampling.schedule import parse_steps
-from teasr_core.weight_files import builtin_file
+from teasr_core.weight_files import base_file
 from training.ablation import arms as ablation
 from training.ablation.arms import ARMS, TrainedArm
 from training.cli import eval_run as command
@@ -20,7 +20,7 @@ from training.cli.commands import build_parser, main
 @pytest.fixture
 def assets(tmp_path, monkeypatch):
     folder = tiny.write_assets(tmp_path / "assets")
-    monkeypatch.setattr(builtin_file, "ASSETS", folder)
+    monkeypatch.setattr(base_file, "ASSETS", folder)
     return folder
 
 
@@ -58,7 +58,7 @@ def test_two_models_on_pairs_make_every_file_and_the_second_run_nothing_new(tmp_
     def no_model(*args, **kwargs):
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr(builtin_file, "build_velocity", no_model)
+    monkeypatch.setattr(base_file, "build_velocity", no_model)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.suffix != ".png"}
     assert run(*arguments) == 0
     assert "made 0 of 14 results" in capsys.readouterr().err
@@ -131,7 +131,7 @@ def test_the_form_of_before_still_parses():
 def test_an_ablation_is_compared_in_the_form_of_table_3(tmp_path, assets, capsys, monkeypatch):
     """The arms are made here; training them is tests/training/ablation/test_arms.py's."""
     pairs, out = tiny_eval.write_pairs(tmp_path / "RealSR", 2, side=64), tmp_path / "out"
-    base = assets / builtin_file.BASE_NAME
+    base = assets / base_file.BASE_NAME
     arms = [
         TrainedArm(arm, base, tiny.write_lora(tmp_path / f"{arm.name}.safetensors", **{"teasr.step": str(index)}))
         for index, arm in enumerate(ARMS)

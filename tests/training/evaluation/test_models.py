@@ -10,14 +10,14 @@ from helpers.tiny import evaluation as tiny_eval
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError, LoraFileError, ModelFileError
 from teasr_core.image.target_size import TargetSize
-from teasr_core.weight_files import builtin_file
+from teasr_core.weight_files import base_file
 from training.evaluation.models import EvalSettings, parse_models
 
 
 @pytest.fixture
 def assets(tmp_path, monkeypatch):
     folder = tiny.write_assets(tmp_path / "assets")
-    monkeypatch.setattr(builtin_file, "ASSETS", folder)
+    monkeypatch.setattr(base_file, "ASSETS", folder)
     return folder
 
 
@@ -35,7 +35,7 @@ def test_each_spec_runs_what_it_names(tmp_path, assets):
     assert np.array_equal(pictures["a"], pictures["b"])  # no LoRA is shipped yet
     assert np.array_equal(pictures["b"], pictures["d"]) and np.array_equal(pictures["c"], pictures["e"])
     assert not np.array_equal(pictures["b"], pictures["c"])
-    shutil.copy(lora, assets / builtin_file.LORA_NAME)
+    shutil.copy(lora, assets / base_file.LORA_NAME)
     with_shipped = parse_models(["a=builtin", "b=builtin-base"])
     assert np.array_equal(restored(with_shipped[0]), pictures["c"])
     assert np.array_equal(restored(with_shipped[1]), pictures["b"])

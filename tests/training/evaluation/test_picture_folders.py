@@ -10,7 +10,7 @@ from PIL import Image
 from helpers.tiny import evaluation as tiny_eval
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError
-from teasr_core.weight_files import builtin_file
+from teasr_core.weight_files import base_file
 from training.cli.commands import main
 from training.evaluation.datasets import open_datasets
 from training.evaluation.metrics.pictures import psnr_y
@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, pairs):
 
 
 def test_the_command_puts_them_beside_the_model_and_the_second_run_does_nothing(tmp_path, pairs, capsys, monkeypatch):
-    monkeypatch.setattr(builtin_file, "ASSETS", tiny.write_assets(tmp_path / "assets"))
+    monkeypatch.setattr(base_file, "ASSETS", tiny.write_assets(tmp_path / "assets"))
     results, out = write_results(tmp_path / "results", suffix="webp"), tmp_path / "out"
     command = ["eval", pairs, out, "--pictures", f"x4plus={results}", "--steps", "1", "--dtype", "fp32"]
     command = [*map(str, command), "--pyiqa", "none"]

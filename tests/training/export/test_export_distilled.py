@@ -5,7 +5,7 @@ import torch
 
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError
-from teasr_core.weight_files.builtin_file import build_velocity, read_base
+from teasr_core.weight_files.base_file import build_velocity, read_base
 from teasr_core.weight_files.lora_file import check_base, fingerprint, read_lora
 from training.cli.commands import main
 from training.config.distill import AdapterConfig, BaseConfig, DistillConfig, TrainConfig

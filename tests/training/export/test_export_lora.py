@@ -11,7 +11,7 @@ from helpers.tiny import distill as tiny_distill
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError, ModelFileError, TeasrError
 from teasr_core.model.branch_lora import BLOCK_TARGETS, BranchLora, target_paths
-from teasr_core.weight_files.builtin_file import build_velocity, read_base
+from teasr_core.weight_files.base_file import build_velocity, read_base
 from teasr_core.weight_files.lora_file import PROMPT_KEY, check_base, fingerprint, read_lora
 from training.cli.commands import main
 from training.export.lora import export_lora, without_folders

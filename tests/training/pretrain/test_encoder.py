@@ -10,7 +10,7 @@ from PIL import Image
 from helpers.tiny import model as tiny
 from helpers.tiny.run import ALL_ROLES, MODEL
 from teasr_core.errors import ConfigError
-from teasr_core.weight_files.builtin_file import encoder_tensors, read_base
+from teasr_core.weight_files.base_file import encoder_tensors, read_base
 from training.config.pretrain import ModelConfig, StageConfig, load_config
 from training.export.base import export_base
 from training.objective.texture import lattice_loss

@@ -11,7 +11,7 @@ from teasr_core.image.target_size import TargetSize
 from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import load_restorer
 from teasr_core.sampling.schedule import manual_plan
-from teasr_core.weight_files.builtin_file import ASSETS
+from teasr_core.weight_files.base_file import ASSETS
 from training.degradation.degrade import LIGHT, degrade
 
 SIDE = 256

@@ -15,7 +15,7 @@ from teasr_core.errors import InputError
 from teasr_core.model.flow import interpolate
 from teasr_core.sampling.sampler import initial_noise, sample
 from teasr_core.sampling.schedule import linear_taus
-from teasr_core.weight_files import builtin_file
+from teasr_core.weight_files import base_file
 from training.cli.commands import main
 from training.config.pretrain import PretrainConfig, StageConfig
 from training.config.toml import to_mapping
@@ -255,13 +255,13 @@ def test_an_exported_file_is_the_averaged_model(config, tmp_path):
     trainer.train()
     summary = export_base(Path(run.run.output_dir), tmp_path / "base.safetensors")
     assert summary["steps"] == 6
-    base = builtin_file.read_base(tmp_path / "base.safetensors")
+    base = base_file.read_base(tmp_path / "base.safetensors")
     assert (base.prediction, base.use_dtc, base.training["samples"]) == ("lq_residual", True, 24)
     assert torch.equal(base.codec.std, trainer.codec.std)
     assert all(tensor.dtype == torch.bfloat16 for tensor in base.tensors.values())
     z_t, z_lq = tiny.latents()
     arguments = z_t, torch.tensor([1.0, 0.5]), z_lq, torch.tensor([0.0, 0.2])
-    found = builtin_file.build_velocity(base).clean(*arguments) - z_lq  # what the network says
+    found = base_file.build_velocity(base).clean(*arguments) - z_lq  # what the network says
     wanted, raw = (m.velocity().clean(*arguments) - z_lq for m in (trainer.ema_model(), trainer.model))
     assert float((found - wanted).norm() / wanted.norm()) < 0.02  # bf16 weights
     assert float((found - raw.detach()).norm() / wanted.norm()) > 0.05  # and not the raw ones
@@ -292,7 +292,7 @@ def test_an_existing_file_is_replaced_only_when_asked(config, tmp_path, capsys):
     assert "exists already: give another name or pass --overwrite" in capsys.readouterr().err
     assert out.read_text() == "mine"
     assert main([*command, "--overwrite"]) == 0
-    assert builtin_file.read_base(out).training["steps"] == 1
+    assert base_file.read_base(out).training["steps"] == 1
 
 
 def test_a_base_of_any_size_is_exported(tmp_path):
@@ -301,11 +301,11 @@ def test_a_base_of_any_size_is_exported(tmp_path):
     untrained = PretrainModel(model, seed=0)
     codec, config = tiny.codec(), to_mapping(PretrainConfig(model=model))
     tensors = {f"ema.{name}": parameter for name, parameter in untrained.named_parameters()}
-    state = {"config": config, "codec": builtin_file.codec_to_json(codec), "samples": 0, "seconds": 0.0}
+    state = {"config": config, "codec": base_file.codec_to_json(codec), "samples": 0, "seconds": 0.0}
     save_checkpoint(tmp_path, 1, tensors, state, keep=1)
     export_base(tmp_path, tmp_path / "base.safetensors")
     assert (tmp_path / "base.safetensors").stat().st_size > 48 * 2**20
-    assert builtin_file.read_base(tmp_path / "base.safetensors").codec.condition_encoder.blocks == 25
+    assert base_file.read_base(tmp_path / "base.safetensors").codec.condition_encoder.blocks == 25
 
 
 # The command

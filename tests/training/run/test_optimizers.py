@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from teasr_core.errors import ConfigError
-from training.config.shared import KINDS, DistillOptimConfig
+from training.config.shared import OPTIMISER_KINDS, DistillOptimConfig
 from training.run.optimizers import NamedOptimizer
 
 SHAPES = {"a.lora_A.weight": (64, 80), "a.lora_B.weight": (80, 64), "b.bias": (7,)}  # 8 bits from 4096 values on
@@ -87,7 +87,7 @@ def test_bf16_weights_follow_float32_masters():
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [*((kind, torch.float32) for kind in KINDS), ("adamw-cpu", torch.bfloat16)],
+    ("kind", "dtype"), [*((kind, torch.float32) for kind in OPTIMISER_KINDS), ("adamw-cpu", torch.bfloat16)],
 )  # fmt: skip
 def test_the_state_survives_a_file(tmp_path, kind, dtype):
     whole = parameters(dtype)

@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.tiny import model as tiny
-from teasr_core.codec import lq_encoder
+from teasr_core.codec import condition_encoder
+from teasr_core.codec.condition_encoder import ConditionEncoder, load_condition_encoder
 from teasr_core.codec.dct import DCT_CHANNELS, DctCodec
-from teasr_core.codec.lq_encoder import ConditionEncoder, load_condition_encoder
 from teasr_core.codec.protocol import Codec
 from teasr_core.errors import ModelFileError
 from teasr_core.image.target_size import TargetSize
 from teasr_core.report import SamplingRecord
 from teasr_core.restore import RestoreOptions, restore
-from teasr_core.weight_files.builtin_file import ENCODER_KEY, ENCODER_PREFIX, read_base
+from teasr_core.weight_files.base_file import ENCODER_KEY, ENCODER_PREFIX, read_base
 from training.objective.losses import weighted_mse
 
 
@@ -68,8 +68,8 @@ def test_tiles_are_the_whole_but_for_their_edges(monkeypatch, shape):
     z = torch.randn(1, DCT_CHANNELS, *shape, generator=tiny.generator(1))
     whole = encoder.in_tiles(z)
     assert torch.allclose(whole, encoder(z), atol=1e-5)
-    monkeypatch.setattr(lq_encoder, "TILE", 16)
-    monkeypatch.setattr(lq_encoder, "OVERLAP", 8)
+    monkeypatch.setattr(condition_encoder, "TILE", 16)
+    monkeypatch.setattr(condition_encoder, "OVERLAP", 8)
     tiled = encoder.in_tiles(z)
     assert tiled.shape == z.shape
     change = (whole - z).square().mean()

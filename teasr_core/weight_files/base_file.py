@@ -1,7 +1,7 @@
 """Files of the built-in model: a base transformer, its codec and, once distilled, its LoRA
 (docs/decisions.md#built-in-files).
 
-Reading a file needs neither diffusers nor ComfyUI: both hosts build their own transformer from `BuiltinFile`.
+Reading a file needs neither diffusers nor ComfyUI: both hosts build their own transformer from `BaseFile`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..codec.condition_encoder import ConditionEncoder, load_condition_encoder
 from ..codec.dct import DCT_CHANNELS, DctCodec
-from ..codec.lq_encoder import ConditionEncoder, load_condition_encoder
 from ..errors import ModelFileError
 from ..model.architecture import PREDICTIONS, QwenArchitecture
 from .lora_file import PROMPT_KEY, LoraFile, check_base, read_lora
@@ -37,7 +37,7 @@ ENCODER_KEY = "teasr.condition_encoder"
 
 
 @dataclass(frozen=True)
-class BuiltinFile:
+class BaseFile:
     """A base file as it lies on disk: `tensors` are the transformer's (diffusers and ComfyUI share the keys)."""
 
     path: Path
@@ -67,7 +67,7 @@ def base_metadata(
     }
 
 
-def read_base(path: Path) -> BuiltinFile:
+def read_base(path: Path) -> BaseFile:
     """Read and check a base file. ModelFileError when it is damaged or of another kind."""
     tensors, metadata = read_tensors(path)
     if metadata.get("teasr.kind") != "base" or metadata.get("teasr.format") != "1":
@@ -97,7 +97,7 @@ def read_base(path: Path) -> BuiltinFile:
             f"{path.name}: '{PROMPT_KEY}' has shape {tuple(prompt_embeds.shape)}, expected "
             f"(T, {architecture.text_width}): get the file again"
         )
-    return BuiltinFile(
+    return BaseFile(
         path=path,
         architecture=architecture,
         prediction=prediction,
@@ -148,7 +148,7 @@ def codec_from_json(values: Mapping[str, Any], condition_encoder: ConditionEncod
     return DctCodec(values["mean"], values["std"], condition_encoder)
 
 
-def shipped_base() -> BuiltinFile:
+def shipped_base() -> BaseFile:
     """The base that comes with the pack."""
     path = ASSETS / BASE_NAME
     if not path.exists():
@@ -156,7 +156,7 @@ def shipped_base() -> BuiltinFile:
     return read_base(path)
 
 
-def shipped_lora(base: BuiltinFile) -> LoraFile | None:
+def shipped_lora(base: BaseFile) -> LoraFile | None:
     """The LoRA that comes with the pack, or None while the built-in model is a base alone."""
     path = ASSETS / LORA_NAME
     if not path.exists():
@@ -167,7 +167,7 @@ def shipped_lora(base: BuiltinFile) -> LoraFile | None:
 
 
 def build_velocity(
-    base: BuiltinFile, lora: LoraFile | None = None, lora_strength: float = 1.0, dtype: torch.dtype = torch.float32
+    base: BaseFile, lora: LoraFile | None = None, lora_strength: float = 1.0, dtype: torch.dtype = torch.float32
 ) -> QwenVelocity:
     """The standalone (diffusers) velocity of a base file with an optional adapter, on the CPU."""
     from ..model.branch_lora import BranchLora

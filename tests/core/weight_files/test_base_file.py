@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from helpers.tiny import model as tiny
 from teasr_core.errors import LoraFileError, ModelFileError
-from teasr_core.weight_files import builtin_file
-from teasr_core.weight_files.builtin_file import (
+from teasr_core.weight_files import base_file
+from teasr_core.weight_files.base_file import (
     BASE_NAME,
     LORA_NAME,
     base_metadata,
@@ -164,13 +164,13 @@ def test_other_files_are_refused(path, damage):
 
 
 def test_a_missing_base_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(builtin_file, "ASSETS", tmp_path)
+    monkeypatch.setattr(base_file, "ASSETS", tmp_path)
     with pytest.raises(ModelFileError, match="install the pack again"):
         shipped_base()
 
 
 def test_a_base_alone_is_fine_and_a_foreign_lora_beside_it_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(builtin_file, "ASSETS", tiny.write_assets(tmp_path))
+    monkeypatch.setattr(base_file, "ASSETS", tiny.write_assets(tmp_path))
     base = shipped_base()
     assert shipped_lora(base) is None
     tiny.write_lora(tmp_path / LORA_NAME)
@@ -182,14 +182,14 @@ def test_a_base_alone_is_fine_and_a_foreign_lora_beside_it_is_not(tmp_path, monk
 
 @pytest.fixture
 def shipped():
-    if not (builtin_file.ASSETS / BASE_NAME).exists():
+    if not (base_file.ASSETS / BASE_NAME).exists():
         pytest.skip(f"{BASE_NAME} is not in teasr_core/assets yet: it comes from `python -m training export`")
     return shipped_base()
 
 
 def test_shipped_base_is_whole_and_small(shipped):
     names = [BASE_NAME, LORA_NAME]
-    size = sum((builtin_file.ASSETS / name).stat().st_size for name in names if (builtin_file.ASSETS / name).exists())
+    size = sum((base_file.ASSETS / name).stat().st_size for name in names if (base_file.ASSETS / name).exists())
     assert size <= MAX_MIB * 2**20
     assert all(tensor.dtype == torch.bfloat16 for tensor in shipped.tensors.values())
     assert all(bool(torch.isfinite(tensor).all()) for tensor in shipped.tensors.values())
