@@ -12,7 +12,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..teasr_core.errors import LoraFileError
 from ..teasr_core.weight_files.lora_file import LoraFile, check_base, fingerprint, read_lora
 from .host.sockets import check_model
-from .inputs import lora_strength_input
+from .inputs import CATEGORY, lora_strength_input
 from .model.builtin_model import base_traits
 from .model.conditioning import prompt_conditioning
 from .model.dual_branch import DualBranch, attach
@@ -26,7 +26,7 @@ class TEASRApplyLoRA(io.ComfyNode):
         return io.Schema(
             node_id="TEASRApplyLoRA",
             display_name="TEASR Apply LoRA",
-            category="TEASR",
+            category=CATEGORY,
             description="Turns a Qwen-Image model into an any-step restorer. It replaces a TEASR LoRA on it.",
             search_aliases=["lora loader", "qwen image upscale", "teasr"],
             inputs=[

@@ -11,7 +11,7 @@ from ..teasr_core.image.target_size import TargetSize
 from ..teasr_core.restore import check_result
 from .host.images import from_host, to_host
 from .host.sockets import check_finite
-from .inputs import color_fix_input, color_strength_input
+from .inputs import CATEGORY, color_fix_input, color_strength_input
 
 
 class TEASRColorFix(io.ComfyNode):
@@ -20,7 +20,7 @@ class TEASRColorFix(io.ComfyNode):
         return io.Schema(
             node_id="TEASRColorFix",
             display_name="TEASR Color Fix",
-            category="TEASR",
+            category=CATEGORY,
             description="Crops the picture to the reference's size, even with off, and gives it the colours too.",
             search_aliases=["color match", "color transfer", "wavelet", "teasr"],
             inputs=[

@@ -11,7 +11,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..teasr_core.sampling.schedule import parse_steps
-from .inputs import picture_inputs, restoration_inputs
+from .inputs import CATEGORY, picture_inputs, restoration_inputs
 from .parts.expansion import Expansion, Link, ModelWires
 
 DEFAULT_STEPS = "1,2,4,8"
@@ -23,7 +23,7 @@ class TEASRCompareSteps(io.ComfyNode):
         return io.Schema(
             node_id="TEASRCompareSteps",
             display_name="TEASR Compare Steps",
-            category="TEASR",
+            category=CATEGORY,
             description="Restores a picture at several numbers of steps and lays the results side by side, labelled.",
             search_aliases=["grid", "xy plot", "steps", "compare", "teasr"],
             enable_expand=True,

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..teasr_core.restore import conditioning_image
 from .host.images import rgb_and_alpha, to_host
 from .host.sockets import check_conditioning
-from .inputs import max_megapixels_input, size_input, target_size
+from .inputs import CATEGORY, max_megapixels_input, size_input, target_size
 from .model.conditioning import Conditioning, with_lq
 from .run.run_notes import NOTES_KEY, RunNotes
 from .run.vae import picture_vae
@@ -27,7 +27,7 @@ class TEASRCondition(io.ComfyNode):
         return io.Schema(
             node_id="TEASRCondition",
             display_name="TEASR Condition",
-            category="TEASR",
+            category=CATEGORY,
             description="Resizes the image to the target size and gives it to the model as the picture to restore.",
             search_aliases=["reference latent", "super resolution", "teasr"],
             inputs=[

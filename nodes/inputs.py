@@ -1,4 +1,4 @@
-"""The widgets and wires that more than one node has. A node file imports them from here, never from another node."""
+"""The menu, widgets and wires that several nodes share. A node file imports them from here, never from another node."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..teasr_core.image.target_size import TRAINED_SCALE, SizeRequest, TargetSiz
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, MAX_TOLERANCE
 from ..teasr_core.sampling.schedule import MAX_STEPS, MIN_STEPS
 
+CATEGORY = "image/upscaling/TEASR"  # the place in the menu, inside ComfyUI's own menu of upscalers
 MAX_SIDE_PX = 16384
 MAX_TILE_PX = 16384
 MAX_SEED = 0xFFFFFFFFFFFFFFFF

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..teasr_core.device import DTYPES
 from ..teasr_core.weight_files import base_file
 from ..teasr_core.weight_files.lora_file import LoraFile
-from .inputs import lora_strength_input
+from .inputs import CATEGORY, lora_strength_input
 from .model.builtin_model import builtin_patcher
 from .model.conditioning import prompt_conditioning
 from .model.dct_vae import DctVAE
@@ -23,7 +23,7 @@ class TEASRLoadBuiltin(io.ComfyNode):
         return io.Schema(
             node_id="TEASRLoadBuiltin",
             display_name="TEASR Load Built-in Model",
-            category="TEASR",
+            category=CATEGORY,
             description="Loads the small restoration model that comes with TEASR; nothing is downloaded.",
             search_aliases=["upscale model", "super resolution", "restore", "teasr"],
             inputs=[

@@ -8,7 +8,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from .inputs import sampling_inputs
+from .inputs import CATEGORY, sampling_inputs
 from .model.conditioning import Conditioning
 from .run.sampling_jobs import sampling_jobs
 
@@ -19,7 +19,7 @@ class TEASRSampler(io.ComfyNode):
         return io.Schema(
             node_id="TEASRSampler",
             display_name="TEASR Sampler",
-            category="TEASR",
+            category=CATEGORY,
             description="Restores the picture that TEASRCondition put into the conditioning.",
             search_aliases=["ksampler", "super resolution", "teasr"],
             inputs=[

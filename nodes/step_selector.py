@@ -11,7 +11,7 @@ from ..teasr_core.errors import InputError
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE, AutoSteps
 from ..teasr_core.sampling.schedule import StepPlan, manual_plan
 from .host.running import own_id, show_on_node
-from .inputs import MAX_SEED, STEP_MODES, mode_input, steps_input, tolerance_input
+from .inputs import CATEGORY, MAX_SEED, STEP_MODES, mode_input, steps_input, tolerance_input
 from .model.conditioning import Conditioning
 from .run.sampling_jobs import sampling_jobs, steps_summary
 
@@ -27,7 +27,7 @@ class TEASRStepSelector(io.ComfyNode):
         return io.Schema(
             node_id="TEASRStepSelector",
             display_name="TEASR Steps",
-            category="TEASR",
+            category=CATEGORY,
             description="Gives the times of the steps, for TEASRSampler or SamplerCustomAdvanced with euler.",
             search_aliases=["scheduler", "sigmas", "steps", "adaptive", "teasr"],
             inputs=[

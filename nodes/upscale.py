@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE
 from .host.running import own_id
-from .inputs import mode_input, picture_inputs, restoration_inputs, steps_input, tolerance_input
+from .inputs import CATEGORY, mode_input, picture_inputs, restoration_inputs, steps_input, tolerance_input
 from .parts.expansion import Expansion, Link, ModelWires
 
 
@@ -22,7 +22,8 @@ class TEASRUpscale(io.ComfyNode):
         return io.Schema(
             node_id="TEASRUpscale",
             display_name="TEASR Upscale",
-            category="TEASR",
+            category=CATEGORY,
+            essentials_category="Image Tools",  # the Essentials tab of the node library
             description="Restores and enlarges a photograph. Wire model, vae and conditioning for another model.",
             search_aliases=["upscale", "super resolution", "restore", "enhance", "enlarge", "denoise", "teasr"],
             enable_expand=True,

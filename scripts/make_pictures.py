@@ -129,6 +129,17 @@ def four_steps(studio: Studio, part: Part) -> torch.Tensor:
     return comparison_grid([cells[:2], cells[2:]])
 
 
+def lifted(studio: Studio, part: Part) -> torch.Tensor:
+    """One picture, darkened by four stops and brightened again: the left half through 8 bits, the right through 16."""
+    image = studio.restored(part, ONE_STEP)
+    dark = image / 16
+    middle = image.shape[-1] // 2
+    image[..., :middle] = (dark * 255).round()[..., :middle] / 255 * 16
+    image[..., middle:] = (dark * 65535).round()[..., middle:] / 65535 * 16
+    image[..., middle - 1 : middle + 1] = 1.0
+    return image.clamp(0, 1)
+
+
 def half(part: Part) -> Part:
     return Part(part.photograph, part.left + part.px // 4, part.top + part.px // 4, part.px // 2)
 
@@ -138,6 +149,7 @@ PICTURES: dict[Path, tuple[int, Callable[[Studio], torch.Tensor]]] = {
     HELP / "before_after.jpg": (HELP_BYTES, partial(side_by_side, part=FLOWERS)),
     HELP / "steps.jpg": (HELP_BYTES, partial(steps_sheet, part=PLATE)),
     THUMBNAILS / "teasr_quick_start.jpg": (THUMBNAIL_BYTES, partial(before_after, part=FLOWERS)),
+    THUMBNAILS / "teasr_16bit.jpg": (THUMBNAIL_BYTES, partial(lifted, part=DESERT)),
     THUMBNAILS / "teasr_building_blocks.jpg": (
         THUMBNAIL_BYTES,
         partial(before_after, part=NEBULA, plan=manual_plan(2)),

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
 from ...teasr_core.errors import InputError
-from ..inputs import size_values
+from ..inputs import CATEGORY, size_values
 
 Link = list[Any]
 
@@ -24,7 +24,7 @@ def part_schema(
     return io.Schema(
         node_id=node_id,
         display_name=name,
-        category="TEASR",
+        category=CATEGORY,
         description=f"{owner} makes this node while it runs; it is not meant to be placed by hand.",
         is_dev_only=True,
         is_input_list=is_input_list,

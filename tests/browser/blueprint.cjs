@@ -1,5 +1,6 @@
 // An API prompt -> the subgraph blueprint that ComfyUI lists under Blueprints: one node, with the widgets it shows.
 const { arrange, ROOM } = require('./layout.cjs')
+const { addOrigin } = require('./origin.cjs')
 
 const DESCRIPTION = 'Restores and enlarges a photograph with the model that comes with TEASR; open it for the parts.'
 const ALIASES = ['upscale', 'restore', 'super resolution', 'enhance', 'teasr']
@@ -14,7 +15,7 @@ const PROMOTED = [
 async function blueprint(page, api, name) {
   await page.evaluate(([api, name]) => app.loadApiJson(api, name), [api, name])
   await page.evaluate(arrange, ROOM)
-  return await page.evaluate(({ name, description, aliases, outside, promoted }) => {
+  const result = await page.evaluate(({ name, description, aliases, outside, promoted }) => {
     const inner = app.graph.nodes.filter((node) => !outside.includes(node.type))
     for (const node of inner)
       for (const widget of node.widgets || []) if (widget.name === 'control_after_generate') widget.value = 'fixed'
@@ -45,6 +46,8 @@ async function blueprint(page, api, name) {
       inside: subgraph.nodes.map((inside) => inside.type).sort()
     }
   }, { name, description: DESCRIPTION, aliases: ALIASES, outside: OUTSIDE, promoted: PROMOTED })
+  await addOrigin(page, result.graph.definitions.subgraphs[0].nodes)
+  return result
 }
 
 module.exports = { blueprint }

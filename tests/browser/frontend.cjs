@@ -3,13 +3,14 @@
 //   node frontend.cjs blueprint URL API.json OUT.json    an API prompt becomes a subgraph blueprint (blueprint.cjs)
 //   node frontend.cjs check URL UI.json SHOT.png [run]   loads a UI graph; types, links, widgets; with `run`, queues it
 //   node frontend.cjs check-all URL FOLDER SHOTS         the same of every *.json in a folder, by name
-//   node frontend.cjs templates|help|names|insert|slider URL ARGUMENT SHOTS   what views.cjs says of each
+//   node frontend.cjs VIEW URL ARGUMENT SHOTS            what a function of views.cjs says: templates, help, names ...
 // VUE_NODES=1 draws Nodes 2.0, LOCALE=zh speaks Chinese, PIXEL_RATIO=2 makes finer screenshots.
 const fs = require('fs')
 const path = require('path')
 const { withPage, load, run } = require('./page.cjs')
 const { arrange, ROOM } = require('./layout.cjs')
 const { blueprint } = require('./blueprint.cjs')
+const { addOrigin } = require('./origin.cjs')
 const views = require('./views.cjs')
 
 const [mode, url, input, output, wantRun] = process.argv.slice(2)
@@ -46,9 +47,20 @@ async function convert(page) {
     return app.graph.serialize()
   }, api)
   graph.nodes.forEach((node) => { node.pos = node.pos.map(Math.round); node.size = Array.from(node.size, Math.round) })
+  await addOrigin(page, graph.nodes)
+  addApp(graph, api)
   delete graph.id
   writeJson(output, graph)
   return { nodes: graph.nodes.length, links: graph.links.length }
+}
+
+// App mode shows the widgets that a node's `_meta` lists as `app_inputs`, and the results of nodes with `app_output`.
+// The graph itself still opens as a graph.
+function addApp(graph, api) {
+  const entries = Object.entries(api).map(([id, entry]) => [id, entry._meta])
+  const inputs = entries.flatMap(([id, { app_inputs: names = [] }]) => names.map((name) => [id, name]))
+  const outputs = entries.filter(([, meta]) => meta.app_output).map(([id]) => id)
+  if (outputs.length) Object.assign(graph.extra, { linearData: { inputs, outputs }, linearMode: false })
 }
 
 async function check(page, file, shot, wantRun) {

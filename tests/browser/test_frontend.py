@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from teasr_core.picture_files.read import load_picture
+
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 RENDERERS = pytest.mark.parametrize("use_vue", [False, True], ids=["classic", "nodes 2.0"])
@@ -77,3 +79,14 @@ def test_a_workflow_runs(frontend, server, shots, name, prefix, pictures):
     assert report["run"]["event"] == "execution_success", report["run"]
     assert report["red"] == []
     assert len(list((server.folder / "output").glob(f"{prefix}_*.png"))) == pictures
+
+
+def test_the_16_bit_workflow_saves_16_bits(frontend, server, shots):
+    """Hardly any of the result's values lies on a level of 8 bits."""
+    report = frontend("check", WORKFLOWS / "teasr_16bit.json", "run", output=shots / "teasr_16bit_run.png")
+    assert report["run"]["event"] == "execution_success", report["run"]
+    [path] = (server.folder / "output").glob("teasr_16bit_*.png")
+    picture = load_picture(path)
+    levels = picture.rgb * 255
+    assert picture.bit_depth == 16
+    assert (levels - levels.round()).abs().gt(0.01).float().mean() > 0.9

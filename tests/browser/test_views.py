@@ -83,3 +83,20 @@ def test_dragging_the_slider_from_1_to_8_and_pressing_run_changes_the_picture(fr
     assert before[:2] == after[:2] == [96, 80]  # twice 48 x 40
     assert before != after
     assert report["errors"] == []
+
+
+def test_the_quick_start_runs_in_app_mode(frontend, server):
+    report = frontend("app", QUICK_START)
+    assert report["opensAsGraph"] is True
+    assert report["widgets"] == ["image", "scale", "steps", "strength"]
+    assert report["run"]["event"] == "execution_success", report["run"]
+    assert report["shown"] and set(report["shown"]) == {96}  # twice the picture's 48
+    assert report["errors"] == []
+
+
+def test_the_node_library_lists_us_among_the_upscalers(frontend):
+    report = frontend("library", "TEASR")
+    names = {entry["display_name"] for entry in texts("en").values() if "part)" not in entry["display_name"]}
+    listed = {path[-1]: path[:-1] for path in report["paths"]}
+    assert {listed[name] == ["image", "upscaling", "TEASR"] for name in names} == {True}
+    assert report["errors"] == []

@@ -1,4 +1,4 @@
-// What a user sees beside the graph: templates, help, names, blueprints, the slider.
+// What a user sees beside the graph: templates, help, names, blueprints, the slider, App mode, the node library.
 // Each is (page, input, folder of the screenshots) -> a report.
 const fs = require('fs')
 const path = require('path')
@@ -139,4 +139,38 @@ async function slider(page, input, shots) {
   return { first: { ...first, pixels: await pixels(first) }, second: { ...second, pixels: await pixels(second) } }
 }
 
-module.exports = { templates, help, names, insert, slider }
+// App mode: the graph is hidden, its chosen widgets and results stay. Loads a UI graph, goes there, presses Run.
+async function appMode(page, input, shots) {
+  await load(page, readJson(input))
+  const opensAsGraph = !(await page.getByTestId('linear-widgets').isVisible())
+  await page.evaluate(() => app.extensionManager.command.execute('Comfy.ToggleLinear'))
+  await page.getByTestId('linear-widgets').waitFor()
+  const skip = page.getByText('Skip', { exact: true }) // of the frontend's own tour
+  await skip.click({ timeout: 10000 }).catch(() => {})
+  const widgets = await page.getByTestId('linear-widgets').getByTestId('builder-widget-label').allInnerTexts()
+  const result = await run(page, () => page.getByTestId('linear-run-button-icon').click())
+  const picture = page.getByTestId('linear-outputs').locator('img').first()
+  await picture.waitFor()
+  const shown = await page.evaluate(() =>
+    [...document.querySelectorAll('[data-testid="linear-center-panel"] img')].map((image) => image.naturalWidth))
+  await shot(page, shots, 'app_mode')
+  return { opensAsGraph, widgets, run: result, shown }
+}
+
+// The node library searched for `text`: the path of every entry it lists, as [folder, ..., name].
+async function library(page, text, shots) {
+  await page.evaluate(() => {
+    app.graph.clear()
+    return app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library')
+  })
+  await page.getByPlaceholder(/./).first().fill(text)
+  await page.getByRole('treeitem').filter({ hasText: 'TEASR Compare Steps' }).waitFor()
+  const items = await page.evaluate(() => [...document.querySelectorAll('[role=treeitem]')]
+    .map((item) => [Number(item.getAttribute('aria-level')), item.innerText.trim()]))
+  await shot(page, shots, 'library')
+  let path = []
+  const paths = items.map(([level, name]) => (path = [...path.slice(0, level - 1), name]))
+  return { paths }
+}
+
+module.exports = { templates, help, names, insert, slider, app: appMode, library }

@@ -162,9 +162,15 @@ def test_every_input_has_a_tooltip_and_names_have_no_emoji(host, node_id):
     }
     for name, spec in (all_inputs(info) | nested).items():
         assert spec[1].get("tooltip"), name
-    assert info["category"] == "TEASR"
+    assert info["category"] == "image/upscaling/TEASR"
     assert info["description"]
     assert (info["display_name"] + info["description"]).isascii()
+
+
+def test_only_the_node_that_most_people_use_is_among_the_essentials(host):
+    """ComfyUI's own image nodes name the tab's group `Image Tools` in the same way."""
+    found = {node_id: host.node(node_id).GET_NODE_INFO_V1().get("essentials_category") for node_id in NODES}
+    assert {node_id: group for node_id, group in found.items() if group} == {"TEASRUpscale": "Image Tools"}
 
 
 def test_the_size_combo_offers_five_modes_with_factor_4_first(host):

@@ -1,6 +1,7 @@
-"""The shipped workflows and the blueprint as files (R30): a prompt, a thumbnail and fixed seeds for each graph."""
+"""The shipped workflows and the blueprint as files (R30): prompts, thumbnails, fixed seeds, the origin of nodes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,63 @@ def test_seeds_are_fixed(name):
         assert not {"randomize", "increment", "decrement"} & {str(value) for value in node.get("widgets_values", [])}
 
 
+def project(field):
+    """A field of the package's description; Python 3.10 has no reader of TOML."""
+    return re.search(rf'^{field} = "([^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+
+
+def nodes_of(graph):
+    """The nodes of a graph that run: a blueprint's are inside it, notes are none."""
+    inside = [node for definition in graph.get("definitions", {}).get("subgraphs", []) for node in definition["nodes"]]
+    return [node for node in inside or graph["nodes"] if node["type"] != "MarkdownNote"]
+
+
+def without_origin(graph):
+    """Types of nodes that do not name the pack they come from, and its version, no newer than this one."""
+    newest = tuple(map(int, project("version").split(".")))
+    wrong = []
+    for node in nodes_of(graph):
+        pack = project("name") if node["type"].startswith("TEASR") else "comfy-core"
+        found, version = node["properties"].get("cnr_id"), node["properties"].get("ver", "")
+        fits = found == pack and re.fullmatch(r"\d+\.\d+\.\d+", version)
+        if not fits or (pack != "comfy-core" and tuple(map(int, version.split("."))) > newest):
+            wrong.append(node["type"])
+    return wrong
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS.glob("*.json"), *SUBGRAPHS.glob("*.json")], ids=lambda path: path.stem)
+def test_every_node_says_which_pack_it_comes_from(path):
+    """ComfyUI Manager reads `cnr_id` and `ver`, and offers to install what a graph lacks."""
+    assert without_origin(read(path)) == []
+
+
+def test_a_node_without_origin_is_found():
+    graph = read(WORKFLOWS / "teasr_quick_start.json")
+    load, upscale, save = nodes_of(graph)
+    del load["properties"]["ver"]
+    upscale["properties"]["ver"] = "99.0.0"
+    save["properties"]["cnr_id"] = "teasr"
+    assert without_origin(graph) == ["LoadImage", "TEASRUpscale", "SaveImage"]
+
+
+def test_the_quick_start_is_an_app_too():
+    """App mode shows the picture and three sliders, in this order, and the saved picture."""
+    graph = read(WORKFLOWS / "teasr_quick_start.json")
+    types = {str(node["id"]): node["type"] for node in graph["nodes"]}
+    inputs = [(types[node], widget) for node, widget in graph["extra"]["linearData"]["inputs"]]
+    upscale = [("TEASRUpscale", widget) for widget in ("size.scale", "steps", "strength")]
+    assert inputs == [("LoadImage", "image"), *upscale]
+    assert [types[node] for node in graph["extra"]["linearData"]["outputs"]] == ["SaveImage"]
+    assert graph["extra"]["linearMode"] is False  # a click on the template still opens the graph
+
+
 def test_no_thumbnail_and_no_prompt_is_left_over():
     assert sorted(path.stem for path in WORKFLOWS.glob("*.jpg")) == NAMES
     assert sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json")) == NAMES
 
 
 def test_the_templates_that_were_promised_are_there():
-    promised = ("quick_start", "4k_tiled", "batch_folder", "step_comparison", "adaptive_steps", "before_after")
+    promised = ("quick_start", "4k_tiled", "batch_folder", "step_comparison", "adaptive_steps", "before_after", "16bit")
     assert {"qwen_image_teasr", *(f"teasr_{name}" for name in promised)} <= set(NAMES)
 
 
