@@ -1,12 +1,13 @@
-"""A file appears under its name whole or not at all, and the nearest folder that exists already."""
+"""A file appears under its name whole or not at all; its SHA-256; the nearest folder that exists already."""
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, ModelFileError
 
 
 @contextmanager
@@ -44,3 +45,15 @@ def cause_of(error: Exception) -> str:
 def nearest_existing(path: Path) -> Path:
     """Return `path`, or the nearest folder above it that exists."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes. ModelFileError where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read ({error.strerror}): check the path") from None
+    return digest.hexdigest()

@@ -34,7 +34,7 @@ class BaseConfig:
 
     path: str = BUILTIN  # "builtin", a TEASR base file, or Qwen-Image: a diffusers folder or a single file
     vae: str = ""  # Qwen-Image: its VAE, a diffusers folder or a single file
-    prompt: str = ""  # Qwen-Image: the file that `cache-prompt` wrote
+    prompt: str = ""  # Qwen-Image: the file that `cache-prompt` wrote; a LoRA in `adapter.start` brings its own
     dtype: Annotated[str, one_of(("auto", *DTYPES))] = "auto"  # what the frozen weights are read as;
     # auto: bf16 for Qwen-Image, fp32 for a TEASR base
 
@@ -43,6 +43,8 @@ class BaseConfig:
 @dataclass(frozen=True)
 class AdapterConfig:
     trainable: Annotated[str, one_of(("lora", "all"))] = "lora"  # all: every weight of a small base, no adapter
+    start: str = ""  # TEASR LoRA file to go on from, or "builtin" for the shipped one; empty = a new adapter
+    allow_other_base: Switch = False  # the start may have been trained on another base, such as one before a fine-tune
     rank: Count = 32
     alpha: Positive = 32.0
     targets: tuple[str, ...] = BLOCK_TARGETS
@@ -122,6 +124,11 @@ def check_distill(config: DistillConfig) -> None:
     config.memory.check()
     check_data(config.data)
     adapter, loss = config.adapter, config.loss
+    if adapter.start and adapter.trainable == "all":
+        raise ConfigError(
+            f"adapter.start is '{adapter.start}' and adapter.trainable is \"all\": a LoRA is continued as a LoRA, set "
+            'adapter.trainable to "lora" or leave adapter.start empty'
+        )
     if adapter.dtype == "bf16" and config.optim.kind != "adamw-cpu":
         raise ConfigError(
             f"adapter.dtype is 'bf16' and optim.kind is '{config.optim.kind}': small updates would be rounded away, "

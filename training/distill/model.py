@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,28 +20,42 @@ from ..frozen_base.load import load_training_base
 from ..frozen_base.new_adapter import lora_scale, new_adapter
 from ..frozen_base.settings import DTYPES
 from ..memory.apply import PreparedMemory
-from ..run.checkpoint import FROZEN_PREFIX, LORA_PREFIX, MODEL_PREFIX, PROMPT_NAME
+from ..run.checkpoint import FROZEN_PREFIX, LORA_PREFIX, MODEL_PREFIX, PROMPT_NAME, list_checkpoints, read_tensor
+from .start import read_start
 
 
 class DistillModel:
     """Velocity, codec and the trainable parameters by name, all on the device; `memory` holds the frozen ones.
 
     prefix: of the parameters in a checkpoint, LORA_PREFIX or, with `trainable = "all"`, MODEL_PREFIX.
+    start: the record of the LoRA that a new run begins with (`start.Start`); None for a new adapter, and for a run with
+        a checkpoint, whose state holds the record.
     """
 
     velocity: QwenVelocity
     codec: Codec
     memory: PreparedMemory
     parameters: dict[str, nn.Parameter]
+    start: Mapping[str, Any] | None
 
     def __init__(self, config: DistillConfig, device: torch.device, note: Callable[[str], None] = print) -> None:
-        base = load_training_base(config, device, note)
+        start, prompt = None, None
+        if config.adapter.start:
+            checkpoints = list_checkpoints(Path(config.run.output_dir))
+            start = None if checkpoints else read_start(config)
+            prompt = read_tensor(checkpoints[-1], PROMPT_NAME) if start is None else start.lora.prompt_embeds
+        self.start = None if start is None else start.record
+        base = load_training_base(config, device, note, prompt)
         self.base, self.config = base, config
         self.velocity, self.codec, self.memory = base.velocity, base.codec, base.memory
         transformer = self.velocity.transformer
         if config.adapter.trainable == "lora":
             self.prefix = LORA_PREFIX
-            lora = new_adapter(transformer, base.architecture, config.adapter, config.run.seed)
+            if start is None:
+                lora = new_adapter(transformer, base.architecture, config.adapter, config.run.seed)
+            else:
+                lora = start.adapter(base.architecture, config.adapter)
+                note(f"starting from {start.lora.name}: rank {start.lora.rank}, {start.lora.step} steps")
             lora = lora.to(device, DTYPES[config.adapter.dtype])
             self.velocity.lora, self.velocity.lora_strength = lora, lora_scale(config.adapter)
             self.parameters = dict(lora.named_parameters())

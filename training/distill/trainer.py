@@ -44,7 +44,7 @@ class Distiller(TrainingRun):
             self.log.note(line)
         perceptual = load_perceptual(config.loss.perceptual, config.loss.perceptual_backbone)
         self.model = DistillModel(config, self.device, self.log.note)
-        self.prefix = self.model.prefix
+        self.prefix, self.start = self.model.prefix, self.model.start
         self.objective = Objective(
             self.model.velocity, self.model.codec, None if perceptual is None else perceptual.to(self.device),
             config.loss.loss_space, config.ablation.tar, config.loss.w_max, self._autocast,
@@ -131,7 +131,8 @@ class Distiller(TrainingRun):
         return self.model.frozen_tensors()
 
     def _state(self) -> dict[str, Any]:
-        return {"micro_steps": self.micro_steps, **self.model.description()}
+        start = {} if self.start is None else {"start": dict(self.start)}
+        return {"micro_steps": self.micro_steps, **self.model.description(), **start}
 
     def _check_resumable(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         check_resumable(dict(state), self.config, self.micro_steps, self.model.description())
@@ -141,3 +142,4 @@ class Distiller(TrainingRun):
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
         self.micro_step = self.step * self.micro_steps
+        self.start = state.get("start")

@@ -23,6 +23,8 @@ def base_findings(config: Any) -> Iterator[Finding]:
     for name in ("vae", "prompt"):
         if getattr(base, name):
             yield _part(name, Path(getattr(base, name)))
+    if config.adapter.start:
+        yield from _start(config)
 
 
 def _transformer(config: Any) -> Iterator[Finding]:
@@ -55,7 +57,7 @@ def _settings(config: Any, is_qwen: bool = False) -> Iterator[Finding]:
         if is_qwen:
             from ..frozen_base.qwen_base import check_settings
 
-            check_settings(Path(path), config)
+            check_settings(Path(path), config, has_prompt=bool(config.adapter.start))
         else:
             check_dtc(shipped_base() if path == "builtin" else read_base(Path(path)), config)
         base_dtype(config, "bf16" if is_qwen else "fp32")
@@ -63,6 +65,23 @@ def _settings(config: Any, is_qwen: bool = False) -> Iterator[Finding]:
         return  # named among the packages
     except TeasrError as error:
         yield Finding(MISSING, "base", str(error), "correct the config")
+
+
+def _start(config: Any) -> Iterator[Finding]:
+    """Examine `adapter.start` with the checks of `distill`; a run that has a checkpoint does not read it again."""
+    try:
+        from ..distill.start import read_start
+        from ..run.checkpoint import list_checkpoints
+
+        if list_checkpoints(Path(config.run.output_dir)):
+            return
+        start = read_start(config)
+    except ImportError:
+        return  # named among the packages
+    except TeasrError as error:
+        yield Finding(MISSING, "adapter.start", str(error), "correct the config")
+        return
+    yield Finding(OK, "adapter.start", f"{start.lora.name}: rank {start.lora.rank}, {start.lora.step} steps, it fits")
 
 
 def _part(name: str, path: Path) -> Finding:

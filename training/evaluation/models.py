@@ -29,6 +29,7 @@ from teasr_core.tiling import tile_in_latent
 from teasr_core.weight_files import base_file
 from teasr_core.weight_files.lora_file import LoraFile, check_base, read_lora
 from teasr_core.weight_files.safetensors_reader import read_tensors
+from teasr_core.whole_file import file_sha256
 
 BUILTIN, BUILTIN_BASE = "builtin", "builtin-base"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -168,15 +169,3 @@ def resolve_model(name: str, spec: str) -> EvalModel:
         f"--model {name}: found no file at {spec}, expected {BUILTIN}, {BUILTIN_BASE}, a base or LoRA file, "
         "or BASE+LORA; check the path"
     )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes. ModelFileError where it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read ({error.strerror}): check the path") from None
-    return digest.hexdigest()

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from teasr_core.errors import InputError
 from teasr_core.picture_files.read import read_size
+from teasr_core.whole_file import file_sha256
 
 from ..data.photographs import images_by_stem, name_some
 from .datasets import EvalDataset
-from .models import check_names, file_sha256, split_name
+from .models import check_names, split_name
 
 
 @dataclass(frozen=True, eq=False)

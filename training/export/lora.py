@@ -95,6 +95,8 @@ def _from_checkpoint(source: Path, header: Mapping[str, str], weights: str) -> L
     if prompt_embeds is None:
         raise LoraFileError(f"{source.name} holds no '{PROMPT_NAME}': expected a checkpoint of `training distill`")
     made = {"weights": weights, "samples": state["samples"], "hours": round(state["seconds"] / 3600, 2)}
+    if "start" in state:  # the LoRA that the run went on from (`distill/start.py`)
+        made["start"] = state["start"]
     return LoraFile(
         name=source.name,
         tensors=tensors,

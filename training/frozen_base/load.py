@@ -15,17 +15,21 @@ from .settings import TrainingBase
 from .teasr_base import _teasr_base
 
 
-def load_training_base(config: DistillConfig, device: torch.device, note: Callable[[str], None]) -> TrainingBase:
+def load_training_base(
+    config: DistillConfig, device: torch.device, note: Callable[[str], None], prompt: torch.Tensor | None = None
+) -> TrainingBase:
     """The base that the config names; `note` is told the memory plan before any weight is read.
+
+    prompt: (T, text_width), to train with in place of the base's own or of `base.prompt`.
 
     Raises ModelFileError for a damaged file or one of another kind, InputError when no plan fits the card,
     ConfigError for a setting that does not go with the base.
     """
     if config.base.path == BUILTIN:
-        return _teasr_base(base_file.shipped_base(), config, device, note)
+        return _teasr_base(base_file.shipped_base(), config, device, note, prompt)
     path = Path(config.base.path)
     if detect(path, "transformer").kind == Kind.QWEN_TRANSFORMER:
         from .qwen_base import load_qwen_base
 
-        return load_qwen_base(path, config, device, note)
-    return _teasr_base(base_file.read_base(path), config, device, note)
+        return load_qwen_base(path, config, device, note, prompt)
+    return _teasr_base(base_file.read_base(path), config, device, note, prompt)

@@ -37,25 +37,27 @@ class CheckpointedVaeCodec(QwenVaeCodec):
 
 
 def load_qwen_base(
-    path: Path, config: DistillConfig, device: torch.device, note: Callable[[str], None]
-) -> TrainingBase:
-    """From a diffusers folder or a ComfyUI single file, with `base.vae` and `base.prompt`.
+    path: Path, config: DistillConfig, device: torch.device, note: Callable[[str], None],
+    prompt: torch.Tensor | None = None,
+) -> TrainingBase:  # fmt: skip
+    """From a diffusers folder or a ComfyUI single file, with `base.vae` and, unless `prompt` is given, `base.prompt`.
 
     Everything is checked and the plan's table shown before the weights are read. Errors as `load_training_base`.
     """
-    check_settings(path, config)
+    check_settings(path, config, prompt is not None)
     source = read_qwen(path)
     if source.is_fingerprint_fp8:
         raise ModelFileError(
             f"{path.name} keeps even its small tensors in fp8: a LoRA could not tell its base by them, give the bf16 "
             "file; fp8 is made while it is loaded ([memory])"
         )
-    prompt = read_prompt(Path(config.base.prompt))  # (T, text_width)
-    if prompt.shape[1] != source.architecture.text_width:
-        raise ModelFileError(
-            f"{Path(config.base.prompt).name} holds embeddings {prompt.shape[1]} wide, the transformer takes "
-            f"{source.architecture.text_width}: make the prompt file with this model's text encoder"
-        )
+    if prompt is None:
+        prompt = read_prompt(Path(config.base.prompt))  # (T, text_width)
+        if prompt.shape[1] != source.architecture.text_width:
+            raise ModelFileError(
+                f"{Path(config.base.prompt).name} holds embeddings {prompt.shape[1]} wide, the transformer takes "
+                f"{source.architecture.text_width}: make the prompt file with this model's text encoder"
+            )
     dtype = base_dtype(config, "bf16")
     found = memory_plan(config, source.architecture, prompt.shape[0])
     note(found.format_table())
@@ -99,8 +101,11 @@ def load_packed(
     return load_qwen_transformer(source, dtype, device, place=pack, prepare=replace)
 
 
-def check_settings(path: Path, config: DistillConfig) -> None:
-    """ConfigError for a setting that does not go with the Qwen-Image at `path`."""
+def check_settings(path: Path, config: DistillConfig, has_prompt: bool = False) -> None:
+    """ConfigError for a setting that does not go with the Qwen-Image at `path`.
+
+    has_prompt: the prompt's embedding comes from elsewhere (`adapter.start`), so `base.prompt` may be empty.
+    """
     if not config.ablation.dtc:
         raise ConfigError("ablation.dtc is false: Qwen-Image's modulation is split by branch, only a TEASR base is not")
     if config.adapter.trainable != "lora":
@@ -109,7 +114,7 @@ def check_settings(path: Path, config: DistillConfig) -> None:
         raise ConfigError(f"loss.loss_space is '{config.loss.loss_space}': Qwen-Image's latents have 'latent' alone")
     if config.train.crop_px % 32:
         raise ConfigError(f"train.crop_px is {config.train.crop_px}: Qwen-Image takes multiples of 32")
-    if not config.base.prompt:
+    if not config.base.prompt and not has_prompt:
         raise ConfigError(
             "base.prompt is empty: Qwen-Image needs the file of the empty prompt's embedding, made once by "
             "`python -m training cache-prompt --text-encoder DIR prompt.safetensors`"

@@ -16,17 +16,19 @@ from .settings import FLOAT32_BUDGET, TrainingBase, base_dtype, check_dtc, memor
 
 
 def _teasr_base(
-    file: BaseFile, config: DistillConfig, device: torch.device, note: Callable[[str], None]
-) -> TrainingBase:
+    file: BaseFile, config: DistillConfig, device: torch.device, note: Callable[[str], None],
+    prompt: torch.Tensor | None = None,
+) -> TrainingBase:  # fmt: skip
     check_dtc(file, config)
-    found = memory_plan(config, file.architecture, file.prompt_embeds.shape[0])
+    prompt = file.prompt_embeds if prompt is None else prompt  # (T, text_width)
+    found = memory_plan(config, file.architecture, prompt.shape[0])
     dtype = base_dtype(config, "fp32")
     if config.adapter.trainable == "lora":  # the budget is that of a LoRA's training
         note(found.format_table())
         if dtype == torch.float32:
             note(FLOAT32_BUDGET)
     velocity = base_file.build_velocity(file, dtype=dtype)
-    velocity.prompt_embeds = velocity.prompt_embeds.to(device)
+    velocity.prompt_embeds = prompt.to(device)
     return TrainingBase(
         velocity=velocity,
         codec=file.codec,

@@ -77,6 +77,15 @@ def read_state(path: Path) -> dict[str, Any]:
     return _state(path, metadata)
 
 
+def read_tensor(path: Path, key: str) -> torch.Tensor | None:
+    """One tensor, on the CPU; None where the checkpoint holds none of that name. Errors as `load_checkpoint`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(key) if key in file.keys() else None  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
 def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(tensors, state). ModelFileError when the file is damaged or not a checkpoint."""
     try:

@@ -86,6 +86,7 @@ WRONG = {
     "base.dtype=fp16": "base.dtype is 'fp16': expected auto, fp32 or bf16",
     "adapter.dtype=fp16": "adapter.dtype is 'fp16': expected fp32 or bf16",
     "adapter.dtype=bf16": "set optim.kind to adamw-cpu",
+    "adapter.start=1": "'adapter.start' is 1: expected text in quotes",
     "adapter.trainable=some": "adapter.trainable is 'some': expected lora or all",
     "adapter.init=zero": "adapter.init is 'zero': expected kaiming, gaussian or orthogonal",
     "adapter.rank=0": "adapter.rank is 0: expected at least 1",
@@ -136,6 +137,8 @@ def test_an_impossible_value_is_named(load, override):
 
 def test_values_that_do_not_go_together(load):
     assert load("", "adapter.dtype=bf16", "optim.kind=adamw-cpu").adapter.dtype == "bf16"
+    with pytest.raises(ConfigError, match=r"adapter\.start is 'a\.safetensors' and adapter\.trainable is"):
+        load("", "adapter.start=a.safetensors", "adapter.trainable=all")
     with pytest.raises(
         ConfigError, match=r"adapter\.init is 'orthogonal' and adapter\.rank is 3: expected an even rank"
     ):
@@ -152,7 +155,7 @@ def test_every_field_that_may_be_wrong_is_checked():
     """A field that no check reads must take any value of its type; these do."""
     free = {
         "run": {"output_dir", "autocast", "compile", "use_tensorboard", "preview_images"},
-        "base": {"path", "vae", "prompt"}, "ablation": {"dtc", "tar"},
+        "base": {"path", "vae", "prompt"}, "ablation": {"dtc", "tar"}, "adapter": {"allow_other_base"},
         "loss": {"perceptual_backbone", "perceptual_windows"},
         "data": {"folders", "pairs", "cache_mb"}, "memory": {"image_stream", "text_stream"},
     }  # fmt: skip
