@@ -21,6 +21,7 @@ from .options import (
     OneLineParser,
     add_look,
     add_model,
+    add_reading,
     add_size,
     number,
     one_line,
@@ -80,6 +81,7 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     look.add_argument("--region", type=Path, metavar="FILE", help="a mask: only its white part is restored")
     add_model(parser)
     files = parser.add_argument_group("files")
+    add_reading(files)
     files.add_argument("--recursive", action="store_true", help="subfolders too, kept in the output folder")
     files.add_argument("--resume", action="store_true", help="pass over images whose output exists already")
     files.add_argument("--overwrite", action="store_true", help="replace existing outputs")
@@ -100,6 +102,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     look.add_argument("--columns", type=whole("columns", 1, 99), help="go on in a new row after so many pictures")
     add_model(parser)
     files = parser.add_argument_group("files")
+    add_reading(files)
     files.add_argument("--images", type=Path, metavar="DIR", help="save every whole result there too")
     files.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     files.add_argument("--quality", type=whole("quality", 1, 100), default=95, help="of JPEG and WebP; default 95")

@@ -17,7 +17,7 @@ from ..image.luma import mean_gradient
 from ..image.resize import resize
 from ..image.target_size import TargetSize
 from ..memory import refuse_out_of_memory
-from ..picture_files.find import find_images
+from ..picture_files.find import list_folder, name_left_out
 from ..picture_files.picture import Picture
 from ..picture_files.read import load_picture
 from ..picture_files.write import check_output, check_profile, save_picture
@@ -25,7 +25,7 @@ from ..restore import RestoreOptions
 from ..restorer import Restorer
 from ..sampling.schedule import manual_plan, parse_steps, steps_text
 from .exit_codes import DONE, SOME_FAILED
-from .jobs import check_originals, make_folder
+from .jobs import check_originals, make_folder, no_image
 from .options import one_line
 from .progress import Progress
 from .request import (
@@ -66,7 +66,7 @@ def compare(args: argparse.Namespace) -> int:
     check_options(args)
     steps = parse_steps(args.steps)
     crop = parse_crop(args.crop)
-    sources = find_sources(args.input)
+    sources, left_out = find_sources(args.input)
     sizes = [expected_size(path, args) for path in sources]
     check_output(args.output, False, args.overwrite, sheet_size(sizes, len(steps) + 1, args.columns, crop))
     saved = plan_saved(sources, steps, args.images, args.overwrite)
@@ -74,6 +74,8 @@ def compare(args: argparse.Namespace) -> int:
     # Of one image all counts are one piece of work: its share of the bar is their sum.
     work = [None if size is None else float(size.width * size.height) for size in sizes]
     progress = Progress(work, sum(steps), not args.quiet)
+    for note in left_out:
+        progress.say(note, sys.stderr)
     comparison = Comparison(args, steps, crop, saved, progress)
     rows: list[list[Cell]] = []
     failed = 0
@@ -126,7 +128,7 @@ class Comparison:
         self.has_warned = self.is_warm = False
 
     def prepare(self, source: Path) -> tuple[Picture, RestoreOptions]:
-        picture = load_picture(source)
+        picture = load_picture(source, self.args.allow_large_input)
         height, width = picture.rgb.shape[-2:]
         size = target_size(self.args, width, height)
         if self.crop is not None:
@@ -205,15 +207,24 @@ def parse_crop(text: str | None) -> Crop | None:
     return Crop(x, y, side)
 
 
-def find_sources(inputs: list[Path]) -> list[Path]:
-    """Images as named, folders as what they hold; each once. InputError for what is missing or empty."""
+def find_sources(inputs: list[Path]) -> tuple[list[Path], list[str]]:
+    """Images as named, folders as what they hold; each once. And a line for each folder with files that are left out.
+
+    InputError for what is missing or empty.
+    """
     found: dict[Path, None] = {}
+    notes: list[str] = []
     for path in inputs:
-        images = find_images(path) if path.is_dir() else [path]
-        if not images:
-            raise InputError(f"{path} holds no image: expected PNG, JPEG, WebP, TIFF or BMP files")
-        found.update(dict.fromkeys(images))
-    return list(found)
+        if not path.is_dir():
+            found[path] = None
+            continue
+        files = list_folder(path)
+        if not files.images:
+            raise no_image(path, files)
+        found.update(dict.fromkeys(files.images))
+        if note := name_left_out(files.others, path):
+            notes.append(f"note: {path}: {note}")
+    return list(found), notes
 
 
 def plan_saved(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..picture_files.find import find_images
-from ..picture_files.read import KNOWN_EXTENSIONS
+from ..picture_files.find import FolderFiles, list_folder, name_left_out
+from ..picture_files.formats import expected_formats
 from ..picture_files.write import WRITABLE_EXTENSIONS, check_output
 from ..whole_file import nearest_existing
 
@@ -32,19 +31,20 @@ class Job:
 def plan_jobs(source: Path, target: Path, is_recursive: bool = False) -> list[Job]:
     """One job for each image; a folder goes to a folder, each image under its own name. Nothing is written.
 
-    What cannot be written in its own format (.bmp) becomes a .png. The order is that of the names, the same on every
-    run. InputError for a missing input, a folder without images, an output that cannot be a folder or is the input,
-    two images of one output, and an output that is any of the images (`check_originals`).
+    What cannot be written in its own format, such as .bmp, becomes a .png. The order is that of the names, the same on
+    every run. InputError for a missing input, a folder without images, an output that cannot be a folder or is the
+    input, two images of one output, and an output that is any of the images (`check_originals`).
     """
     if not source.exists():
         raise InputError(f"{source} does not exist: give an image or a folder of images")
     if source.is_file():
         check_originals([source], [target])
         return [Job(0, source, target, source.name, is_in_folder=False)]
-    images = _images_below(source, target) if is_recursive else find_images(source)
+    files = find_files(source, target, is_recursive)
+    images = files.images
     if not images:
         more = "" if is_recursive else ", or --recursive for those in its subfolders"
-        raise InputError(f"{source} holds no image: expected PNG, JPEG, WebP, TIFF or BMP files{more}")
+        raise no_image(source, files, more)
     existing = nearest_existing(target)
     if not existing.is_dir():
         raise InputError(f"{existing} is a file, the input is a folder: give a folder as output")
@@ -59,6 +59,18 @@ def plan_jobs(source: Path, target: Path, is_recursive: bool = False) -> list[Jo
         jobs[output] = Job(index, path, output, str(inside))
     check_originals(images, jobs)
     return list(jobs.values())
+
+
+def find_files(source: Path, target: Path, is_recursive: bool = False) -> FolderFiles:
+    """The files of the input folder `source`; nothing of `target`, which may lie inside. A single image has none."""
+    return list_folder(source, is_recursive, target) if source.is_dir() else FolderFiles([], [])
+
+
+def no_image(folder: Path, files: FolderFiles, more: str = "") -> InputError:
+    """The error for a folder without an image that can be read; it names what the folder holds instead."""
+    left_out = name_left_out(files.others, folder)
+    found = "" if left_out is None else f" ({left_out})"
+    return InputError(f"{folder} holds no image{found}: expected {expected_formats()} files{more}")
 
 
 def check_originals(sources: Iterable[Path], targets: Iterable[Path]) -> None:
@@ -88,16 +100,3 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}): give a folder that can be written") from None
-
-
-def _images_below(source: Path, target: Path) -> list[Path]:
-    """Images in `source` and its subfolders, sorted; not in hidden ones, nor in `target` where it lies inside."""
-    found: list[Path] = []
-    for folder, subfolders, names in os.walk(source):
-        here = Path(folder)
-        subfolders[:] = [
-            name for name in subfolders if not name.startswith(".") and (here / name).resolve() != target.resolve()
-        ]
-        paths = (here / name for name in names if not name.startswith("."))
-        found += (path for path in paths if path.suffix.lower() in KNOWN_EXTENSIONS and path.is_file())
-    return sorted(found)

@@ -71,6 +71,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--overlap-px", type=int, default=0, help="0 = automatic")
 
 
+def add_reading(files: argparse._ArgumentGroup) -> None:
+    """How the input files are read."""
+    files.add_argument(
+        "--allow-large-input", action="store_true", help="read images above 178 megapixels too, which need much memory"
+    )
+
+
 def number(name: str) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:

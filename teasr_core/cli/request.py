@@ -86,7 +86,7 @@ def target_size(args: argparse.Namespace, width: int, height: int) -> TargetSize
 
 def expected_size(path: Path, args: argparse.Namespace) -> TargetSize | None:
     """The output size as far as the file's header tells it; None where something is wrong, which is said later."""
-    size = read_size(path)
+    size = read_size(path, args.allow_large_input)
     try:
         return None if size is None else target_size(args, *size)
     except InputError:

@@ -52,8 +52,19 @@ class ImageRecord:
 
 
 @dataclass
+class LeftOut:
+    """A file of the input folder that is of no kind that is read."""
+
+    input: str
+    reason: str
+
+
+@dataclass
 class RunReport:
-    """A whole run. expected: images it was to go through. error: what ended it, where something did."""
+    """A whole run. expected: images it was to go through. error: what ended it, where something did.
+
+    left_out: the other files of the input folder, which process 0 alone tells.
+    """
 
     expected: int
     images: list[ImageRecord] = field(default_factory=list)
@@ -61,6 +72,7 @@ class RunReport:
     is_interrupted: bool = False
     error: str | None = None
     error_code: int = BAD_INPUT
+    left_out: list[LeftOut] = field(default_factory=list)
 
     def count(self, status: str) -> int:
         return sum(image.status == status for image in self.images)
@@ -81,6 +93,7 @@ class RunReport:
         return {
             "format": FORMAT,
             "images": [{key: value for key, value in asdict(image).items() if key != "index"} for image in images],
+            "left_out": {"count": len(self.left_out), "files": [asdict(file) for file in self.left_out]},
             "totals": {
                 "images": self.expected,
                 **counts,
@@ -100,7 +113,9 @@ class RunReport:
 
 def loads(text: str) -> RunReport:
     fields = json.loads(text)
-    return RunReport(**(fields | {"images": [ImageRecord(**image) for image in fields["images"]]}))
+    images = [ImageRecord(**image) for image in fields["images"]]
+    left_out = [LeftOut(**file) for file in fields["left_out"]]
+    return RunReport(**(fields | {"images": images, "left_out": left_out}))
 
 
 def merge(reports: Sequence[RunReport]) -> RunReport:
@@ -113,6 +128,7 @@ def merge(reports: Sequence[RunReport]) -> RunReport:
         is_interrupted=any(report.is_interrupted for report in reports),
         error=errors[0].error if errors else None,
         error_code=errors[0].error_code if errors else BAD_INPUT,
+        left_out=[file for report in reports for file in report.left_out],
     )
 
 

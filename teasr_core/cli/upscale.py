@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from ..errors import InputError, TeasrError
 from ..image.region import Region, make_region
 from ..image.target_size import TargetSize
+from ..picture_files.find import name_left_out, reason_left_out
 from ..picture_files.picture import Picture
 from ..picture_files.read import load_picture
 from ..picture_files.write import check_output, check_profile, save_picture
 from ..restore import RestoreOptions
 from ..restorer import Restorer
 from .exit_codes import BAD_INPUT, BUG
-from .jobs import Job, check_originals, make_folder, plan_jobs, split_jobs
+from .jobs import Job, check_originals, find_files, make_folder, plan_jobs, split_jobs
 from .options import one_line
 from .processes import Processes, find_processes
 from .progress import Progress, clock_time
@@ -34,7 +37,7 @@ from .request import (
     step_plan,
     target_size,
 )
-from .run_report import STDOUT, ImageRecord, RunReport, check_report, loads, merge, report_name, write_report
+from .run_report import STDOUT, ImageRecord, LeftOut, RunReport, check_report, loads, merge, report_name, write_report
 
 # How long a process that was stopped waits for the reports of the others.
 PATIENCE_S = 3.0
@@ -57,6 +60,8 @@ def upscale(args: argparse.Namespace) -> int:
     # cannot meet, another may be writing its own already.
     to_do, done = split_jobs(jobs if processes.can_meet else _share(jobs, processes), args.overwrite, args.resume)
     run = UpscaleRun(args, processes, _share(to_do, processes), _share(done, processes), mask)
+    if processes.rank == 0:
+        run.leave_out(find_files(args.input, args.output, args.recursive).others)
     try:
         run.begin()
         run.restore_all()
@@ -107,6 +112,12 @@ class UpscaleRun:
         self.processes.wait_for_all()
         self.started = time.monotonic()
 
+    def leave_out(self, files: Sequence[Path]) -> None:
+        """Name and count the files of the input folder that are of no kind that is read."""
+        self.report.left_out = [LeftOut(str(path), reason_left_out(path)) for path in files]
+        if note := name_left_out(files, self.args.input):
+            self.progress.say(f"note: {note}", sys.stderr)
+
     def restore_all(self) -> None:
         """A bad image does not stop the others; the one image that was named is the command's own error."""
         for job in self.jobs:
@@ -153,7 +164,7 @@ class UpscaleRun:
 
     def _prepare(self, job: Job, record: ImageRecord) -> tuple[Picture, RestoreOptions, Region | None]:
         """The picture and what to make of which part of it. InputError when it cannot be read, enlarged or saved so."""
-        picture = load_picture(job.source)
+        picture = load_picture(job.source, self.args.allow_large_input)
         height, width = picture.rgb.shape[-2:]
         record.size_before = (width, height)
         size = target_size(self.args, width, height)
@@ -218,7 +229,8 @@ class UpscaleRun:
         else:
             passed = f", {skipped} existed already" if skipped else ""
             took = clock_time(report.seconds)
-            self.progress.say(f"{report.expected} images: {written} written{passed}, {took}", self.lines)
+            left_out = f", {len(report.left_out)} other files left out" if report.left_out else ""
+            self.progress.say(f"{report.expected} images: {written} written{passed}{left_out}, {took}", self.lines)
 
 
 def _share(jobs: list[Job], processes: Processes) -> list[Job]:

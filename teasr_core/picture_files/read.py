@@ -3,6 +3,8 @@
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,10 @@ from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from ..errors import InputError
 from ..memory import is_out_of_memory
+from .formats import JPEG_XL, explain_unknown, readable_formats
 from .picture import Picture
 from .read_16bit import decode_16bit, is_16bit, planar_16bit
 
-KNOWN_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _FULL_BITS = (1, 2, 4, 8, 16)  # bits per sample that fill Pillow's modes; 12-bit TIFFs would come out too dark
 _RESOLUTION_TAGS = frozenset((ExifTags.Base.XResolution, ExifTags.Base.YResolution))
 _MAX_DPI = 2**16 - 1  # what a JPEG holds; beyond it, and under 1, is no resolution but damage
@@ -27,8 +27,11 @@ _LAYOUT_TAGS = frozenset(
 ) | frozenset((338, 339, 347, *range(512, 522), 529, 530, 531, 532, 700, 33723, 34377, 34675))
 
 
-def load_picture(path: str | Path) -> Picture:
+def load_picture(path: str | Path, allow_large: bool = False) -> Picture:
     """The picture in a PNG, JPEG, WebP, TIFF or BMP file, rotated upright as its EXIF says.
+
+    Also in a HEIC, AVIF or JPEG XL file where the package that reads it is installed (`formats`), with 8 bits a sample.
+    allow_large: read pictures above Pillow's limit of 178 megapixels too.
 
     1-bit and grey become three equal channels, a palette RGB; a transparent colour becomes alpha; CMYK becomes sRGB
     through its own profile (without one by Pillow's plain formula) and loses the profile with it.
@@ -44,17 +47,20 @@ def load_picture(path: str | Path) -> Picture:
         # Pillow refuses above 2 x MAX_IMAGE_PIXELS by itself; below, its warning would only clutter the terminal.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return _read(path)
+            with _size_limit(allow_large):
+                return _read(path)
     except InputError:
         raise
     except PermissionError:
         raise InputError(f"{path} cannot be opened; expected a readable file; check its permissions") from None
     except Image.UnidentifiedImageError:
-        kind = "an empty file" if path.stat().st_size == 0 else "not an image of a known kind"
-        raise InputError(f"{path} is {kind}; expected 8 or 16-bit {', '.join(_FORMATS)}; convert it first") from None
+        raise InputError(f"{path} {explain_unknown(path)}") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise InputError(f"{path} claims over {limit} megapixels; expected fewer; cut it into parts first") from None
+        raise InputError(
+            f"{path} claims over {limit} megapixels; expected fewer; cut it into parts, or pass --allow-large-input to "
+            "upscale or compare if you trust the file"
+        ) from None
     # Pillow's readers raise many types on damaged bytes (OSError, SyntaxError, struct.error, KeyError ...).
     except Exception as error:
         if is_out_of_memory(error):
@@ -63,17 +69,44 @@ def load_picture(path: str | Path) -> Picture:
         raise InputError(f"{path} is damaged ({cause}); expected a whole image; export or copy it again") from error
 
 
-def read_size(path: str | Path) -> tuple[int, int] | None:
-    """(width, height) of the upright picture by the file's header alone; None where it cannot be told."""
+def read_size(path: str | Path, allow_large: bool = False) -> tuple[int, int] | None:
+    """(width, height) of the upright picture by the file's header alone; None where it cannot be told.
+
+    allow_large: as of `load_picture`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=_FORMATS) as image:
+            with _size_limit(allow_large), Image.open(path, formats=readable_formats()) as image:
                 width, height = _stored_size(image)
-                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                is_turned = _orientation(image) in (5, 6, 7, 8)
     except Exception:  # many types, see `load_picture`, which says what is wrong
         return None
     return (height, width) if is_turned else (width, height)
+
+
+@contextmanager
+def _size_limit(allow_large: bool) -> Iterator[None]:
+    """In this block Pillow opens pictures of any size, if `allow_large`. The limit is a global of Pillow's."""
+    before = Image.MAX_IMAGE_PIXELS
+    if allow_large:
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        if allow_large:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, of the pixels as Pillow gives them.
+
+    JPEG XL has an orientation of its own, which its decoder has applied already: ISO/IEC 18181-2 wants that of the EXIF
+    data to be ignored. Where a JPEG was recompressed without loss, the plugin gives the pixels of that JPEG instead.
+    """
+    if image.format == JPEG_XL.pillow_name and not getattr(image, "jpeg", False):
+        return 1
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
@@ -85,7 +118,7 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
 
 def _read(path: Path) -> Picture:
     def open_image() -> Image.Image:
-        return Image.open(path, formats=_FORMATS)
+        return Image.open(path, formats=readable_formats())
 
     # From a copy of its own that stays unloaded: loading may close the file that a TIFF's EXIF is still read from,
     # and what is dropped here must not reach the image that Pillow turns.
@@ -96,7 +129,7 @@ def _read(path: Path) -> Picture:
         depth = 16 if is_16bit(image) else 8
         image.load()
         # Read after loading: Pillow turns a TIFF upright while loading and then drops its orientation.
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = _orientation(image)
         dpi, icc = _dpi(image), image.info.get("icc_profile") or None
         if depth == 16:
             pixels, is_grey = decode_16bit(open_image)  # (H, W, 1 to 4) uint16

@@ -12,13 +12,14 @@ from ..errors import InputError, OutputError
 from ..image.levels import to_levels
 from ..memory import is_out_of_memory
 from ..whole_file import write_whole
+from .formats import JPEG_EXTENSIONS
 from .picture import Picture
 from .write_16bit import encode_png16, encode_tiff
 
 # Not .bmp: it holds no colour profile, EXIF or alpha, and dropping them silently would change the picture.
-WRITABLE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+WRITABLE_EXTENSIONS = (".png", *JPEG_EXTENSIONS, ".webp", ".tif", ".tiff")
 
-_MAX_SIDE_PX = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}  # limits of the formats' own encoders
+_MAX_SIDE_PX = {**dict.fromkeys(JPEG_EXTENSIONS, 65500), ".webp": 16383}  # limits of the formats' own encoders
 _TIFF = (".tif", ".tiff")
 _GREY_PROFILE = b"GRAY"
 
@@ -36,7 +37,7 @@ def check_output(
     if suffix not in WRITABLE_EXTENSIONS:
         known = " ".join(WRITABLE_EXTENSIONS)
         raise InputError(f"{path} ends in {suffix or 'nothing'}; expected one of {known}; choose one of them")
-    if has_alpha and suffix in (".jpg", ".jpeg"):
+    if has_alpha and suffix in JPEG_EXTENSIONS:
         raise InputError(f"{path}: JPEG has no alpha and the image has; expected PNG, WebP or TIFF; write one of them")
     if size is not None and max(size) > _MAX_SIDE_PX.get(suffix, max(size)):
         limit = _MAX_SIDE_PX[suffix]

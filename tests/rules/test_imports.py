@@ -31,7 +31,8 @@ HOST = (
 )
 SHIPPED_WITH_HOST = ("torch", "numpy", "PIL", "safetensors", "einops")
 LIGHT = ("torch", "numpy", "PIL", "safetensors")
-INSIDE_FUNCTIONS = ("accelerate", "bitsandbytes", "diffusers", "skimage", "psutil", "tqdm")  # of teasr_core
+# Of teasr_core.
+INSIDE_FUNCTIONS = ("accelerate", "bitsandbytes", "diffusers", "pillow_heif", "pillow_jxl", "psutil", "skimage", "tqdm")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from teasr_core.cli.terminal import write_line
+
 
 def add_degrade(commands: Any) -> None:
     """Add `degrade` to the subparsers `commands`."""
@@ -25,11 +27,14 @@ def add_degrade(commands: Any) -> None:
 
 def _degrade(args: argparse.Namespace) -> int:
     from ..data.make_pairs import PairOptions, make_pairs
+    from ..data.photographs import left_out_lines
 
     options = PairOptions(args.preset, args.seed, args.scale, args.crop_px, args.workers, args.overwrite)
     report = make_pairs(args.input, args.output, options, args.list, show_progress=True)
     for name, reason in report.skipped:
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        write_line(f"skipped {name}: {reason}", sys.stderr)
+    for line in [] if args.list else left_out_lines(str(args.input)):
+        write_line(f"note: {line}", sys.stderr)
     note = f"; skipped {len(report.skipped)} (named above)" if report.skipped else ""
-    print(f"wrote {len(report.names)} pairs into {args.output} (test_HR, test_LR){note}")
+    write_line(f"wrote {len(report.names)} pairs into {args.output} (test_HR, test_LR){note}")
     return 0

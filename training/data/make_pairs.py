@@ -17,6 +17,7 @@ import torch
 
 from teasr_core.cli.progress import progress_bar
 from teasr_core.errors import InputError
+from teasr_core.picture_files.formats import expected_formats
 from teasr_core.picture_files.picture import Picture
 from teasr_core.picture_files.write import save_picture
 from teasr_core.whole_file import nearest_existing, write_whole
@@ -24,7 +25,7 @@ from teasr_core.whole_file import nearest_existing, write_whole
 from ..degradation.degrade import PRESETS, degrade
 from ..degradation.ops import to_uint8
 from .held_out import SCALE, EvalPair, load_eval_pairs
-from .photographs import HR_FOLDER, LR_FOLDER, images_by_stem, read_rgb
+from .photographs import HR_FOLDER, LR_FOLDER, images_by_stem, left_out_lines, read_rgb
 
 TABLE_NAME = "pairs.tsv"
 MAX_PAIR_SCALE = 16
@@ -131,7 +132,8 @@ def _jobs(source: Path, options: PairOptions) -> list[Job]:
         raise InputError(f"{source} does not exist: give an image or a folder of images")
     files = images_by_stem(source) if source.is_dir() else {source.stem: source}
     if not files:
-        raise InputError(f"{source} holds no image: expected PNG, JPEG, WebP, TIFF or BMP files")
+        left_out = "".join(f" ({line})" for line in left_out_lines(str(source)))
+        raise InputError(f"{source} holds no image{left_out}: expected {expected_formats()} files")
 
     def make(path: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
         try:

@@ -18,8 +18,9 @@ import numpy as np
 
 from teasr_core.errors import InputError
 from teasr_core.image.levels import to_levels
-from teasr_core.picture_files.find import find_images
-from teasr_core.picture_files.read import KNOWN_EXTENSIONS, load_picture, read_size
+from teasr_core.picture_files.find import find_images, list_folder, name_left_out
+from teasr_core.picture_files.formats import expected_formats
+from teasr_core.picture_files.read import load_picture, read_size
 
 LIST_EXTENSION = ".txt"
 HR_FOLDER, LR_FOLDER = "test_HR", "test_LR"  # the layout of StableSR's published test sets
@@ -95,8 +96,18 @@ def list_source(entry: str) -> list[Path]:
     else:
         raise InputError(f"data.folders names '{entry}': there is no such folder or {LIST_EXTENSION} list")
     if not found:
-        raise InputError(f"data.folders names '{entry}': no image in it ({', '.join(KNOWN_EXTENSIONS)})")
+        left_out = "".join(f"{line}; " for line in left_out_lines(entry))
+        raise InputError(
+            f"data.folders names '{entry}': no image in it ({left_out}expected {expected_formats()} files)"
+        )
     return found
+
+
+def left_out_lines(entry: str) -> list[str]:
+    """One line that counts and names the files of a folder that are of no kind that is read; [] without any."""
+    root = Path(entry)
+    note = name_left_out(list_folder(root).others, root) if root.is_dir() else None
+    return [] if note is None else [note]
 
 
 def list_pairs(entry: str) -> tuple[list[tuple[Path, Path]], list[Path]]:

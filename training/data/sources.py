@@ -9,7 +9,7 @@ from pathlib import Path
 from teasr_core.errors import InputError
 
 from ..config.shared import DataConfig
-from .photographs import list_pairs, list_source, name_some, scan_photographs
+from .photographs import HR_FOLDER, LR_FOLDER, left_out_lines, list_pairs, list_source, name_some, scan_photographs
 
 MARGIN_PX = 16  # around a crop, so that its borders are made from real content
 
@@ -71,7 +71,7 @@ def data_summary(config: DataConfig, crop_sizes: Sequence[int]) -> list[str]:
 
 def _photographs(entry: str, crop_px: int) -> Source:
     scan = scan_photographs(list_source(entry), needed_px(crop_px))
-    return Source(entry, scan.usable, None, scan.count, tuple(scan.skipped()))
+    return Source(entry, scan.usable, None, scan.count, (*scan.skipped(), *left_out_lines(entry)))
 
 
 def _ready_pairs(entry: str, crop_px: int) -> Source:
@@ -92,6 +92,7 @@ def _ready_pairs(entry: str, crop_px: int) -> Source:
             continue
         reasons.setdefault(reason, []).append(high)
     skipped = [f"skipped, {reason}: {len(paths)} ({name_some(paths)})" for reason, paths in reasons.items() if paths]
+    skipped += [line for name in (HR_FOLDER, LR_FOLDER) for line in left_out_lines(str(Path(entry) / name))]
     return Source(entry, tuple(high for high, _ in usable), tuple(low for _, low in usable), len(pairs), tuple(skipped))
 
 

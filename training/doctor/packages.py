@@ -54,6 +54,8 @@ PACKAGES = (
     Package("matplotlib", ("matplotlib",), "3.9", "the plot of eval"),
     Package("pyiqa", ("pyiqa",), "", "more metrics in eval (MUSIQ, MANIQA, DISTS, FID)"),
     Package("skimage", ("scikit-image",), "0.24", "the picture of demo"),
+    Package("pillow_heif", ("pillow-heif",), "1.0", "photographs in HEIC"),
+    Package("pillow_jxl", ("pillow-jxl-plugin",), "1.3", "photographs in JPEG XL"),
     Package("psutil", ("psutil",), "5.9", "measuring memory"),
 )
 

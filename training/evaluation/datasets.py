@@ -19,6 +19,7 @@ import numpy as np
 
 from teasr_core.errors import InputError
 from teasr_core.image.target_size import MAX_SCALE, MIN_SCALE, TargetSize, size_by_factor
+from teasr_core.picture_files.find import list_folder, reason_left_out
 
 from ..data.held_out import SCALE, load_eval_pairs, read_eval_list
 from ..data.photographs import HR_FOLDER, LR_FOLDER, images_by_stem, read_rgb
@@ -100,6 +101,7 @@ def paired_dataset(lr_folder: Path, hr_folder: Path, name: str, layout: str = PA
         for mine, theirs, other in ((low, high, hr_folder), (high, low, lr_folder))
         for stem in sorted(mine.keys() - theirs.keys())
     ]
+    skipped += [*_left_out(lr_folder), *_left_out(hr_folder)]
     pictures = []
     for stem in sorted(low.keys() & high.keys()):
         try:
@@ -120,7 +122,7 @@ def lq_dataset(folder: Path, scale: float, name: str) -> EvalDataset:
 
     Raises InputError for a folder without a readable picture and a scale outside 0.25..8.
     """
-    pictures, skipped = [], []
+    pictures, skipped = [], _left_out(folder)
     for stem, path in sorted(images_by_stem(folder).items()):
         try:
             lr = read_rgb(path)
@@ -203,6 +205,10 @@ def _factor(stem: str, lr: np.ndarray, hq: np.ndarray) -> Fraction:
             f"evaluation: {stem} has the factor {across}, expected {MIN_SCALE:g} to {MAX_SCALE:g}; swap LR and HR?"
         )
     return across
+
+
+def _left_out(folder: Path) -> list[Skipped]:
+    return [Skipped(path.name, reason_left_out(path)) for path in list_folder(folder).others]
 
 
 def _check_any(pictures: Sequence[EvalPicture], skipped: Sequence[Skipped], where: str) -> None:

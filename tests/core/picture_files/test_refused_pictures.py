@@ -144,7 +144,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         "moving.png": "2 frames",
         "moving.webp": "2 frames",
         "pages.tif": "2 frames or pages",
-        "moving.gif": "not an image of a known kind",
+        "moving.gif": "is a GIF; expected a still picture",
         "float.tif": "bits per sample",
         "int.tif": "bits per sample",
     }

@@ -220,3 +220,15 @@ def test_nothing_but_damage_is_an_error(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(jpeg()[:-400])
     with pytest.raises(InputError, match="64 draws gave no readable photograph"):
         dataset(folders=(str(tmp_path),))[0]
+
+
+def test_files_of_other_kinds_are_named(tmp_path):
+    """One line counts and names them; they are not counted among the images."""
+    Image.new("RGB", (200, 200)).save(tmp_path / "a.png")
+    Image.new("RGB", (200, 200)).save(tmp_path / "b.gif")
+    (tmp_path / "a.txt").write_text("a caption")
+    (source,) = open_sources(DataConfig(folders=[str(tmp_path)]), 64)
+    assert source.count == 1
+    assert source.lines()[1:] == [
+        f"data '{tmp_path}': left out 2 files that are not of a kind that is read: a.txt, b.gif"
+    ]
