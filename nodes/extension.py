@@ -11,6 +11,7 @@ from .condition import TEASRCondition
 from .load_builtin import TEASRLoadBuiltin
 from .parts.auto_sampler import TEASRUpscaleAutoSampler
 from .parts.compare_parts import TEASRCompareStepsColumn, TEASRCompareStepsGrid
+from .parts.region_part import TEASRUpscaleRegion
 from .parts.upscale_parts import TEASRUpscaleDecode, TEASRUpscaleInput, TEASRUpscaleOutput
 from .sampler import TEASRSampler
 from .step_selector import TEASRStepSelector
@@ -26,6 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     TEASRCompareSteps,
     TEASRColorFix,
     TEASRUpscaleInput,
+    TEASRUpscaleRegion,
     TEASRUpscaleAutoSampler,
     TEASRUpscaleDecode,
     TEASRUpscaleOutput,

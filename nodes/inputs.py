@@ -212,6 +212,15 @@ def color_strength_input(use_advanced: bool) -> io.Float.Input:
     )
 
 
+def region_input() -> io.Mask.Input:
+    return io.Mask.Input(
+        "region",
+        optional=True,
+        raw_link=True,
+        tooltip="Only the white part of this mask is restored; outside it the picture is the plain resize.",
+    )
+
+
 def lora_strength_input(tooltip: str) -> io.Float.Input:
     return io.Float.Input("lora_strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip=tooltip)
 

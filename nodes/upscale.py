@@ -12,7 +12,15 @@ from comfy_api.latest import io
 
 from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE
 from .host.running import own_id
-from .inputs import CATEGORY, mode_input, picture_inputs, restoration_inputs, steps_input, tolerance_input
+from .inputs import (
+    CATEGORY,
+    mode_input,
+    picture_inputs,
+    region_input,
+    restoration_inputs,
+    steps_input,
+    tolerance_input,
+)
 from .parts.expansion import Expansion, Link, ModelWires
 
 
@@ -33,6 +41,7 @@ class TEASRUpscale(io.ComfyNode):
                 mode_input("step_mode"),
                 *restoration_inputs(),
                 tolerance_input(),
+                region_input(),
             ],
             hidden=[io.Hidden.unique_id],
             # Pictures of several sizes may come in as one list. ComfyUI does not unpack what an expanded graph returns,
@@ -70,9 +79,10 @@ class TEASRUpscale(io.ComfyNode):
         color_strength: float = 1.0,
         fidelity: float = 0.0,
         tolerance: float = DEFAULT_TOLERANCE,
+        region: Link | None = None,
     ) -> io.NodeOutput:
         wires = ModelWires(model, vae, conditioning)
-        expansion = Expansion(wires, image, mask, size, max_megapixels, needs_model=strength > 0)
+        expansion = Expansion(wires, image, mask, size, max_megapixels, strength > 0, region)
         result = expansion.graph.node(
             "TEASRUpscaleOutput",
             resized=expansion.resized,

@@ -17,6 +17,7 @@ import torch
 from .codec.protocol import Codec
 from .errors import InputError, OutputError
 from .image.color_fix import COLOR_FIXES, apply_strength, fix_color
+from .image.grain import add_grain, grain_source
 from .image.region import Region, blend, decode_in_box
 from .image.resize import check_image, crop_to, pad_to_multiple, resize
 from .image.target_size import TargetSize
@@ -38,19 +39,21 @@ FLAT_SPREAD = 1e-6
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """What the user chose; the defaults are the nodes'."""
+    """What the user chose; the defaults are the nodes'. grain_seed: that of the grain alone."""
 
     size: TargetSize
     strength: float = 1.0
     color_fix: str = "wavelet"
     color_strength: float = 1.0
     fidelity: float = 0.0
+    grain: float = 0.0
+    grain_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.color_fix not in COLOR_FIXES:
             raise InputError(f"color_fix is '{self.color_fix}': expected one of {', '.join(COLOR_FIXES)}")
         check_fidelity(self.fidelity)
-        for name in ("strength", "color_strength"):
+        for name in ("strength", "color_strength", "grain"):
             value = getattr(self, name)
             if not (math.isfinite(value) and 0 <= value <= 1):
                 raise InputError(f"{name} is {value}: expected a number from 0 to 1")
@@ -96,27 +99,35 @@ def conditioning_image(image: torch.Tensor, size: TargetSize, multiple: int) -> 
 
 
 def postprocess(
-    decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions, region: Region | None = None
+    decoded: torch.Tensor,
+    resized: torch.Tensor,
+    options: RestoreOptions,
+    region: Region | None = None,
+    source: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Crop the decoded image to `resized`, clamp it to [0, 1], fix its colour, apply strength. (B, 3, H, W)
+    """Crop the decoded image to `resized`, clamp it to [0, 1], fix its colour, add grain, apply strength. (B, 3, H, W)
 
+    source: the input before it was resized, in which the grain is measured; without it, `resized`.
     region: only this part of the decoded image is looked at and replaces that of `resized`, image by image; adain and
     lab then match the rectangle around it.
     The result is float32 on the device of `resized`, wherever the codec ran. OutputError for what `check_result`
     refuses.
     """
     if region is None:
-        return colour_and_strength(cropped_to_unit(decoded, resized), resized, options)
-    images = zip(decoded.split(1), resized.split(1), strict=True)
-    return torch.cat([_in_region(*pair, options, region.of_image(k)) for k, pair in enumerate(images)])
+        return finish(cropped_to_unit(decoded, resized), resized, options, grain_source(source, resized))
+    sources = grain_source(source, resized).expand(len(decoded), -1, -1, -1)
+    images = zip(decoded.split(1), resized.split(1), sources.split(1), strict=True)
+    return torch.cat([_in_region(*image, options, region.of_image(k)) for k, image in enumerate(images)])
 
 
-def _in_region(decoded: torch.Tensor, resized: torch.Tensor, options: RestoreOptions, region: Region) -> torch.Tensor:
+def _in_region(
+    decoded: torch.Tensor, resized: torch.Tensor, source: torch.Tensor, options: RestoreOptions, region: Region
+) -> torch.Tensor:
     if region.is_empty:
         return resized.clone()
     box = (..., *region.box())
     part, reference = crop_to(decoded, options.size)[box], resized[box].contiguous()
-    return blend(resized, colour_and_strength(cropped_to_unit(part, reference), reference, options), region)
+    return blend(resized, finish(cropped_to_unit(part, reference), reference, options, source), region)
 
 
 def cropped_to_unit(decoded: torch.Tensor, resized: torch.Tensor) -> torch.Tensor:
@@ -127,10 +138,13 @@ def cropped_to_unit(decoded: torch.Tensor, resized: torch.Tensor) -> torch.Tenso
     return cropped.clamp(0, 1)
 
 
-def colour_and_strength(restored: torch.Tensor, resized: torch.Tensor, options: RestoreOptions) -> torch.Tensor:
-    """The colour fix and the strength blend of a restored image (B, 3, H, W) in [0, 1]."""
+def finish(
+    restored: torch.Tensor, resized: torch.Tensor, options: RestoreOptions, source: torch.Tensor
+) -> torch.Tensor:
+    """The colour fix, the grain of `source` and the strength blend of a restored image (B, 3, H, W) in [0, 1]."""
     fixed = fix_color(restored, resized, options.color_fix, options.color_strength)
-    return apply_strength(resized, fixed, options.strength)
+    grained = add_grain(fixed, resized, source, options.grain, options.grain_seed)
+    return apply_strength(resized, grained, options.strength)
 
 
 def check_result(restored: torch.Tensor, resized: torch.Tensor) -> None:
@@ -191,9 +205,9 @@ def restore(
             resized = resize(one, options.size)
             if whole:
                 picture = cropped_to_unit(picture, resized)
-                results.append(colour_and_strength(picture, resized, options))
+                results.append(finish(picture, resized, options, grain_source(one, resized)))
             else:
-                results.append(postprocess(picture, resized, options, region))
+                results.append(postprocess(picture, resized, options, region, one))
         del picture, resized
     restored = torch.cat(results) if len(results) > 1 else results[0]
     return Restored(restored, Report(**vars(record), size=options.size, seconds=timer.seconds))

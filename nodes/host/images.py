@@ -6,6 +6,7 @@ import torch
 
 from ...teasr_core.errors import InputError
 from ...teasr_core.image.alpha import bleed_rgb, split_alpha
+from ...teasr_core.image.target_size import TargetSize
 from .sockets import check_finite, check_tensor
 
 
@@ -42,6 +43,11 @@ def mask_to_alpha(mask: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
             "this image, or resize it first"
         )
     return (1 - check_finite(mask, "mask")[:, None].float()).clamp(0, 1).expand(batch, -1, -1, -1)
+
+
+def size_of(image: torch.Tensor) -> TargetSize:
+    """The size of an IMAGE (B, H, W, C)."""
+    return TargetSize(width=image.shape[2], height=image.shape[1])
 
 
 def to_host(image: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ One load and one encode serve any number of samplers behind them, and ComfyUI's 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,18 +80,28 @@ class Expansion:
         size: dict[str, Any],
         max_megapixels: float,
         needs_model: bool,
+        region: Link | None = None,
     ) -> None:
         self.graph = GraphBuilder()
         source = self.graph.node("TEASRUpscaleInput", image=image, max_megapixels=max_megapixels, **size_values(size))
         source.set_input("mask", mask)
         self.resized, self.mask = source.out(0), source.out(1)
         self.encoded = self._encode(wires) if needs_model else None
+        if self.encoded is not None and region is not None:
+            self.encoded = self._restrict(self.encoded, region, image)
 
     def add_decode(self, encoded: Encoded, sampled: Link, result: Any) -> None:
         """Decode `sampled`, and wire the latent and the picture into the node `result`."""
         decode = self.graph.node("TEASRUpscaleDecode", latent=sampled, vae=encoded.vae)
         result.set_input("decoded", decode.out(0))
         result.set_input("latent", decode.out(1))
+
+    def _restrict(self, encoded: Encoded, region: Link, image: Link) -> Encoded:
+        """The same picture, of which only the region is restored."""
+        part = self.graph.node(
+            "TEASRUpscaleRegion", latent=encoded.latent, region=region, image=image, resized=self.resized
+        )
+        return dataclasses.replace(encoded, latent=part.out(0))
 
     def _encode(self, wires: ModelWires) -> Encoded:
         """Add the nodes that load the built-in model, unless another one is wired, and encode the picture."""

@@ -11,10 +11,10 @@ import torch
 from comfy_api.latest import io
 
 from ...teasr_core.image.alpha import resize_alpha
+from ...teasr_core.image.region import Region, decode_in_box
 from ...teasr_core.image.resize import resize
-from ...teasr_core.image.target_size import TargetSize
 from ...teasr_core.restore import RestoreOptions, postprocess
-from ..host.images import from_host, rgb_and_alpha, to_host
+from ..host.images import from_host, rgb_and_alpha, size_of, to_host
 from ..host.running import show_on_node
 from ..host.sockets import check_latent
 from ..inputs import (
@@ -25,8 +25,9 @@ from ..inputs import (
     strength_input,
     target_size,
 )
+from ..run.region import region_of
 from ..run.run_notes import NOTES_KEY, RunNotes, notes_of
-from ..run.vae import picture_vae
+from ..run.vae import BuiltinVae, HostVae, picture_vae
 from .expansion import part_schema
 
 
@@ -67,7 +68,10 @@ class TEASRUpscaleInput(io.ComfyNode):
 
 
 class TEASRUpscaleDecode(io.ComfyNode):
-    """Decodes image by image, in tiles if they are needed, and notes the time for the report."""
+    """Decodes image by image, in tiles if they are needed, and notes the time for the report.
+
+    Of an image with a region, only the rectangle around it is decoded; the rest is black.
+    """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -86,9 +90,18 @@ class TEASRUpscaleDecode(io.ComfyNode):
     def execute(cls, latent: dict[str, Any], vae: Any) -> io.NodeOutput:
         samples, pictures = check_latent(latent)["samples"], picture_vae(vae)
         started = time.perf_counter()
-        image = pictures.decode(samples)  # (B, 3, H, W)
+        image = decoded(pictures, samples, region_of(latent))  # (B, 3, H, W)
         notes = notes_of(latent).after("decode", started, vae_tile_px=pictures.tile_px)
         return io.NodeOutput(to_host(image), {**latent, NOTES_KEY: notes})
+
+
+def decoded(pictures: HostVae | BuiltinVae, samples: torch.Tensor, region: Region | None) -> torch.Tensor:
+    """(B, C, 1, h, w) -> (B, 3, H, W) in [0, 1]: all of it, or what the region needs."""
+    if region is None:
+        return pictures.decode(samples)
+    downscale = pictures.vae.spacial_compression_decode()
+    images = enumerate(samples.split(1))
+    return torch.cat([decode_in_box(pictures.decode, one, region.of_image(k), downscale) for k, one in images])
 
 
 def decoded_inputs() -> list[io.Input]:
@@ -152,7 +165,7 @@ def with_report(
     resized: torch.Tensor, mask: torch.Tensor, decoded: torch.Tensor | None, latent: dict[str, Any], **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor, str]:
     """(image, mask, report line) of one picture or batch. `options` are those of `result_image`."""
-    image = result_image(resized, decoded, **options)
+    image = result_image(resized, decoded, region=region_of(latent), **options)
     notes = RunNotes(tiles=0) if decoded is None else notes_of(latent)
     notes = dataclasses.replace(notes, size=size_of(resized))
     return image, mask, notes.report().line()
@@ -164,14 +177,10 @@ def result_image(
     strength: float = 1.0,
     color_fix: str = "wavelet",
     color_strength: float = 1.0,
+    region: Region | None = None,
 ) -> torch.Tensor:
     """IMAGE (B, H, W, 3) of the size of `resized`. Without `decoded` no model ran, and the image is `resized`."""
     if decoded is None:
         return resized
     options = RestoreOptions(size_of(resized), strength, color_fix, color_strength)
-    return to_host(postprocess(from_host(decoded, "image"), from_host(resized, "resized"), options))
-
-
-def size_of(image: torch.Tensor) -> TargetSize:
-    """The size of an IMAGE (B, H, W, C)."""
-    return TargetSize(width=image.shape[2], height=image.shape[1])
+    return to_host(postprocess(from_host(decoded, "image"), from_host(resized, "resized"), options, region))

@@ -20,18 +20,20 @@ from ...teasr_core.tiling import TileCallback
 class Progress:
     """One bar over images x steps x tiles, with ComfyUI's preview after each step (R24).
 
-    steps: the number for each image. seconds: the time spent in the sampler itself so far, without loading the model.
+    steps, tiles: the numbers for each image. seconds: the time spent in the sampler itself so far, without loading the
+    model.
     """
 
-    def __init__(self, model: ModelPatcher, steps: Sequence[int], tiles: int) -> None:
-        self.steps, self.tiles = steps, tiles
-        self.bar = comfy.utils.ProgressBar(sum(steps) * tiles)
+    def __init__(self, model: ModelPatcher, steps: Sequence[int], tiles: Sequence[int]) -> None:
+        self.units = [count * each for count, each in zip(steps, tiles, strict=True)]
+        self.all_tiles, self.tiles = tiles, 0
+        self.bar = comfy.utils.ProgressBar(max(1, sum(self.units)))
         self.previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
         self.first = 0  # units of the bar that were done before the current step
         self.seconds = 0.0
 
     def start_image(self, k: int) -> None:
-        self.first = sum(self.steps[:k]) * self.tiles
+        self.first, self.tiles = sum(self.units[:k]), self.all_tiles[k]
 
     def on_tile(self, done: int, _count: int) -> None:
         """Called before each tile. Guidance visits the tiles twice, but the bar never goes back."""

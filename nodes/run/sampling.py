@@ -59,7 +59,9 @@ def sample_image(
 def choose_steps(
     model: ModelPatcher, job: ImageJob, auto: AutoSteps, tiles: ModelTiles, progress: Progress
 ) -> StepPlan:
-    """`AutoSteps.choose` for one image, with the noise, model and tiles that `sample_image` uses."""
+    """`AutoSteps.choose` for one image, with the noise, model and tiles that `sample_image` uses. Only the pixels that
+    `tiles` wants count.
+    """
     chosen: list[StepPlan] = []
 
     def probe(
@@ -76,7 +78,7 @@ def choose_steps(
             progress.on_step(0, denoised, z_t, 0)
             return (z_t - denoised) / t_cur.reshape(-1, 1, 1, 1, 1)  # (1, C, 1, h, w)
 
-        chosen.append(auto.choose(velocity, noise, noise))  # the LQ latent travels in the conditioning
+        chosen.append(auto.choose(velocity, noise, noise, tiles.wanted))  # the LQ latent travels in the conditioning
         return noise
 
     unmasked = ImageJob(job.positive, job.negative, job.latent, None, job.seed)

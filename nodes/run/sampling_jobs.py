@@ -17,7 +17,7 @@ from ...teasr_core.device import DTYPES
 from ...teasr_core.errors import InputError, OutputError
 from ...teasr_core.sampling.auto_steps import MAX_EVALUATIONS, AutoSteps
 from ...teasr_core.sampling.sampler import check_fidelity
-from ...teasr_core.sampling.schedule import StepPlan
+from ...teasr_core.sampling.schedule import StepPlan, linear_taus
 from ...teasr_core.sampling.smaller_pieces import PieceLimit
 from ...teasr_core.tiling import TilePlan
 from ..host.sockets import check_conditioning, check_finite, check_latent, check_model, check_sigmas, check_tensor
@@ -26,6 +26,7 @@ from ..model.dual_branch import attached_branch
 from ..model.tiles import ModelTiles
 from .latent_cache import SAMPLED_LATENTS, SampledLatent, digest
 from .progress import Progress
+from .region import region_of
 from .run_notes import NOTES_KEY, notes_of
 from .sampling import ImageJob, choose_steps, sample_image
 from .tile_plan import plan_model_tiles
@@ -35,39 +36,54 @@ from .tile_plan import plan_model_tiles
 class SamplingJobs:
     """A MODEL and the images that it restores: one job for each image of the LATENT `latent`.
 
-    tiles: how every image is cut. pieces: the largest piece that has not run out of memory, for all images.
+    tiles: how every image is cut. pieces: the largest piece that has not run out of memory, for all images. wanted: for
+    each image the latent pixels (h, w) that are needed, None for all of them.
     """
 
     model: ModelPatcher
     latent: Mapping[str, Any]
     jobs: tuple[ImageJob, ...]
     tiles: TilePlan
+    wanted: tuple[torch.Tensor | None, ...]
     pieces: PieceLimit = dataclasses.field(default_factory=PieceLimit)
+
+    @property
+    def tile_counts(self) -> list[int]:
+        """The number of tiles that are computed for each image."""
+        return [len(self.tiles.corners(wanted)) for wanted in self.wanted]
 
     def choose_steps(self, auto: AutoSteps) -> list[StepPlan]:
         """The steps that each image needs, found with at most MAX_EVALUATIONS model calls an image."""
-        progress = Progress(self.model, [MAX_EVALUATIONS] * len(self.jobs), self.tiles.count)
+        counts = self.tile_counts
+        progress = Progress(self.model, [MAX_EVALUATIONS] * len(self.jobs), counts)
         plans = []
         for k, job in enumerate(self.jobs):
+            if counts[k] == 0:
+                plans.append(StepPlan(linear_taus(1), "auto: nothing to restore"))
+                continue
             progress.start_image(k)
-            plans.append(choose_steps(self.model, job, auto, self._model_tiles(progress), progress))
+            plans.append(choose_steps(self.model, job, auto, self._model_tiles(k, progress), progress))
         return plans
 
     def sample(self, sigmas: Sequence[torch.Tensor], fidelity: float = 0.0, reason: str = "") -> dict[str, Any]:
         """The restored LATENT. `sigmas` holds the times (N+1,) of each image, `reason` says why these in the report."""
         check_fidelity(fidelity)
         steps = [len(check_sigmas(times)) - 1 for times in sigmas]
-        progress = Progress(self.model, steps, self.tiles.count)
+        counts = self.tile_counts
+        progress = Progress(self.model, steps, counts)
         started = time.perf_counter()
         sampled = []
-        for k, (job, times) in enumerate(zip(self.jobs, sigmas, strict=True)):
+        for k, times in enumerate(sigmas):
             progress.start_image(k)
-            sampled.append(self._sample_image(job, times, fidelity, progress))
+            if counts[k] == 0:  # nothing of this image is restored
+                sampled.append(SampledLatent(self.jobs[k].latent.float()))
+            else:
+                sampled.append(self._sample_image(k, times, fidelity, progress))
         tile = max(self.tiles.height, self.tiles.width)
         notes = notes_of(self.latent).after(
             "sample",
             started,
-            tiles=self.tiles.count,
+            tiles=max(counts),
             tile_px=tile * int(self.model.get_model_object("latent_format").spacial_downscale_ratio),
             steps=max(steps),
             dtype=model_dtype(self.model),
@@ -78,18 +94,20 @@ class SamplingJobs:
         samples = torch.cat([one.samples for one in sampled])  # (B, C, 1, h, w)
         return dict(self.latent) | {"samples": samples, "batch_index": [0] * len(sampled), NOTES_KEY: notes}
 
-    def _model_tiles(self, progress: Progress) -> ModelTiles:
-        return ModelTiles(self.tiles, progress.on_tile, self.pieces)
+    def _model_tiles(self, k: int, progress: Progress) -> ModelTiles:
+        return ModelTiles(self.tiles, progress.on_tile, self.pieces, self.wanted[k])
 
-    def _sample_image(self, job: ImageJob, sigmas: torch.Tensor, fidelity: float, progress: Progress) -> SampledLatent:
-        """The latent of one image, from the cache if it was sampled before."""
+    def _sample_image(self, k: int, sigmas: torch.Tensor, fidelity: float, progress: Progress) -> SampledLatent:
+        """The latent of image k, from the cache if it was sampled before."""
+        job = self.jobs[k]
         parts = [getattr(job, part.name) for part in dataclasses.fields(job)]
-        key = digest(parts, sigmas, fidelity, dataclasses.astuple(self.tiles))
+        key = digest(parts, sigmas, fidelity, dataclasses.astuple(self.tiles), self.tiles.corners(self.wanted[k]))
         cached = SAMPLED_LATENTS.get(self.model, key)
         if cached is not None:
             return cached
         before = progress.seconds
-        samples = check_samples(sample_image(self.model, job, sigmas, self._model_tiles(progress), progress, fidelity))
+        tiles = self._model_tiles(k, progress)
+        samples = check_samples(sample_image(self.model, job, sigmas, tiles, progress, fidelity))
         latent = SampledLatent(samples, progress.seconds - before, self.pieces.largest)
         SAMPLED_LATENTS.put(self.model, key, latent)
         return latent
@@ -117,7 +135,8 @@ def sampling_jobs(
             "and `conditioning` of one TEASRCondition, and select images before it"
         )
     tiles = plan_model_tiles(model, *samples.shape[-2:], tile_px, overlap_px)
-    mask = noise_mask(latent, int(model.get_model_object("latent_format").spacial_downscale_ratio))
+    downscale = int(model.get_model_object("latent_format").spacial_downscale_ratio)
+    mask, region = noise_mask(latent, downscale), region_of(latent)
     jobs = tuple(
         ImageJob(
             conditioning_of_image(conditioning, k),
@@ -128,7 +147,11 @@ def sampling_jobs(
         )
         for k in range(len(samples))
     )
-    return SamplingJobs(model, latent, jobs, tiles)
+    wanted = tuple(
+        None if region is None else region.of_image(k).in_latent(*samples.shape[-2:], downscale)
+        for k in range(len(samples))
+    )
+    return SamplingJobs(model, latent, jobs, tiles, wanted)
 
 
 def noise_mask(latent: Mapping[str, Any], downscale: int) -> torch.Tensor | None:

@@ -52,6 +52,7 @@ def add_look(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     look.add_argument("--fidelity", type=number("fidelity"), default=0.0, help="towards 1: less texture, closer to LQ")
     look.add_argument("--color-fix", choices=COLOR_FIXES, default="wavelet")
     look.add_argument("--color-strength", type=number("color-strength"), default=1.0, help="0 to 1")
+    look.add_argument("--grain", type=number("grain"), default=0.0, help="0 to 1: give the input's own grain back")
     return look
 
 

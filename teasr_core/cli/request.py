@@ -94,7 +94,9 @@ def expected_size(path: Path, args: argparse.Namespace) -> TargetSize | None:
 
 
 def restore_options(args: argparse.Namespace, size: TargetSize) -> RestoreOptions:
-    return RestoreOptions(size, args.strength, args.color_fix, args.color_strength, args.fidelity)
+    return RestoreOptions(
+        size, args.strength, args.color_fix, args.color_strength, args.fidelity, args.grain, args.seed
+    )
 
 
 def load_mask(path: Path) -> torch.Tensor:

@@ -4,7 +4,7 @@ Photographs hardly ever have a clean flat colour, so a model of photographs leav
 (docs/log/sampling.md). It has nothing to add there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -29,10 +29,15 @@ def keep_flat_(image: torch.Tensor, reference: torch.Tensor) -> None:
     image, reference: (3, H, W) float32 in [0, 1]. A large picture is processed in strips; each is read with the rows
     that affect it, so that the result does not depend on the strips.
     """
-    for rows, wider, inside in strips_with_reach(image, REACH_PX + SOFT_PX + 1, _STRIP_PX):
-        weight = _flatness(reference[:, wider])[inside]  # (rows, W)
+    for rows, weight in flat_weights(reference):
         if bool(weight.any()):
             image[:, rows].lerp_(reference[:, rows], weight)
+
+
+def flat_weights(reference: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Strip by strip: the rows of a picture (3, H, W), and a weight (rows, W) from 0 where it is not flat to 1."""
+    for rows, wider, inside in strips_with_reach(reference, REACH_PX + SOFT_PX + 1, _STRIP_PX):
+        yield rows, _flatness(reference[:, wider])[inside]
 
 
 def _flatness(reference: torch.Tensor) -> torch.Tensor:

@@ -388,3 +388,53 @@ def test_each_image_of_a_batch_has_its_region():
     out = postprocess(decoded, resized, RestoreOptions(size, color_fix="off"), Region(weight))
     expected = torch.lerp(resized, decoded[..., :40, :60], weight)
     assert torch.equal(out, expected)
+
+
+# Grain
+
+
+def noisy_flat(side=64):
+    grain = 0.05 * torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
+    return (0.5 + grain + 0.1 * torch.linspace(0, 1, side)).clamp(0, 1)
+
+
+def smooth(z_lq):
+    """A model that leaves the mean of the picture alone: no grain at all."""
+    return z_lq.mean(dim=(2, 3), keepdim=True).expand_as(z_lq).contiguous() + 0.01 * torch.linspace(
+        0, 1, z_lq.shape[-1]
+    )
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("color_fix", ["off", "wavelet", "lab"])
+def test_the_grain_of_the_input_comes_back_at_every_scale(scale, color_fix):
+    """As strong as in the input before it was resized, whatever the scale."""
+    size = TargetSize(64 * scale, 64 * scale)
+    options = {"color_fix": color_fix, "grain_seed": 3}
+    without, half, full = (plain(noisy_flat(), size, smooth, grain=grain, **options) for grain in (0.0, 0.5, 1.0))
+    assert torch.equal(without, plain(noisy_flat(), size, smooth, color_fix=color_fix))
+    added = float((full - without).std())
+    if color_fix == "off":
+        assert added == pytest.approx(0.05, rel=0.1)
+    assert float((half - without).std()) == pytest.approx(added / 2, rel=0.05)
+
+
+def test_the_strength_counts_for_the_grain_too():
+    size = TargetSize(64, 64)
+    resized = resize(noisy_flat(), size)
+    full, half = (plain(noisy_flat(), size, smooth, grain=1.0, strength=strength) for strength in (1.0, 0.5))
+    assert torch.allclose(half, torch.lerp(resized, full, 0.5), atol=1e-5)
+    assert torch.equal(plain(noisy_flat(), size, grain=1.0, strength=0.0), resized)
+
+
+def test_grain_in_a_region_stays_in_it():
+    image, size = noisy_flat(96), TargetSize(192, 192)
+    region = corner(size, side=64)
+    options = RestoreOptions(size, color_fix="off", grain=1.0)
+    grained = restore(image, tiny.codec(), as_sampler(smooth), options, MULTIPLE, region).image
+    bare = restore(
+        image, tiny.codec(), as_sampler(smooth), dataclasses.replace(options, grain=0.0), MULTIPLE, region
+    ).image
+    inside = (region.weight > 0).expand_as(bare)
+    assert torch.equal(grained[~inside], resize(image, size)[~inside])
+    assert float((grained - bare)[..., :56, :64].std()) == pytest.approx(0.05, rel=0.15)

@@ -129,10 +129,10 @@ def test_moving_steps_reruns_only_the_sampler_on_the_building_blocks(server, blo
 def test_moving_steps_neither_loads_nor_encodes_again_in_the_one_node(server, quick):
     server.run(quick(steps=1, seed=11))
     moved = server.run(quick(steps=2, seed=11))
-    # 1 input, 2 output, 3 load, 4 condition (the encode), 5 steps, 6 sampler, 7 decode
-    assert sorted(parts(moved, "2")) == ["2", "5", "6", "7"]
+    # 1 input, 2 load, 3 condition (the encode), 4 output, 5 steps, 6 sampler, 7 decode
+    assert sorted(parts(moved, "2")) == ["4", "5", "6", "7"]
     strength = server.run(quick(steps=2, seed=11, strength=0.5))
-    assert parts(strength, "2") == ["2"]
+    assert parts(strength, "2") == ["4"]
 
 
 def test_a_step_count_visited_before_comes_back_without_sampling(server, quick):

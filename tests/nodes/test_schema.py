@@ -79,6 +79,7 @@ NODES = {
             *OTHER_MODEL,
             FIDELITY,
             TOLERANCE,
+            ("region", "MASK", None),
         ],
         [("image", "IMAGE"), ("mask", "MASK"), ("report", "STRING")],
     ),
@@ -109,6 +110,7 @@ NODES = {
 }
 HIDDEN = {
     "TEASRUpscaleInput",
+    "TEASRUpscaleRegion",
     "TEASRUpscaleAutoSampler",
     "TEASRUpscaleDecode",
     "TEASRUpscaleOutput",
@@ -206,7 +208,7 @@ def test_steps_is_a_slider_from_1_to_30_and_seed_is_64_bit(host):
 def test_what_came_after_the_first_release_is_optional_and_behind_the_older_widgets(host):
     """R25: an old prompt validates without it, an old graph's widget values keep their places."""
     for node_id, names in {
-        "TEASRUpscale": ["fidelity", "tolerance"],
+        "TEASRUpscale": ["fidelity", "tolerance", "region"],
         "TEASRSampler": ["fidelity"],
         "TEASRStepSelector": ["tolerance", "model", "conditioning", "latent", "seed"],
     }.items():
