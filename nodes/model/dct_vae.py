@@ -9,7 +9,8 @@ from __future__ import annotations
 import comfy.model_management
 import torch
 
-from ...teasr_core.codec.dct import BLOCK, DCT_CHANNELS, DctCodec, coefficients_to_image, image_to_coefficients
+from ...teasr_core.codec.block_dct import BLOCK, DCT_CHANNELS, coefficients_to_image, image_to_coefficients
+from ...teasr_core.codec.dct import DctCodec
 from ...teasr_core.errors import InputError
 from ...teasr_core.tiling import TileCallback
 

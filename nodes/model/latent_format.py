@@ -8,7 +8,8 @@ from __future__ import annotations
 import comfy.latent_formats
 import torch
 
-from ...teasr_core.codec.dct import BLOCK, DCT_CHANNELS, DctCodec
+from ...teasr_core.codec.block_dct import BLOCK, DCT_CHANNELS
+from ...teasr_core.codec.dct import DctCodec
 
 
 class DctLatentFormat(comfy.latent_formats.LatentFormat):

@@ -21,8 +21,7 @@ def info(path: Path) -> int:
         write_line(f"  architecture  {base.architecture}")
         write_line(f"  prediction    {base.prediction}, dual timestep {'on' if base.use_dtc else 'off'}")
         if base.codec.condition_encoder is not None:
-            encoder = base.codec.condition_encoder
-            write_line(f"  encoder       of the LQ image: {encoder.blocks} residual blocks of {encoder.width}")
+            write_line(f"  encoder       of the LQ image: {base.codec.condition_encoder.description()}")
         write_line(f"  fingerprint   {fingerprint(base.tensors)}")
         for key, value in base.training.items():
             write_line(f"  {key:<13} {value}")

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..codec.condition_encoder import ConditionEncoder, load_condition_encoder
-from ..codec.dct import DCT_CHANNELS, DctCodec
+from ..codec.block_dct import DCT_CHANNELS
+from ..codec.condition_encoder.encoder import ConditionEncoder
+from ..codec.condition_encoder.load import load_condition_encoder
+from ..codec.condition_encoder.residual import ResidualEncoder
+from ..codec.dct import DctCodec
 from ..errors import ModelFileError
 from ..model.architecture import PREDICTIONS, QwenArchitecture
 from .lora_file import PROMPT_KEY, LoraFile, check_base, read_lora
@@ -30,6 +33,8 @@ ASSETS = Path(__file__).parents[1] / "assets"
 BASE_NAME = "teasr_builtin_v1_base.safetensors"
 LORA_NAME = "teasr_builtin_v1_lora.safetensors"
 BASE_ID = "teasr_builtin_v1"
+
+FORMATS = ("1", "2")
 
 # Prefix of the condition encoder's tensors in a base file, and its entry in the metadata; the first model has none.
 ENCODER_PREFIX = "condition_encoder."
@@ -57,7 +62,7 @@ def base_metadata(
     encoder = codec.condition_encoder
     return {
         **({} if encoder is None else {ENCODER_KEY: json.dumps(encoder.config())}),
-        "teasr.format": "1",
+        "teasr.format": _format(encoder),
         "teasr.kind": "base",
         "teasr.config": json.dumps(architecture.to_json(), sort_keys=True),
         "teasr.codec": json.dumps(codec_to_json(codec)),
@@ -67,15 +72,25 @@ def base_metadata(
     }
 
 
+def _format(encoder: ConditionEncoder | None) -> str:
+    """Format 2 is format 1 with an encoder that programs made for format 1 do not know."""
+    return "1" if encoder is None or encoder.kind == ResidualEncoder.kind else "2"
+
+
 def read_base(path: Path) -> BaseFile:
     """Read and check a base file. ModelFileError when it is damaged or of another kind."""
     tensors, metadata = read_tensors(path)
-    if metadata.get("teasr.kind") != "base" or metadata.get("teasr.format") != "1":
-        raise ModelFileError(f"{path.name} is no TEASR base file (format 1): expected one written by `training export`")
+    if metadata.get("teasr.kind") != "base" or metadata.get("teasr.format") not in FORMATS:
+        raise ModelFileError(
+            f"{path.name} is no TEASR base file (format 1 or 2): expected one written by `training export`"
+        )
     try:
         values = {key: json.loads(metadata[f"teasr.{key}"]) for key in ("codec", "config", "use_dtc", "training")}
         architecture = QwenArchitecture.from_json(values["config"])
         encoder = encoder_from_file(metadata.get(ENCODER_KEY), tensors)
+        if metadata["teasr.format"] != _format(encoder):
+            wanted = _format(encoder)
+            raise ModelFileError(f"its format is {metadata['teasr.format']}, what it holds needs {wanted}")
         codec = codec_from_json(values["codec"], encoder)
         prediction = metadata["teasr.prediction"]
     except ModelFileError as error:
@@ -123,7 +138,7 @@ def encoder_from_file(config: str | None, tensors: Mapping[str, torch.Tensor]) -
     if config is None and not own:
         return None
     try:
-        return load_condition_encoder(DCT_CHANNELS, json.loads(config or "null"), own)
+        return load_condition_encoder(json.loads(config or "null"), own)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         cause = str(error).strip().splitlines()[-1].strip()
         raise ModelFileError(f"its condition encoder is damaged ({cause}): get the file again") from None

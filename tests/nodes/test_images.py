@@ -36,7 +36,7 @@ def test_vae_refuses_another_models_latent(host, builtin):
 @pytest.fixture
 def encoder(host, builtin):
     """A random condition encoder in the built-in VAE, for one test."""
-    encoder = host.pack("teasr_core.codec.condition_encoder").ConditionEncoder(48, width=8, blocks=2)
+    encoder = host.pack("teasr_core.codec.condition_encoder.residual").ResidualEncoder(48, width=8, blocks=2)
     generator = torch.Generator().manual_seed(3)
     for parameter in encoder.parameters():
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)

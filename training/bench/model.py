@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from teasr_core.codec.dct import DCT_CHANNELS, DctCodec
+from teasr_core.codec.block_dct import DCT_CHANNELS
+from teasr_core.codec.dct import DctCodec
 from teasr_core.codec.protocol import Codec
 from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.weight_files.file_kind import Kind, KindOfFile

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import with_config
 
-from teasr_core.codec.dct import DCT_CHANNELS
+from teasr_core.codec.block_dct import DCT_CHANNELS
 from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import PREDICTIONS, QwenArchitecture
 
@@ -36,8 +36,10 @@ class ModelConfig:
     time_scale_init: Number = 0.9  # attention inputs start scaled by 1 - this * t; this and the next two with DTC alone
     noise_gate_init: Number = 8.0  # the first layer's attention gate starts this * t more open
     noise_repel_init: Number = 2.0  # keys start with 1 - this * t of their positional bias
-    encoder_blocks: Natural = 0  # residual blocks of the LQ encoder; 0 = none
-    encoder_width: Count = 64
+    encoder_kind: Annotated[str, one_of(("residual", "rrdb"))] = "residual"  # teasr_core/codec/condition_encoder/
+    encoder_blocks: Natural = 0  # blocks of the condition encoder; 0 = none
+    encoder_width: Count = 64  # its features; the growth of an rrdb encoder is half of them
+    encoder_start: str = ""  # RRDBNet weights (x4, such as RealESRGAN_x4plus.pth) that an rrdb encoder starts from
     start: str = ""  # base file whose transformer, prompt and, where it has one, encoder the run starts from
 
 
@@ -80,6 +82,16 @@ def _check(config: PretrainConfig) -> None:
         )
     for index, stage in enumerate(config.stages):
         check_stage(f"stages[{index}]", stage, config.model.encoder_blocks > 0, config.loss.perceptual != "none")
+
+
+def encoder_config(config: ModelConfig) -> dict[str, Any] | None:
+    """What a base file says of the condition encoder (`ConditionEncoder.config`); None where the model has none."""
+    width, blocks = config.encoder_width, config.encoder_blocks
+    if not blocks:
+        return None
+    if config.encoder_kind == "rrdb":
+        return {"kind": "rrdb", "blocks": blocks, "width": width, "growth": width // 2}
+    return {"width": width, "blocks": blocks}
 
 
 def architecture_of(config: ModelConfig) -> QwenArchitecture:

@@ -41,6 +41,8 @@ class RunConfig:
 class DataConfig:
     folders: tuple[str, ...] = ()  # photographs: folders, searched without recursion, or .txt lists of paths
     pairs: tuple[str, ...] = ()  # folders of ready pairs, each with test_HR and test_LR
+    pair_scales: Mapping[str, Number] = field(default_factory=dict)  # factor -> weight: HR is shrunk for factors below
+    # the pair's own; empty = its own alone
     weights: tuple[Weight, ...] = ()  # share of each of folders, then of each of pairs; empty = every image alike
     presets: Mapping[str, Number] = field(default_factory=lambda: {"light": 1.0})  # degradation preset -> weight
     scales: Mapping[str, Number] = field(default_factory=lambda: {"4": 0.7, "2": 0.2, "1": 0.1})  # factor -> weight
@@ -61,6 +63,15 @@ class DataConfig:
             if preset not in PRESETS:
                 raise ValueError(f"names '{preset}': known presets are {', '.join(PRESETS)}")
         return presets
+
+    @field_validator("pair_scales")
+    @classmethod
+    def _check_pair_scales(cls, scales: Mapping[str, float]) -> Mapping[str, float]:
+        if any(not scale.isdigit() or int(scale) < 1 for scale in scales):
+            raise ValueError(f"names {', '.join(scales)}: expected whole factors, such as 4, 2 and 1")
+        if scales and not (min(scales.values()) >= 0 and sum(scales.values()) > 0):
+            raise ValueError(f"is {dict(scales)}: expected weights of at least 0, not all of them 0")
+        return scales
 
     @field_validator("scales")
     @classmethod

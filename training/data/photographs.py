@@ -24,6 +24,7 @@ from teasr_core.picture_files.read import load_picture, read_size
 
 LIST_EXTENSION = ".txt"
 HR_FOLDER, LR_FOLDER = "test_HR", "test_LR"  # the layout of StableSR's published test sets
+TARGET_FOLDER = "test_target"  # beside them: what another restorer made of each LR, of HR's size
 NEUTRAL_GREY = 0.5  # shows through the transparent parts of a picture
 _SCAN_THREADS = 8
 _NAMES_SHOWN = 10

@@ -9,20 +9,34 @@ from pathlib import Path
 from teasr_core.errors import InputError
 
 from ..config.shared import DataConfig
-from .photographs import HR_FOLDER, LR_FOLDER, left_out_lines, list_pairs, list_source, name_some, scan_photographs
+from .photographs import (
+    HR_FOLDER,
+    LR_FOLDER,
+    TARGET_FOLDER,
+    images_by_stem,
+    left_out_lines,
+    list_pairs,
+    list_source,
+    name_some,
+    scan_photographs,
+)
 
 MARGIN_PX = 16  # around a crop, so that its borders are made from real content
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images that share a weight. low: the LR file for each HR file in `high`; None where LR is made by degradation."""
+    """Images that share a weight. low: the LR file for each HR file in `high`; None where LR is made by degradation.
+
+    target: the target picture for each in `high`; None where the photographs themselves are what is learnt.
+    """
 
     name: str
     high: tuple[Path, ...]
     low: tuple[Path, ...] | None
     count: int  # files (pairs) found, usable or not
     skipped: tuple[str, ...]  # one line for each kind of file that is left out
+    target: tuple[Path, ...] | None = None
 
     def lines(self) -> list[str]:
         """The lines that a run prints at its start."""
@@ -31,16 +45,22 @@ class Source:
         return [head, *(f"data '{self.name}': {line}" for line in self.skipped)]
 
 
-def open_sources(config: DataConfig, crop_px: int) -> list[Source]:
+def open_sources(config: DataConfig, crop_px: int, with_target: bool = False) -> list[Source]:
     """Open the sources in the order of `data.weights`, each with the images that are large enough for `crop_px`.
 
+    with_target: also look for the target pictures of ready pairs.
     Raises InputError when there is no source, when one is missing or empty, when one with a weight has no usable
-    image, and when no source has a usable image.
+    image, when no source has a usable image, and when target pictures are needed and no source has any.
     """
     if not config.folders and not config.pairs:
         raise InputError("data.folders is empty: name at least one folder of photographs")
     sources = [_photographs(folder, crop_px) for folder in config.folders]
-    sources += [_ready_pairs(folder, crop_px) for folder in config.pairs]
+    sources += [_ready_pairs(folder, crop_px, with_target) for folder in config.pairs]
+    if with_target and all(source.target is None for source in sources):
+        raise InputError(
+            f"a stage compares with target pictures, and no folder of data.pairs has a {TARGET_FOLDER} beside "
+            f"{HR_FOLDER} and {LR_FOLDER}: add one with files of the same names, or leave out the target weights"
+        )
     weights = config.weights or [1.0] * len(sources)
     unusable = [source for source, weight in zip(sources, weights, strict=True) if weight and not source.high]
     if unusable and (config.weights or len(unusable) == len(sources)):
@@ -58,12 +78,12 @@ def needed_px(crop_px: int, is_pair: bool = False) -> int:
     return crop_px if is_pair else crop_px + 2 * MARGIN_PX
 
 
-def data_summary(config: DataConfig, crop_sizes: Sequence[int]) -> list[str]:
+def data_summary(config: DataConfig, crop_sizes: Sequence[int], with_target: bool = False) -> list[str]:
     """The lines about the data of a run with these crops, each once. Raises the errors of `open_sources`."""
     lines = [
         line
         for crop_px in sorted(set(crop_sizes))
-        for source in open_sources(config, crop_px)
+        for source in open_sources(config, crop_px, with_target)
         for line in source.lines()
     ]
     return list(dict.fromkeys(lines))
@@ -74,10 +94,12 @@ def _photographs(entry: str, crop_px: int) -> Source:
     return Source(entry, scan.usable, None, scan.count, (*scan.skipped(), *left_out_lines(entry)))
 
 
-def _ready_pairs(entry: str, crop_px: int) -> Source:
+def _ready_pairs(entry: str, crop_px: int, with_target: bool) -> Source:
     pairs, unpaired = list_pairs(entry)
+    folder = Path(entry) / TARGET_FOLDER
+    targets = images_by_stem(folder) if with_target and folder.is_dir() else None
     sizes = {}
-    for scan in (scan_photographs([pair[side] for pair in pairs]) for side in (0, 1)):
+    for scan in map(scan_photographs, (*map(list, zip(*pairs, strict=True)), list((targets or {}).values()))):
         sizes |= dict(zip(scan.usable, scan.sizes, strict=True))
     usable, reasons = [], {"without a partner": unpaired}
     for high, low in pairs:
@@ -87,13 +109,23 @@ def _ready_pairs(entry: str, crop_px: int) -> Source:
             reason = "HR is no whole multiple of LR"
         elif min(sizes[high]) < needed_px(crop_px, is_pair=True):
             reason = f"smaller than {crop_px} px a side"
+        elif targets is not None and sizes.get(targets.get(high.stem)) != sizes[high]:
+            reason = f"without a picture of HR's size in {TARGET_FOLDER}"
         else:
             usable.append((high, low))
             continue
         reasons.setdefault(reason, []).append(high)
     skipped = [f"skipped, {reason}: {len(paths)} ({name_some(paths)})" for reason, paths in reasons.items() if paths]
-    skipped += [line for name in (HR_FOLDER, LR_FOLDER) for line in left_out_lines(str(Path(entry) / name))]
-    return Source(entry, tuple(high for high, _ in usable), tuple(low for _, low in usable), len(pairs), tuple(skipped))
+    folders = (HR_FOLDER, LR_FOLDER, *([TARGET_FOLDER] if targets is not None else []))
+    skipped += [line for name in folders for line in left_out_lines(str(Path(entry) / name))]
+    return Source(
+        name=entry,
+        high=tuple(high for high, _ in usable),
+        low=tuple(low for _, low in usable),
+        count=len(pairs),
+        skipped=tuple(skipped),
+        target=None if targets is None else tuple(targets[high.stem] for high, _ in usable),
+    )
 
 
 def pair_scale(high: tuple[int, ...], low: tuple[int, ...]) -> int | None:

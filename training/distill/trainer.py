@@ -23,7 +23,7 @@ from ..objective.objective import Batch, Figures, LossWeights, Objective, veloci
 from ..run.bad_steps import BadSteps
 from ..run.checkpoint import PROMPT_NAME
 from ..run.log import gain_db
-from ..run.loop import Pair, TrainingRun, compile_blocks
+from ..run.loop import Pictures, TrainingRun, compile_blocks
 from ..run.preview import write_preview
 from .model import DistillModel
 from .resume import check_resumable
@@ -70,7 +70,7 @@ class Distiller(TrainingRun):
     def _learning_rate(self, step: int) -> float:
         return learning_rate(self.config, step)
 
-    def _loader(self, last_step: int) -> Generator[list[Pair], None, None]:
+    def _loader(self, last_step: int) -> Generator[list[Pictures], None, None]:
         train, run, processes = self.config.train, self.config.run, self.processes
         steps = last_step - self.step
         first, count = self.samples + processes.index * train.batch_size, steps * train.accumulation
@@ -81,8 +81,9 @@ class Distiller(TrainingRun):
                 yield [next(loader) for _ in range(train.accumulation)]
 
     def _backward(
-        self, lq: torch.Tensor, hq: torch.Tensor, generator: torch.Generator, micro_step: int, scale: float
+        self, pictures: Pictures, generator: torch.Generator, micro_step: int, scale: float
     ) -> dict[str, float]:
+        lq, hq = pictures
         weights = loss_weights(self.config, self.step)
         batch = Batch.encode(self.model.codec, lq, hq)
         draws = draw(tuple(batch.z_0.shape), generator, self.config.loss.boundary_time).to(self.device)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.weight_files.base_file import base_metadata, codec_from_json, encoder_from_file
 from teasr_core.weight_files.lora_file import PROMPT_KEY
 
-from ..config.pretrain import ModelConfig, architecture_of
+from ..config.pretrain import ModelConfig, architecture_of, encoder_config
 from ..config.toml import from_mapping
 from ..run.checkpoint import (
     EMA_PREFIX,
@@ -71,7 +71,8 @@ def _encoder_config(state: dict[str, Any]) -> str | None:
     if "model" not in state["config"]:
         return state.get("condition_encoder")
     model = from_mapping(ModelConfig, state["config"]["model"], "model.")
-    return json.dumps({"width": model.encoder_width, "blocks": model.encoder_blocks}) if model.encoder_blocks else None
+    encoder = encoder_config(model)
+    return None if encoder is None else json.dumps(encoder)
 
 
 def _described(state: dict[str, Any]) -> tuple[QwenArchitecture, str, bool, dict[str, Any]]:

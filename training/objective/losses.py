@@ -98,6 +98,20 @@ def data_loss(x_fake: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
     return ((float32_or_wider(x_fake) - float32_or_wider(x_0)) ** 2).mean()
 
 
+def absolute_loss(x_fake: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of images in [-1, 1], (B, 3, H, W), unclamped."""
+    return (float32_or_wider(x_fake) - float32_or_wider(x)).abs().mean()
+
+
+def gradient_loss(x_fake: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of the differences of neighbouring pixels, along rows plus along columns.
+
+    x_fake, x: (B, 3, H, W) in [-1, 1]. The image gradient difference of Mathieu et al. (arXiv 1511.05440), signed.
+    """
+    error = float32_or_wider(x_fake) - float32_or_wider(x)
+    return error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+
+
 def adversarial_point(z_fake: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """z_t on the fake trajectory (B, C, H, W), from the model's own result without its gradient; t (B,) > 0. Eq. 7"""
     return interpolate(z_fake.detach(), noise, t)

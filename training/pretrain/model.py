@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from teasr_core.codec.condition_encoder import ConditionEncoder
-from teasr_core.codec.dct import DCT_CHANNELS, DctCodec, image_to_coefficients
+from teasr_core.codec.block_dct import image_to_coefficients
+from teasr_core.codec.condition_encoder.encoder import ConditionEncoder
+from teasr_core.codec.condition_encoder.load import make_condition_encoder
+from teasr_core.codec.dct import DctCodec
 from teasr_core.errors import ConfigError
 from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
 from teasr_core.weight_files.base_file import codec_from_json, codec_to_json, read_base
 
-from ..config.pretrain import ModelConfig, architecture_of
+from ..config.pretrain import ModelConfig, architecture_of, encoder_config
 from ..config.shared import DataConfig
 from ..data.dataset import batches
 from .initialise import initialise
@@ -34,8 +36,9 @@ class PretrainModel(nn.Module):
             initialise(self.transformer, config)
             self.prompt_embeds = nn.Parameter(torch.randn(config.prompt_tokens, config.text_width))
             self.condition_encoder: ConditionEncoder | None = None
-            if config.encoder_blocks > 0:
-                self.condition_encoder = ConditionEncoder(DCT_CHANNELS, config.encoder_width, config.encoder_blocks)
+            encoder = encoder_config(config)
+            if encoder is not None:
+                self.condition_encoder = make_condition_encoder(encoder)
 
     def velocity(self) -> QwenVelocity:
         return QwenVelocity(self.transformer, self.prompt_embeds, self.config.prediction, use_dtc=self.config.use_dtc)
@@ -64,7 +67,7 @@ def load_start(model: PretrainModel, path: Path) -> DctCodec:
         if own is None or given.config() != size:
             raise ConfigError(
                 f"model.start has a condition encoder of {given.config()}, [model] asks for {size or 'none'}: set "
-                f"encoder_blocks = {given.blocks} and encoder_width = {given.width}"
+                f"encoder_blocks = {given.blocks}, encoder_width = {given.width} and encoder_kind = '{given.kind}'"
             )
         own.load_state_dict(given.state_dict())
     return codec_from_json(codec_to_json(base.codec), own)

@@ -30,9 +30,10 @@ from ..objective.lpips import load_perceptual
 from ..run.bad_steps import BadSteps
 from ..run.checkpoint import MODEL_PREFIX, list_checkpoints
 from ..run.log import gain_db
-from ..run.loop import Pair, TrainingRun, compile_blocks
+from ..run.loop import Pictures, TrainingRun, compile_blocks
 from ..run.preview import write_preview
-from .losses import pretrain_losses
+from .encoder_start import start_encoder
+from .losses import inner, pretrain_losses
 from .model import PretrainModel, load_start, measure_codec
 from .resume import check_resumable
 from .schedule import learning_rate
@@ -48,8 +49,10 @@ class Pretrainer(TrainingRun):
         if not config.stages:
             raise ConfigError("the config has no [[stages]]: add at least one")
         super().__init__(config)
-        for line in data_summary(config.data, [stage.crop_px for stage in config.stages]):
-            self.log.note(line)
+        for with_target in {stage.uses_target for stage in config.stages}:
+            crops = [stage.crop_px for stage in config.stages if stage.uses_target is with_target]
+            for line in data_summary(config.data, crops, with_target):
+                self.log.note(line)
         perceptual = load_perceptual(config.loss.perceptual, config.loss.perceptual_backbone)
         self.perceptual = None if perceptual is None else perceptual.to(self.device)
         self.model = PretrainModel(config.model, config.run.seed)
@@ -61,6 +64,9 @@ class Pretrainer(TrainingRun):
         else:
             crop_px = min(stage.crop_px for stage in config.stages)
             self.codec = measure_codec(config.data, config.run.seed, crop_px, self.model.condition_encoder)
+        if config.model.encoder_start and not list_checkpoints(self.folder):
+            start_encoder(self.model.condition_encoder, Path(config.model.encoder_start))
+            self.log.note(f"the condition encoder starts from {Path(config.model.encoder_start).name}")
         self.model.to(self.device)
         bad_steps = BadSteps(self.folder, self.log, config.optim.max_bad_steps, "lr_start or optim.clip_norm")
         self._begin(dict(self.model.named_parameters()), config.optim, bad_steps)
@@ -74,30 +80,32 @@ class Pretrainer(TrainingRun):
     def _learning_rate(self, step: int) -> float:
         return learning_rate(self.config, step)
 
-    def _loader(self, last_step: int) -> Generator[list[Pair], None, None]:
+    def _loader(self, last_step: int) -> Generator[list[Pictures], None, None]:
         run, processes = self.config.run, self.processes
         while self.step < last_step:
             _, stage, done = self.config.stage_at(self.step)
             steps = min(stage.steps - done, last_step - self.step)
             first, count = self.samples + processes.index * stage.batch_size, steps * stage.accumulation
             loader = batches(self.config.data, stage.crop_px, stage.batch_size, run.seed, first, count, run.workers,
-                             processes.count)  # fmt: skip
+                             processes.count, stage.uses_target)  # fmt: skip
             with closing(loader):
                 for _ in range(steps):
                     yield [next(loader) for _ in range(stage.accumulation)]
 
     def _backward(
-        self, lq: torch.Tensor, hq: torch.Tensor, generator: torch.Generator, micro_step: int, scale: float
+        self, pictures: Pictures, generator: torch.Generator, micro_step: int, scale: float
     ) -> dict[str, float]:
         _, stage, _ = self.config.stage_at(self.step)
-        parts = pretrain_losses(self.model, self.codec, lq, hq, stage, self.config.loss.loss_space, self.perceptual,
+        lq, hq = pictures[:2]
+        parts = pretrain_losses(self.model, self.codec, pictures, stage, self.config.loss.loss_space, self.perceptual,
                                 generator, self._autocast)  # fmt: skip
         (scale * torch.stack(list(parts.values())).sum()).backward()
         values = {name: float(value.detach()) for name, value in parts.items()}
-        num_data = split_roles(stage)[0]
-        if num_data:  # of the one-step result
-            before = float(losses.data_loss(2 * lq[:num_data] - 1, 2 * hq[:num_data] - 1)) * num_data / len(lq)
-            values["gain_db"] = gain_db(before, values["data"])
+        if "data" in values:  # of the one-step result
+            data = slice(split_roles(stage)[0])
+            lq, hq = inner(lq[data], stage.border_px), inner(hq[data], stage.border_px)
+            before = float(losses.data_loss(2 * lq - 1, 2 * hq - 1)) * len(lq) / stage.batch_size
+            values["gain_db"] = gain_db(before, values["data"] / stage.data_weight)
         return values
 
     def ema_model(self) -> PretrainModel:

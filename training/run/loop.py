@@ -33,7 +33,7 @@ from .preview import check_preview_images
 from .processes import Processes
 from .stop_request import StopRequest
 
-Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # (lq, hq), each (B, 3, H, W) in [0, 1]
+Pictures: TypeAlias = tuple[torch.Tensor, ...]  # (lq, hq), in some runs (lq, hq, target): (B, 3, H, W) in [0, 1]
 
 
 class TrainingRun(ABC):
@@ -97,12 +97,12 @@ class TrainingRun(ABC):
     def _learning_rate(self, step: int) -> float: ...
 
     @abstractmethod
-    def _loader(self, last_step: int) -> Generator[list[Pair], None, None]:
+    def _loader(self, last_step: int) -> Generator[list[Pictures], None, None]:
         """From `self.step` on, the micro-batches of this process for one step after the other."""
 
     @abstractmethod
     def _backward(
-        self, lq: torch.Tensor, hq: torch.Tensor, generator: torch.Generator, micro_step: int, scale: float
+        self, pictures: Pictures, generator: torch.Generator, micro_step: int, scale: float
     ) -> dict[str, float]:
         """Add `scale` times the gradient of one micro-batch to the parameters; what the log shows of it."""
 
@@ -144,7 +144,7 @@ class TrainingRun(ABC):
         finally:
             self.log.close()
 
-    def _train_steps(self, loader: Iterator[list[Pair]], last_step: int) -> None:
+    def _train_steps(self, loader: Iterator[list[Pictures]], last_step: int) -> None:
         run = self.config.run
         means, since, waited, steps = Means(), time.perf_counter(), 0.0, 0
         while self.step < last_step:
@@ -174,17 +174,17 @@ class TrainingRun(ABC):
                 self._try_preview()
             since += time.perf_counter() - before  # it is not part of a step's time
 
-    def _update(self, micro_batches: list[Pair]) -> dict[str, float]:
+    def _update(self, micro_batches: list[Pictures]) -> dict[str, float]:
         """One step of the optimiser over this process's micro-batches.
 
         Returns the means of their values; nothing for a step that was skipped, which would spoil a window of the log.
         """
         processes, rate, means = self.processes, self._learning_rate(self.step), Means()
-        for k, (lq, hq) in enumerate(micro_batches):
+        for k, pictures in enumerate(micro_batches):
             number = self.micro_step + k * processes.count + processes.index
             generator = torch.Generator().manual_seed(self.config.run.seed * 1_000_003 + number)
             scale = 1 / len(micro_batches)
-            means.add(self._backward(lq.to(self.device), hq.to(self.device), generator, number, scale))
+            means.add(self._backward(tuple(one.to(self.device) for one in pictures), generator, number, scale))
         processes.average_gradients(self.parameters.values())
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm))
         values = means.values() | {"grad_norm": norm}

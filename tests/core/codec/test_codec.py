@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from helpers.tiny import model as tiny
-from teasr_core.codec.dct import DCT_CHANNELS, DctCodec, coefficients_to_image, dct_matrix, image_to_coefficients
+from teasr_core.codec.block_dct import DCT_CHANNELS, coefficients_to_image, dct_matrix, image_to_coefficients
+from teasr_core.codec.dct import DctCodec
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.tiny import model as tiny
-from teasr_core.codec import condition_encoder
-from teasr_core.codec.condition_encoder import ConditionEncoder, load_condition_encoder
-from teasr_core.codec.dct import DCT_CHANNELS, DctCodec
+from teasr_core.codec.block_dct import DCT_CHANNELS
+from teasr_core.codec.condition_encoder.load import load_condition_encoder
+from teasr_core.codec.condition_encoder.residual import ResidualEncoder
+from teasr_core.codec.dct import DctCodec
 from teasr_core.codec.protocol import Codec
 from teasr_core.errors import ModelFileError
 from teasr_core.image.target_size import TargetSize
@@ -26,7 +27,7 @@ def codec(seed: int = 5) -> DctCodec:
 
 def test_untrained_it_changes_nothing():
     z = tiny.latents()[1]
-    assert torch.equal(ConditionEncoder(DCT_CHANNELS, 8, 2)(z), z)
+    assert torch.equal(ResidualEncoder(DCT_CHANNELS, 8, 2)(z), z)
 
 
 def test_it_is_the_residual_network_written_down():
@@ -50,7 +51,7 @@ def test_it_can_learn_to_repair():
     blurred = torch.nn.functional.avg_pool2d(z, 3, 1, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = ConditionEncoder(DCT_CHANNELS, 16, 2)
+        encoder = ResidualEncoder(DCT_CHANNELS, 16, 2)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=3e-3)
     before = float(weighted_mse(blurred, z, torch.ones(1)))
     for _ in range(60):
@@ -68,8 +69,8 @@ def test_tiles_are_the_whole_but_for_their_edges(monkeypatch, shape):
     z = torch.randn(1, DCT_CHANNELS, *shape, generator=tiny.generator(1))
     whole = encoder.in_tiles(z)
     assert torch.allclose(whole, encoder(z), atol=1e-5)
-    monkeypatch.setattr(condition_encoder, "TILE", 16)
-    monkeypatch.setattr(condition_encoder, "OVERLAP", 8)
+    monkeypatch.setattr(encoder, "tile", 16)
+    monkeypatch.setattr(encoder, "overlap", 8)
     tiled = encoder.in_tiles(z)
     assert tiled.shape == z.shape
     change = (whole - z).square().mean()
@@ -179,6 +180,6 @@ def test_reading_leaves_the_global_random_state_alone(path):
 
 def test_the_config_is_enough_to_build_it():
     wanted = tiny.condition_encoder()
-    found = load_condition_encoder(DCT_CHANNELS, json.loads(json.dumps(wanted.config())), wanted.state_dict())
+    found = load_condition_encoder(json.loads(json.dumps(wanted.config())), wanted.state_dict())
     z = tiny.latents()[1]
     assert torch.allclose(found(z), wanted(z), atol=1e-6)

@@ -13,8 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from teasr_core.codec.condition_encoder import ConditionEncoder
-from teasr_core.codec.dct import DCT_CHANNELS, DctCodec
+from teasr_core.codec.block_dct import DCT_CHANNELS
+from teasr_core.codec.condition_encoder.encoder import ConditionEncoder
+from teasr_core.codec.condition_encoder.residual import ResidualEncoder
+from teasr_core.codec.condition_encoder.rrdb import RrdbEncoder
+from teasr_core.codec.dct import DctCodec
 from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.branch_lora import BLOCK_TARGETS, BranchLora, target_paths
 from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
@@ -105,12 +108,22 @@ def picture(height: int, width: int, batch: int = 1, seed: int = 4) -> torch.Ten
     return (ramp + 0.2 * torch.rand(batch, 3, height, width, generator=generator(seed))).contiguous()
 
 
-def condition_encoder(seed: int = 5) -> ConditionEncoder:
+def condition_encoder(seed: int = 5) -> ResidualEncoder:
     """A random encoder that sees 6 latent pixels away."""
-    encoder = ConditionEncoder(DCT_CHANNELS, width=8, blocks=2)
+    encoder = ResidualEncoder(DCT_CHANNELS, width=8, blocks=2)
     shapes = {key: value.shape for key, value in encoder.state_dict().items()}
     source = generator(seed)
     encoder.load_state_dict({key: 0.1 * torch.randn(shape, generator=source) for key, shape in shapes.items()})
+    return encoder.eval().requires_grad_(False)
+
+
+def rrdb_encoder(seed: int = 5, blocks: int = 2) -> RrdbEncoder:
+    """A random one of 8 features; a skip of its own, so that nothing is zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = RrdbEncoder(blocks, width=8, growth=4)
+        torch.nn.init.normal_(encoder.skip.weight, std=0.02)
+    encoder.set_statistics(codec().mean, codec().std)
     return encoder.eval().requires_grad_(False)
 
 

@@ -95,6 +95,7 @@ WRONG = {
     "adapter.targets=[]": "adapter.targets names []",
     "data.presets={medium = 1.0}": "medium",
     "data.scales={x4 = 1.0}": "data.scales names 'x4'",
+    "data.pair_scales={x2 = 1.0}": "data.pair_scales names x2",
     "data.weights=[1.0]": "data.weights is [1.0]",
     "data.min_zoom=0.0": "data.min_zoom is 0",
     "train.steps=0": "train.steps is 0: expected at least 1",

@@ -110,6 +110,8 @@ def test_wrong_types_are_named(load, text, where):
         ("[data]\nscales = {x4 = 1.0}", "scales"),
         ("[data]\nscales = {4 = 0.0}", "scales"),
         ('[data]\nscales = {"0" = 1.0}', "scales"),
+        ('[data]\npair_scales = {"2.5" = 1.0}', "pair_scales"),
+        ("[data]\npair_scales = {4 = 0.0}", "pair_scales"),
         ("[data]\nmin_zoom = 0.0", "min_zoom"),
         ("[run]\nkeep_checkpoints = 0", "keep_checkpoints"),
         ("[run]\ncheckpoint_every = 0", "checkpoint_every"),

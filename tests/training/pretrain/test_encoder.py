@@ -58,7 +58,7 @@ def test_the_encoders_loss_is_that_of_its_own_picture():
     model, codec = PretrainModel(WITH_ENCODER, seed=0), tiny.codec()
     model.condition_encoder.load_state_dict(tiny.condition_encoder().state_dict())
     lq, hq = torch.rand(2, 4, 3, 32, 32, generator=tiny.generator(1))
-    found = pretrain_losses(model, codec, lq, hq, ENCODER, "pixel", None, tiny.generator(2))
+    found = pretrain_losses(model, codec, (lq, hq), ENCODER, "pixel", None, tiny.generator(2))
     picture = codec.decode(tiny.condition_encoder()(codec.encode(lq)))
     assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(
         {"data": float((2 * picture - 2 * hq).square().mean())}, rel=1e-5
@@ -75,7 +75,7 @@ def test_the_encoder_is_under_autocast_while_it_is_trained():
     encoder = model.condition_encoder
     encoder.register_forward_pre_hook(lambda _, z: inside.append((torch.is_autocast_enabled("cpu"), z[0])))
     bf16 = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
-    found = pretrain_losses(model, codec, lq, lq, ENCODER, "pixel", None, tiny.generator(2), bf16)
+    found = pretrain_losses(model, codec, (lq, lq), ENCODER, "pixel", None, tiny.generator(2), bf16)
     assert [flag for flag, _ in inside] == [True]
     assert torch.equal(inside[0][1], codec.encode(lq))
     assert float(found["data"].detach()) < 1e-12  # untrained it changes nothing
@@ -93,12 +93,12 @@ def test_lpips_and_lattice_join_where_a_stage_asks_for_them(part):
         return (x_fake - x_0).abs().mean((1, 2, 3))
 
     stage = dataclasses.replace(part, perceptual_weight=0.5, lattice_weight=2.0)
-    found = pretrain_losses(model, codec, lq, hq, stage, "pixel", perceptual, tiny.generator(2))
+    found = pretrain_losses(model, codec, (lq, hq), stage, "pixel", perceptual, tiny.generator(2))
     assert set(found) == {"data", "lpips", "lattice"}
     assert float(found["lattice"].detach()) == pytest.approx(
         2 * float(lattice_loss(2 * lq, 2 * hq)), rel=1e-3
     )  # untrained
-    without = pretrain_losses(model, codec, lq, hq, stage, "pixel", None, tiny.generator(2))
+    without = pretrain_losses(model, codec, (lq, hq), stage, "pixel", None, tiny.generator(2))
     assert set(without) == {"data", "lattice"}
 
 
@@ -107,10 +107,10 @@ def test_the_transformer_sees_the_encoded_condition():
     plain, encoded = tiny.codec(), tiny.codec()
     encoded.condition_encoder = tiny.condition_encoder()
     one_step = dataclasses.replace(ALL_ROLES, data_share=1.0, flow_share=0.0, cons_share=0.0)
-    found = pretrain_losses(model, encoded, lq, hq, one_step, "pixel", None, tiny.generator(2))["data"]
+    found = pretrain_losses(model, encoded, (lq, hq), one_step, "pixel", None, tiny.generator(2))["data"]
     untrained = (2 * encoded.decode(encoded.encode_lq(lq)) - 2 * hq).square().mean()  # it returns its condition
     assert float(found) == pytest.approx(float(untrained), rel=1e-4)
-    without = pretrain_losses(model, plain, lq, hq, one_step, "pixel", None, tiny.generator(2))["data"]
+    without = pretrain_losses(model, plain, (lq, hq), one_step, "pixel", None, tiny.generator(2))["data"]
     assert float(without) == pytest.approx(float((2 * lq - 2 * hq).square().mean()), rel=1e-4)
 
 

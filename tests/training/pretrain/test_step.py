@@ -62,7 +62,7 @@ def random_model():
 def test_the_losses_of_a_batch_are_those_written_down(random_model, loss_space):
     lq, hq = torch.rand(2, 4, 3, 32, 32, generator=tiny.generator(1))
     codec, velocity = tiny.codec(), random_model.velocity()
-    found = pretrain_losses(random_model, codec, lq, hq, ALL_ROLES, loss_space, None, tiny.generator(2))
+    found = pretrain_losses(random_model, codec, (lq, hq), ALL_ROLES, loss_space, None, tiny.generator(2))
 
     source = tiny.generator(2)  # the same draws, in the same order
     z_0, z_lq = codec.encode(hq), codec.encode(lq)
@@ -90,7 +90,7 @@ def test_data_rows_compare_the_result_of_several_steps_and_differentiate_the_las
     lq, hq = torch.rand(2, 2, 3, 48, 48, generator=tiny.generator(1))
     codec, velocity = tiny.codec(), random_model.velocity()
     stage = StageConfig(batch_size=2, crop_px=48, data_steps=(steps,), lattice_weight=2.0, texture_weight=0.5)
-    found = pretrain_losses(random_model, codec, lq, hq, stage, "pixel", None, tiny.generator(2))
+    found = pretrain_losses(random_model, codec, (lq, hq), stage, "pixel", None, tiny.generator(2))
     found["data"].backward()
     gradient = random_model.transformer.proj_out.weight.grad.clone()
     random_model.zero_grad()
@@ -131,7 +131,7 @@ def test_autocast_covers_the_network_alone(random_model):
         return (x_fake - x_0).abs().mean((1, 2, 3))
 
     stage = dataclasses.replace(ALL_ROLES, data_steps=(2,), perceptual_weight=0.5, lattice_weight=1.0)
-    arguments = random_model, codec, lq, hq, stage, "pixel", perceptual
+    arguments = random_model, codec, (lq, hq), stage, "pixel", perceptual
     exact = pretrain_losses(*arguments, tiny.generator(2))
     plain, seen[:] = list(seen), []
     found = pretrain_losses(*arguments, tiny.generator(2), autocast)
@@ -149,7 +149,7 @@ def test_a_perfect_result_has_no_loss_under_autocast():
     """An untrained model returns its condition, after any step; with LQ equal to HQ that is the exact latent."""
     model, hq = PretrainModel(MODEL, seed=0), torch.rand(2, 3, 48, 48, generator=tiny.generator(1))
     stage = StageConfig(batch_size=2, crop_px=48, data_steps=(2,), texture_weight=1.0)
-    arguments = model, tiny.codec(), hq, hq, stage, "pixel", None, tiny.generator(2), autocast
+    arguments = model, tiny.codec(), (hq, hq), stage, "pixel", None, tiny.generator(2), autocast
     found = {name: float(value.detach()) for name, value in pretrain_losses(*arguments).items()}
     assert found["data"] < 1e-12
     assert found["texture"] < 1e-5
@@ -178,7 +178,7 @@ def test_every_number_of_data_steps_comes_up():
 
 def test_every_weight_is_trained(random_model):
     lq, hq = torch.rand(2, 4, 3, 32, 32, generator=tiny.generator(1))
-    losses = pretrain_losses(random_model, tiny.codec(), lq, hq, ALL_ROLES, "pixel", None, tiny.generator(2))
+    losses = pretrain_losses(random_model, tiny.codec(), (lq, hq), ALL_ROLES, "pixel", None, tiny.generator(2))
     sum(losses.values()).backward()
     dead = {name for name, p in random_model.named_parameters() if p.grad is None or float(p.grad.abs().max()) == 0}
     # In the last block the text tokens act through keys and values alone, and those need no more than these.

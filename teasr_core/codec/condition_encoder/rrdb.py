@@ -1,0 +1,98 @@
+"""A residual-in-residual dense network as the condition encoder, from the latent to pixels and back to a latent.
+
+The network is RRDBNet of ESRGAN and Real-ESRGAN (Wang et al., arXiv 1809.00219 and 2107.10833) on the grid of the
+codec's 4 px blocks: one block is to it what a pixel of the low-quality picture is to Real-ESRGAN's x4 network, so that
+its weights can start from those (`encoder-start` of the trainer). It restores every scale factor at one cost a pixel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..block_dct import DCT_CHANNELS, image_to_coefficients
+from .encoder import ConditionEncoder
+
+SLOPE = 0.2  # of the leaky ReLU
+SHARE = 0.2  # of each residual branch
+
+
+class DenseBlock(nn.Module):
+    """Five convolutions, each of which sees all features before it, and a residual branch of weight 0.2."""
+
+    def __init__(self, features: int, growth: int) -> None:
+        super().__init__()
+        outputs = (*[growth] * 4, features)
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(features + i * growth, out, 3, padding=1) for i, out in enumerate(outputs)]
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = [x]
+        for conv in self.convs[:-1]:
+            features.append(F.leaky_relu_(conv(torch.cat(features, dim=1)), SLOPE))
+        return x + SHARE * self.convs[-1](torch.cat(features, dim=1))
+
+
+class RrdbBlock(nn.Module):
+    """Three dense blocks with a residual branch of weight 0.2 around them."""
+
+    def __init__(self, features: int, growth: int) -> None:
+        super().__init__()
+        self.dense = nn.ModuleList([DenseBlock(features, growth) for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x
+        for dense in self.dense:
+            h = dense(h)
+        return x + SHARE * h
+
+
+class RrdbEncoder(ConditionEncoder):
+    """`blocks` blocks on the latent's grid, two nearest-neighbour doublings to pixels, and the block DCT.
+
+    A 5x5 convolution of the latent itself is added to the result: it carries what the first convolution's few features
+    lose at small scale factors.
+    """
+
+    kind = "rrdb"
+    tile = 192
+    overlap = 32
+
+    def __init__(self, blocks: int, width: int = 64, growth: int = 32) -> None:
+        super().__init__()
+        if not (0 < blocks <= 64 and 0 < width <= 1024 and 0 < growth <= 1024):
+            raise ValueError(f"condition encoder of {blocks} blocks, {width} features and a growth of {growth}")
+        self.blocks, self.width, self.growth = blocks, width, growth
+        self.first = nn.Conv2d(DCT_CHANNELS, width, 3, padding=1)
+        self.body = nn.ModuleList([RrdbBlock(width, growth) for _ in range(blocks)])
+        self.trunk = nn.Conv2d(width, width, 3, padding=1)
+        self.up1 = nn.Conv2d(width, width, 3, padding=1)
+        self.up2 = nn.Conv2d(width, width, 3, padding=1)
+        self.detail = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, 3, 3, padding=1)
+        self.skip = nn.Conv2d(DCT_CHANNELS, DCT_CHANNELS, 5, padding=2, bias=False)
+        nn.init.zeros_(self.skip.weight)
+
+    def forward(self, z_lq: torch.Tensor) -> torch.Tensor:
+        coefficients = image_to_coefficients(self.picture(z_lq))  # (B, 48, h, w)
+        return (coefficients - self.mean.to(z_lq)) / self.std.to(z_lq) + self.skip(z_lq)
+
+    def picture(self, z_lq: torch.Tensor) -> torch.Tensor:
+        """(B, 48, h, w) -> the network's own picture (B, 3, 4h, 4w) around [0, 1], not clamped, without the skip."""
+        first = h = self.first(z_lq.contiguous(memory_format=torch.channels_last))  # (B, width, h, w)
+        for block in self.body:
+            h = block(h)
+        h = first + self.trunk(h)
+        for up in (self.up1, self.up2):
+            h = F.leaky_relu_(up(F.interpolate(h, scale_factor=2.0, mode="nearest")), SLOPE)
+        return self.last(F.leaky_relu_(self.detail(h), SLOPE))
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "blocks": self.blocks, "width": self.width, "growth": self.growth}
+
+    def description(self) -> str:
+        return f"{self.blocks} residual-in-residual dense blocks of {self.width} features"
