@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -21,20 +21,29 @@ from .image.grain import add_grain, grain_source
 from .image.region import Region, blend, decode_in_box
 from .image.resize import check_image, crop_to, pad_to_multiple, resize
 from .image.target_size import TargetSize
+from .model.recipe import Recipe
 from .model.velocity import Velocity
 from .report import PhaseTimer, Report, SamplingRecord
 from .sampling.auto_steps import AutoSteps
-from .sampling.sampler import StepCallback, check_fidelity, initial_noise, sample
-from .sampling.schedule import StepPlan
+from .sampling.sampler import StepCallback, check_fidelity, initial_noise, noised, sample, scaled_noise
+from .sampling.schedule import StepPlan, starting_at
 from .sampling.smaller_pieces import SteppingDown
 from .sampling.tiled_velocity import TiledVelocity
 from .tiling import TileCallback, plan_tiles
 
-# From one image's conditioning latent (1, C, h, w) to the clean latent of the same shape and how it was sampled.
-LatentSampler = Callable[[torch.Tensor], tuple[torch.Tensor, SamplingRecord]]
-
 # A result that varies less than this is one flat colour but for the codec's rounding.
 FLAT_SPREAD = 1e-6
+
+
+class LatentSampler(Protocol):
+    def __call__(
+        self, z_lq: torch.Tensor, z_start: torch.Tensor | None = None, /
+    ) -> tuple[torch.Tensor, SamplingRecord]:
+        """From one image's conditioning latent (1, C, h, w) to the clean latent of this shape and how it was sampled.
+
+        z_start: the latent that sampling starts from, where the codec gives one (`Codec.encode_start`).
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -196,9 +205,11 @@ def restore(
         # the resized image is computed again at the end: that is cheaper than keeping it.
         with timer.phase("encode"):
             picture = conditioning_image(one, options.size, multiple)[1]
+            start = codec.encode_start(picture)
             picture = codec.encode_lq(picture)
         with timer.phase("sample"):
-            picture, record = sampler(picture)
+            picture, record = sampler(picture) if start is None else sampler(picture, start)
+            del start
         with timer.phase("decode"):
             whole = region is None
             picture = codec.decode(picture) if whole else decode_in_box(codec.decode, picture, region, codec.downscale)
@@ -221,20 +232,25 @@ def latent_sampler(
     overlap: int,
     callbacks: Callbacks | None = None,
     downscale: int = 1,
+    recipe: Recipe | None = None,
 ) -> LatentSampler:
     """The standalone `LatentSampler`: Algorithm 1 on a velocity, in tiles of `tile` latent pixels where it is larger.
 
     patch_multiple: `QwenArchitecture.block_multiple`. downscale: pixels of the result in a latent pixel. Tiles that
     lie wholly outside request.region are not computed. Every image gets the one noise field of the seed
     (docs/decisions.md#one-noise-field). A tile that does not fit into memory is computed in smaller pieces, and so are
-    all tiles after it.
+    all tiles after it. A `recipe` decides where sampling starts, how tiles blend and what fidelity does; the times of
+    `request.plan` are squeezed to its start time.
     """
-    callbacks, plan = callbacks or Callbacks(), request.plan
+    callbacks, plan, recipe = callbacks or Callbacks(), request.plan, recipe or Recipe()
     fitting = SteppingDown(velocity, patch_multiple)
+    fidelity = request.options.fidelity
 
-    def sample_latent(z_lq: torch.Tensor) -> tuple[torch.Tensor, SamplingRecord]:
+    def sample_latent(
+        z_lq: torch.Tensor, z_start: torch.Tensor | None = None, /
+    ) -> tuple[torch.Tensor, SamplingRecord]:
         _, channels, height, width = z_lq.shape
-        tiles = plan_tiles(height, width, tile, overlap, patch_multiple)
+        tiles = plan_tiles(height, width, tile, overlap, patch_multiple, recipe.border(tile, overlap))
 
         def noise() -> torch.Tensor:
             return initial_noise(request.seed, channels, height, width).to(z_lq)
@@ -242,11 +258,22 @@ def latent_sampler(
         wanted = None if request.region is None else request.region.in_latent(height, width, downscale)
         computed = len(tiles.corners(wanted))
         tiled = TiledVelocity(fitting, tiles, callbacks.on_tile, wanted) if tiles.count > 1 else fitting
-        chosen = plan.choose(tiled, noise(), z_lq, wanted) if isinstance(plan, AutoSteps) else plan
+
+        def start(less_noise: float = 0.0) -> torch.Tensor:
+            """What sampling starts from, (1, C, h, w) at the recipe's start time."""
+            field = scaled_noise(noise(), less_noise)
+            return field if z_start is None else noised(z_start.to(z_lq), field, recipe.start_time)
+
+        if recipe.fidelity_times:
+            z_lq = noised(z_lq, noise(), recipe.lq_time(fidelity))
+        if isinstance(plan, AutoSteps):
+            chosen = plan.choose(tiled, start(), z_lq, wanted, recipe.start_time)
+        else:
+            chosen = replace(plan, taus=starting_at(plan.taus, recipe.start_time))
         reason = chosen.reason if isinstance(plan, AutoSteps) else ""
         if callbacks.on_plan is not None:
             callbacks.on_plan(chosen)
-        z_0 = sample(tiled, noise(), z_lq, chosen.taus, callbacks.on_step, request.options.fidelity)
+        z_0 = sample(tiled, start(0.0 if recipe.fidelity_times else fidelity), z_lq, chosen.taus, callbacks.on_step)
         return z_0, SamplingRecord(computed, steps=chosen.steps, reason=reason, largest_piece=fitting.largest)
 
     return sample_latent

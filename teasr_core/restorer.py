@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,10 +16,11 @@ import torch
 from .codec.protocol import Codec
 from .codec.qwen_vae import DOWNSCALE
 from .device import OFFLOADS, STORAGES, choose_dtype, dtype_name
-from .errors import InputError, LoraFileError
+from .errors import InputError, LoraFileError, ModelFileError
 from .model.architecture import QWEN_IMAGE, QwenArchitecture
 from .model.branch_lora import BranchLora
 from .model.qwen_velocity import QwenVelocity
+from .model.recipe import Recipe
 from .report import SamplingRecord
 from .restore import (
     Callbacks,
@@ -32,10 +33,11 @@ from .sampling.auto_steps import AutoSteps
 from .tiling import AUTO_OVERLAP_PX, AUTO_TILE_PX, QWEN_OVERLAP_PX, QWEN_TILE_PX, tile_in_latent
 from .weight_files import base_file
 from .weight_files.diffusers_folder import component_folder
-from .weight_files.lora_file import LoraFile, check_base, read_lora
+from .weight_files.lora_file import UNKNOWN_BASE, LoraFile, check_base, read_lora
 from .weight_files.qwen_file import QwenSource, read_qwen
 from .weight_files.qwen_storage import load_stored, offload
 from .weight_files.qwen_vae_file import load_qwen_vae
+from .weight_files.start_encoder import StartEncoder, read_start_encoder
 
 CPU = torch.device("cpu")
 
@@ -70,6 +72,7 @@ class Restorer:
         dtype: what is computed in; `storage` how the weights are kept where that differs (fp8, nf4).
         device: where the velocity runs. `resident` is the context in which its weights are there.
         auto_px: (tile, overlap) in pixels that a 0 stands for.
+        recipe: how the adapter is meant to be run.
     """
 
     base: Base
@@ -79,6 +82,7 @@ class Restorer:
     device: torch.device = CPU
     resident: Callable[[], AbstractContextManager[None]] = nullcontext
     auto_px: tuple[int, int] = (AUTO_TILE_PX, AUTO_OVERLAP_PX)
+    recipe: Recipe = field(default_factory=Recipe)
 
     @property
     def pixel_multiple(self) -> int:
@@ -97,11 +101,15 @@ class Restorer:
         tile, overlap = self.tile(request.tile_px, request.overlap_px)
         patch_multiple = self.base.architecture.block_multiple
         codec = self.base.codec
-        sampler = latent_sampler(self.velocity, request, patch_multiple, tile, overlap, callbacks, codec.downscale)
+        sampler = latent_sampler(
+            self.velocity, request, patch_multiple, tile, overlap, callbacks, codec.downscale, self.recipe
+        )
 
-        def sample_on_device(z_lq: torch.Tensor) -> tuple[torch.Tensor, SamplingRecord]:
+        def sample_on_device(
+            z_lq: torch.Tensor, z_start: torch.Tensor | None = None, /
+        ) -> tuple[torch.Tensor, SamplingRecord]:
             with self.resident():
-                return sampler(z_lq.to(self.device))
+                return sampler(z_lq.to(self.device), z_start)
 
         restored, report = restore(image, codec, sample_on_device, request.options, self.pixel_multiple, request.region)
         planned = 0 if isinstance(request.plan, AutoSteps) else request.plan.steps  # reported at strength 0 too
@@ -133,7 +141,7 @@ def load_restorer(
     torch.nn.Module.to(velocity.transformer, device)
     if velocity.lora is not None:
         velocity.lora.to(device)
-    return Restorer(base, velocity, chosen, device=device)
+    return Restorer(base, velocity, chosen, device=device, recipe=velocity.recipe)
 
 
 def load_qwen_restorer(
@@ -151,7 +159,8 @@ def load_qwen_restorer(
     Args:
         model: diffusers folder (whole or its transformer) or single safetensors file. vae: the same of the VAE; None
             takes the one in the model's own folder.
-        lora: made for this base, with the prompt embedding to use.
+        lora: made for this base, with the prompt embedding to use. The second encoder that it may name is looked for
+            beside it, and then beside the VAE.
         dtype: auto, fp32, bf16 (computed and stored), fp8, nf4 (stored). offload_mode: none, model, sequential.
     Everything is checked before the transformer's weights are read. ModelFileError or InputError, one line.
     """
@@ -163,12 +172,15 @@ def load_qwen_restorer(
     source = read_qwen(model)
     adapter = _checked_lora(lora, source, allow_other_base)
     compute = choose_dtype("auto" if storage else dtype, device)
-    codec = load_qwen_vae(_vae_path(model, vae), compute, device)
+    vae_path, recipe = _vae_path(model, vae), adapter.recipe
+    encoder = _start_encoder(adapter, (lora.parent, vae_path if vae_path.is_dir() else vae_path.parent))
+    auto_px = recipe.tiles_px((QWEN_TILE_PX, QWEN_OVERLAP_PX))
+    codec = load_qwen_vae(vae_path, compute, device, *auto_px, recipe.border(*auto_px), encoder)
     _check_channels(source, codec.channels, vae or model)
     transformer = load_stored(source, storage, compute, device if offload_mode == "none" else CPU)
     branch = BranchLora.from_tensors(adapter.tensors, dtype=compute, device=device).requires_grad_(False)
     assert adapter.prompt_embeds is not None  # checked
-    velocity = QwenVelocity(transformer, adapter.prompt_embeds, source.prediction, branch, lora_strength)
+    velocity = QwenVelocity(transformer, adapter.prompt_embeds, source.prediction, branch, lora_strength, recipe=recipe)
     return Restorer(
         QwenBase(source, codec),
         velocity,
@@ -176,7 +188,8 @@ def load_qwen_restorer(
         storage=storage,
         device=device,
         resident=offload(transformer, offload_mode, storage, device),
-        auto_px=(QWEN_TILE_PX, QWEN_OVERLAP_PX),
+        auto_px=auto_px,
+        recipe=recipe,
     )
 
 
@@ -187,7 +200,7 @@ def qwen_tile(tile_px: int, overlap_px: int) -> tuple[int, int]:
 
 def _checked_lora(path: Path, source: QwenSource, allow_other_base: bool) -> LoraFile:
     lora = read_lora(path)
-    if source.is_fingerprint_fp8 and not allow_other_base:
+    if source.is_fingerprint_fp8 and not allow_other_base and lora.base_fingerprint != UNKNOWN_BASE:
         raise LoraFileError(
             f"{source.kind.path.name} keeps even its small tensors in fp8, so that {lora.name} cannot tell its base: "
             "give the bf16 or a scaled fp8 file, or set allow_other_base"
@@ -196,9 +209,23 @@ def _checked_lora(path: Path, source: QwenSource, allow_other_base: bool) -> Lor
     if lora.prompt_embeds is None:
         raise LoraFileError(
             f"{lora.name} holds no prompt embedding, and outside ComfyUI nothing else can give one: use a LoRA "
-            "written by `training export`"
+            "written by `training export`, or by `training import-odtsr --prompt`"
         )
     return lora
+
+
+def _start_encoder(lora: LoraFile, folders: tuple[Path, ...]) -> StartEncoder | None:
+    """The second encoder that the LoRA names, or None where it names none."""
+    name = lora.recipe.start_encoder
+    if not name:
+        return None
+    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if path is None:
+        raise ModelFileError(
+            f"{lora.name} starts from the latent of a second VAE encoder, and {name} is neither beside it nor beside "
+            "the VAE: put the file there that `training import-odtsr` wrote together with the LoRA"
+        )
+    return read_start_encoder(path, lora.recipe)
 
 
 def _vae_path(model: Path, vae: Path | None) -> Path:

@@ -29,12 +29,17 @@ QWEN_OVERLAP_PX = 128
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Tiles of `height` x `width` whose top left corners are at `rows` x `columns`. One tile means no tiling."""
+    """Tiles of `height` x `width` whose top left corners are at `rows` x `columns`. One tile means no tiling.
+
+    border: above 0, tiles are weighted by the distance to their border, up to this distance (`border_window`); at 0 by
+    ramps where they overlap.
+    """
 
     height: int
     width: int
     rows: tuple[int, ...]
     columns: tuple[int, ...]
+    border: int = 0
 
     @property
     def count(self) -> int:
@@ -83,7 +88,7 @@ def tile_offsets(size: int, tile: int, overlap: int, grid: int) -> tuple[int, ..
     return tuple(min(last, round(last * i / (count - 1) / grid) * grid) for i in range(count))
 
 
-def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int) -> TilePlan:
+def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int, border: int = 0) -> TilePlan:
     """Cover a latent of height x width with square tiles of side `tile`. A side of the latent below `tile` is not cut.
 
     `tile` must be a multiple of `multiple` (an even token grid, `QwenArchitecture.block_multiple`), and `overlap` a
@@ -100,7 +105,30 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int) 
         width=min(tile, width),
         rows=tile_offsets(height, tile, overlap, grid),
         columns=tile_offsets(width, tile, overlap, grid),
+        border=border,
     )
+
+
+def tile_weight(plan: TilePlan, y: int, x: int) -> torch.Tensor:
+    """Return the weights (tile, tile) of the tile at (y, x) of a picture that is computed in the tiles of `plan`."""
+    if plan.border:
+        return border_window(plan.height, plan.width, plan.border)
+    return torch.outer(blend_window(plan.height, y, plan.rows), blend_window(plan.width, x, plan.columns))
+
+
+def border_window(height: int, width: int, border: int) -> torch.Tensor:
+    """Return the weights (height, width) that rise from 1 / border at the edge of a tile to 1 at `border` inside it.
+
+    All edges count, those of the picture too; the weights of a pixel are divided by their sum afterwards. It is the
+    window of DiffSynth-Studio's `TileWorker`, for adapters that were made with it.
+    """
+
+    def distance(size: int) -> torch.Tensor:
+        place = torch.arange(size)
+        return torch.minimum(place + 1, size - place)
+
+    nearest = torch.minimum(distance(height)[:, None], distance(width)[None])  # (height, width)
+    return (nearest / border).clamp(max=1)
 
 
 def blend_window(tile: int, offset: int, offsets: tuple[int, ...]) -> torch.Tensor:
@@ -118,7 +146,7 @@ def blend_window(tile: int, offset: int, offsets: tuple[int, ...]) -> torch.Tens
     return window
 
 
-def plan_codec_tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 2) -> TilePlan:
+def plan_codec_tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 2, border: int = 0) -> TilePlan:
     """Plan like `plan_tiles`, then shrink the tiles as far as their number allows. All numbers are latent pixels.
 
     A picture slightly larger than one tile gets four tiles of about half its size, not four of nearly its full size.
@@ -131,7 +159,9 @@ def plan_codec_tiles(height: int, width: int, tile: int, overlap: int, multiple:
 
     tall, wide = side(height, len(plan.rows)), side(width, len(plan.columns))
     grid = multiple // 2
-    return TilePlan(tall, wide, tile_offsets(height, tall, overlap, grid), tile_offsets(width, wide, overlap, grid))
+    return TilePlan(
+        tall, wide, tile_offsets(height, tall, overlap, grid), tile_offsets(width, wide, overlap, grid), border
+    )
 
 
 def convert_in_tiles(
@@ -159,12 +189,18 @@ def convert_in_tiles(
         if total.ndim == 0:
             total = tile.new_zeros(*tile.shape[:2], height, width)  # (B, C', H', W')
             weights = tile.new_zeros(1, 1, height, width)  # (1, 1, H', W')
-        down, across = ramp(plan.height, y, plan.rows, size_out), ramp(plan.width, x, plan.columns, size_out)
-        weight = torch.outer(down, across).to(tile)  # (tile, tile)
+        weight = _codec_weight(plan, y, x, size_out).to(tile)  # (tile, tile)
         window = _window(y, x, plan, size_out)
         total[window] += weight * tile
         weights[window] += weight
     return total.div_(weights)
+
+
+def _codec_weight(plan: TilePlan, y: int, x: int, size: int) -> torch.Tensor:
+    """Return the weights (tile * size, tile * size) of a codec's tile at (y, x)."""
+    if plan.border:
+        return border_window(plan.height * size, plan.width * size, plan.border * size)
+    return torch.outer(ramp(plan.height, y, plan.rows, size), ramp(plan.width, x, plan.columns, size))
 
 
 def _window(y: int, x: int, plan: TilePlan, size: int) -> tuple[Any, ...]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import ModelFileError
+from ..model.recipe import Recipe
 from ..weight_files.base_file import read_base
 from ..weight_files.file_kind import Kind, detect
 from ..weight_files.lora_file import fingerprint, read_lora
+from ..weight_files.start_encoder import read_start_encoder
 from .terminal import write_line
 
 
@@ -32,6 +34,12 @@ def info(path: Path) -> int:
         write_line(f"  base          {lora.base} ({lora.base_fingerprint})")
         write_line(f"  targets       {', '.join(lora.targets)}")
         write_line(f"  prediction    {lora.prediction}")
+        for line in _recipe_lines(lora.recipe):
+            write_line(line)
+    elif found.kind is Kind.START_ENCODER:
+        encoder = read_start_encoder(path)
+        write_line(f"{path.name}: second VAE encoder of a TEASR LoRA, {len(encoder.tensors)} tensors")
+        write_line(f"  hash          {encoder.sha256}")
     elif found.kind is not Kind.UNKNOWN:
         write_line(found.describe())
     elif found.layout != "single file":
@@ -39,3 +47,24 @@ def info(path: Path) -> int:
     else:
         raise ModelFileError(f"{path.name} is a safetensors file but no TEASR base or LoRA: it has no teasr metadata")
     return 0
+
+
+def _recipe_lines(recipe: Recipe) -> list[str]:
+    """How a LoRA is run, where that is not TEASR's own way."""
+    plain = Recipe()
+    lines = []
+    if recipe.uses_start_latent:
+        lines.append(f"  starts at     {recipe.start_time:.4g}, from the latent of {recipe.start_encoder}, with noise")
+    if recipe.condition_time != plain.condition_time:
+        lines.append(f"  condition     sees the {recipe.condition_time} time")
+    if recipe.gelu != plain.gelu:
+        lines.append(f"  activation    GELU by {recipe.gelu}")
+    if recipe.velocity_scale != plain.velocity_scale:
+        lines.append(f"  velocity      times {recipe.velocity_scale:.6g}")
+    if recipe.fidelity_times:
+        lines.append(
+            f"  fidelity      noise on the condition, {recipe.lq_time(0):.4g} at 0 to {recipe.lq_time(1):.4g} at 1"
+        )
+    if recipe.tile_px:
+        lines.append(f"  tiles         {recipe.tile_px} px, overlap {recipe.overlap_px} px, blended by {recipe.blend}")
+    return lines

@@ -30,6 +30,10 @@ class Codec(ABC):
         """Encode a low-quality image for the condition branch. Unless a codec says otherwise, as any other image."""
         return self.encode(image)
 
+    def encode_start(self, image: torch.Tensor) -> torch.Tensor | None:
+        """Encode an LQ image for the start of the noise branch. None where sampling starts from noise alone."""
+        return None
+
     @property
     def pixel_weights(self) -> torch.Tensor:
         """(1, C, 1, 1): squared errors of a latent times this are squared errors in pixels

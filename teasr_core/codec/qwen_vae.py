@@ -7,11 +7,13 @@ their edges do not enter the blend. The `enable_tiling` of diffusers would end i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from ..tiling import QWEN_OVERLAP_PX, QWEN_TILE_PX, convert_in_tiles, plan_codec_tiles
+from ..tiling import QWEN_OVERLAP_PX, QWEN_TILE_PX, TilePlan, convert_in_tiles, plan_codec_tiles
 from .protocol import Codec
 
 if TYPE_CHECKING:
@@ -38,38 +40,58 @@ class QwenVaeCodec(Codec):
     Args:
         vae: any size; its config carries latents_mean and latents_std.
         tile_px, overlap_px: multiples of 16 and 8; images with a longer side than tile_px are tiled.
+        border_px: above 0, tiles are weighted by the distance to their border (`tiling.TilePlan`).
+        start_encoder: a second encoder, for `encode_start`.
     """
 
     def __init__(
-        self, vae: AutoencoderKLQwenImage, tile_px: int = QWEN_TILE_PX, overlap_px: int = QWEN_OVERLAP_PX
+        self,
+        vae: AutoencoderKLQwenImage,
+        tile_px: int = QWEN_TILE_PX,
+        overlap_px: int = QWEN_OVERLAP_PX,
+        border_px: int = 0,
+        start_encoder: nn.Module | None = None,
     ) -> None:
         self.vae = vae
         self.channels: int = vae.config["z_dim"]
         self.downscale = DOWNSCALE
         assert 2 ** len(vae.config["temperal_downsample"]) == DOWNSCALE, "a VAE of another factor"
         self.tile, self.overlap = tile_px // self.downscale, overlap_px // self.downscale
+        self.border = border_px // self.downscale
+        self.start_encoder = start_encoder
         self.mean = _statistics(vae.config["latents_mean"])  # (1, C, 1, 1)
         self.std = _statistics(vae.config["latents_std"])  # (1, C, 1, 1)
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1], sides multiples of 8 -> normalised latent (B, C, H/8, W/8), float32."""
-        f = self.downscale
-        plan = plan_codec_tiles(image.shape[2] // f, image.shape[3] // f, self.tile, self.overlap)
-        pixels = 2 * image.to(self._device, self._dtype) - 1  # (B, 3, H, W)
-        latent = convert_in_tiles(self._encode_tile, pixels, plan, size_in=f, size_out=1)  # (B, C, h, w)
-        return (latent - self.mean.to(latent)) / self.std.to(latent)
+        return self._encode(image, self.vae.encoder)
+
+    def encode_start(self, image: torch.Tensor) -> torch.Tensor | None:
+        """As `encode`, through the second encoder; None where there is none."""
+        return None if self.start_encoder is None else self._encode(image, self.start_encoder)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Normalised latent (B, C, h, w) -> image (B, 3, 8h, 8w) around [0, 1], float32, not clamped."""
-        plan = plan_codec_tiles(latent.shape[2], latent.shape[3], self.tile, self.overlap)
+        plan = self._plan(latent.shape[2], latent.shape[3])
         latent = latent.to(self._device, torch.float32)
         raw = (latent * self.std.to(latent) + self.mean.to(latent)).to(self._dtype)  # (B, C, h, w)
         return (convert_in_tiles(self._decode_tile, raw, plan, size_in=1, size_out=self.downscale) + 1) / 2
 
+    def _plan(self, height: int, width: int) -> TilePlan:
+        return plan_codec_tiles(height, width, self.tile, self.overlap, border=self.border)
+
+    def _encode(self, image: torch.Tensor, encoder: nn.Module) -> torch.Tensor:
+        f = self.downscale
+        plan = self._plan(image.shape[2] // f, image.shape[3] // f)
+        pixels = 2 * image.to(self._device, self._dtype) - 1  # (B, 3, H, W)
+        convert = partial(self._encode_tile, encoder)
+        latent = convert_in_tiles(convert, pixels, plan, size_in=f, size_out=1)  # (B, C, h, w)
+        return (latent - self.mean.to(latent)) / self.std.to(latent)
+
     # Without their frame caches encoder and decoder treat a single frame as they do the first of a video.
 
-    def _encode_tile(self, pixels: torch.Tensor) -> torch.Tensor:
-        moments = self.vae.quant_conv(self.vae.encoder(pixels[:, :, None]))[:, :, 0]  # (B, 2 C, h, w)
+    def _encode_tile(self, encoder: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        moments = self.vae.quant_conv(encoder(pixels[:, :, None]))[:, :, 0]  # (B, 2 C, h, w)
         return moments.chunk(2, dim=1)[0].float()  # the mode of a Gaussian is its mean
 
     def _decode_tile(self, latent: torch.Tensor) -> torch.Tensor:

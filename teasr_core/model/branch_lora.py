@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# Linears of a block that the adapter may touch; it never touches the text stream, img_in or proj_out
+# Linears of a block that an adapter of TEASR's touches; it never touches the text stream or proj_out
 # (docs/decisions.md#condition-branch-lora).
 BLOCK_TARGETS = (
     "attn.to_q",
@@ -26,6 +26,9 @@ BLOCK_TARGETS = (
     "img_mlp.net.2",
     "img_mod.1",
 )
+# Linears outside the blocks that an imported adapter may touch as well.
+OUTER_TARGETS = ("img_in",)
+READABLE_TARGETS = (*BLOCK_TARGETS, *OUTER_TARGETS)
 # Only the noise tokens are read out, so in the last block the condition tokens act through keys and values alone:
 # these would never get a gradient.
 DEAD_IN_LAST_BLOCK = ("attn.to_q", "attn.to_out.0", "img_mlp.net.0.proj", "img_mlp.net.2")
@@ -34,11 +37,12 @@ DEAD_IN_LAST_BLOCK = ("attn.to_q", "attn.to_out.0", "img_mlp.net.0.proj", "img_m
 def target_paths(num_layers: int, targets: Iterable[str] = BLOCK_TARGETS) -> list[str]:
     """Module paths of every adapted Linear, e.g. `transformer_blocks.0.attn.to_q`."""
     targets = tuple(targets)
-    return [
+    outer = [target for target in targets if target in OUTER_TARGETS]
+    return outer + [
         f"transformer_blocks.{i}.{target}"
         for i in range(num_layers)
         for target in targets
-        if not (i == num_layers - 1 and target in DEAD_IN_LAST_BLOCK)
+        if target not in OUTER_TARGETS and not (i == num_layers - 1 and target in DEAD_IN_LAST_BLOCK)
     ]
 
 

@@ -3,7 +3,8 @@
 Its forward is neither copied nor rewritten. Three hooks, scoped to one call, make it TEASR:
     time_text_embed   gets [t_cur, t_tar] in float32 where diffusers passes [t, 0] in the model's dtype (DTC),
     pos_embed         condition tokens get the noise tokens' rotary positions,
-    target Linears    the branch LoRA's delta on condition tokens.
+    target Linears    the branch LoRA's delta on condition tokens,
+    MLPs              the activation that the LoRA's recipe asks for, where it is not the model's own.
 ComfyUI's side of the same mechanism is `nodes/model/dual_branch.py`.
 """
 
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import flow
+from .activation import sigmoid_gelu_overrides
 from .architecture import QwenArchitecture
 from .branch_lora import BranchLora, branch_overrides, forward_overrides
+from .recipe import Recipe
 from .timesteps import dual_times
 from .tokens import patchify, token_grid, unpatchify
 
@@ -51,6 +54,7 @@ class QwenVelocity:
         prediction: what the network returns, see `flow`.
         lora, lora_strength: branch adapter on the same device; strength 0 skips it exactly.
         use_dtc: False for the ablation with one fused time.
+        recipe: how the adapter is meant to be run.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class QwenVelocity:
         lora: BranchLora | None = None,
         lora_strength: float = 1.0,
         use_dtc: bool = True,
+        recipe: Recipe | None = None,
     ) -> None:
         assert prediction in ("velocity", "lq_residual"), prediction
         assert transformer.config["zero_cond_t"], "the transformer must be built with zero_cond_t=True"
@@ -70,6 +75,7 @@ class QwenVelocity:
         self.lora = lora
         self.lora_strength = lora_strength
         self.use_dtc = use_dtc
+        self.recipe = recipe or Recipe()
         self.patch_size: int = transformer.config["patch_size"]
         self._attached_noise: int | None = None  # noise tokens of the calls inside `lora_attached`
 
@@ -85,14 +91,15 @@ class QwenVelocity:
     def network_output(
         self, z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor
     ) -> torch.Tensor:
-        """The transformer's raw output on the noise tokens, (B, C, H, W) in z_t's dtype."""
+        """The transformer's output on the noise tokens, (B, C, H, W) in z_t's dtype, times the recipe's scale."""
         model = self.transformer
         batch, _, height, width = z_t.shape
         h, w = token_grid(height, width, self.patch_size)
         num_noise = h * w
         tokens = torch.cat([patchify(z_t, self.patch_size), patchify(z_lq, self.patch_size)], dim=1)  # (B, 2N, C*p*p)
         prompt = self.prompt_embeds.to(z_t.device, model.dtype).expand(batch, -1, -1)  # (B, T, text_width)
-        with forward_overrides(self._overrides(dual_times(t_cur, t_tar, self.use_dtc), num_noise)):
+        times = dual_times(t_cur, t_tar, self.use_dtc, self.recipe.condition_time)  # (2B,)
+        with forward_overrides(self._overrides(times, num_noise)):
             output = model(
                 hidden_states=tokens.to(model.dtype),
                 encoder_hidden_states=prompt,
@@ -100,7 +107,8 @@ class QwenVelocity:
                 img_shapes=[[(1, h, w), (1, h, w)]] * batch,
                 return_dict=False,
             )[0]  # (B, 2N, C*p*p)
-        return unpatchify(output[:, :num_noise], (h, w), self.patch_size).to(z_t.dtype)
+        made = unpatchify(output[:, :num_noise], (h, w), self.patch_size).to(z_t.dtype)
+        return made if self.recipe.velocity_scale == 1 else made * self.recipe.velocity_scale
 
     @contextmanager
     def lora_attached(self, height: int, width: int) -> Iterator[None]:
@@ -119,9 +127,10 @@ class QwenVelocity:
                 self._attached_noise = None
 
     def _lora_overrides(self, num_noise: int) -> list[tuple[torch.nn.Module, Any]]:
+        activation = sigmoid_gelu_overrides(self.transformer) if self.recipe.gelu == "sigmoid" else []
         if self.lora is None:
-            return []
-        return branch_overrides(self.transformer, self.lora, self.lora_strength, num_noise)
+            return activation
+        return activation + branch_overrides(self.transformer, self.lora, self.lora_strength, num_noise)
 
     def _overrides(self, times: torch.Tensor, num_noise: int) -> list[tuple[torch.nn.Module, Any]]:
         model = self.transformer

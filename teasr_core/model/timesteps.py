@@ -15,7 +15,9 @@ import torch
 MIN_NEGATIVE_TIME = 0.02
 
 
-def dual_times(t_cur: torch.Tensor, t_tar: torch.Tensor, use_dtc: bool = True) -> torch.Tensor:
+def dual_times(
+    t_cur: torch.Tensor, t_tar: torch.Tensor, use_dtc: bool = True, condition_time: str = "target"
+) -> torch.Tensor:
     """The doubled timestep vector (2B,) float32: rows of the noise branch, then rows of the condition branch.
 
     Args:
@@ -23,10 +25,13 @@ def dual_times(t_cur: torch.Tensor, t_tar: torch.Tensor, use_dtc: bool = True) -
         t_tar: (B,) target times in [0, t_cur], or negative on the fake trajectory (Eq. 7).
         use_dtc: False gives both branches the one fused time t_cur - t_tar/2, the scheme the paper argues against
             in its section 3.3 (ablation "baseline").
+        condition_time: "current" gives both branches t_cur, for an adapter that was trained so (`Recipe`).
     """
     cur, tar = t_cur.float(), t_tar.float()
     assert cur.shape == tar.shape and cur.ndim == 1, f"times must be two (B,) vectors, got {cur.shape} and {tar.shape}"
-    if not use_dtc:
+    if condition_time == "current":
+        tar = cur
+    elif not use_dtc:
         cur = tar = cur - tar / 2
     return torch.cat([cur, tar])
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..errors import InputError, OutputError
 from ..model.velocity import Velocity
-from .schedule import MAX_STEPS, StepPlan, linear_taus, steps_text
+from .schedule import MAX_STEPS, StepPlan, linear_taus, starting_at, steps_text
 
 # In latent units, where every channel of the training pictures has a standard deviation of 1. At 0.12 half of the
 # tuning photographs take two steps of the built-in model and half three (docs/log/sampling.md).
@@ -42,16 +42,22 @@ class AutoSteps:
 
     @torch.inference_mode()
     def choose(
-        self, velocity: Velocity, noise: torch.Tensor, z_lq: torch.Tensor, wanted: torch.Tensor | None = None
+        self,
+        velocity: Velocity,
+        noise: torch.Tensor,
+        z_lq: torch.Tensor,
+        wanted: torch.Tensor | None = None,
+        start_time: float = 1.0,
     ) -> StepPlan:
         """Return the fewest steps whose first step is exact enough for one image, and the reason.
 
-        noise, z_lq: (1, C, H, W), the arguments that `sampler.sample` will get. wanted: (H, W) bool, the pixels whose
-        error counts; without it, all. The choice is as deterministic as the
-        velocity. It takes three calls of `velocity` where one step is enough, else MAX_EVALUATIONS. Raises OutputError
-        when an error is not a number.
+        noise, z_lq: (1, C, H, W), what sampling starts from at `start_time`, and the condition. wanted: (H, W) bool,
+        the pixels whose error counts; without it, all. The choice is as deterministic as the velocity. It takes three
+        calls of `velocity` where one step is enough, else MAX_EVALUATIONS. Raises OutputError when an error is not a
+        number.
         """
-        return self.plan(FirstStep(velocity, noise.expand_as(z_lq), z_lq, wanted).error)
+        plan = self.plan(FirstStep(velocity, noise.expand_as(z_lq), z_lq, wanted, start_time).error)
+        return replace(plan, taus=starting_at(plan.taus, start_time))
 
     def plan(self, error: Callable[[int], float]) -> StepPlan:
         """Choose from error(1) and, where that is too large, error(2). A smaller tolerance never gives fewer steps.
@@ -82,25 +88,32 @@ class AutoSteps:
 
 
 class FirstStep:
-    """The error of the first of N steps, for several N and from the same noise. Each velocity is computed once."""
+    """The error of the first of N steps from `noise` at `start_time`, for several N. Each velocity is computed once."""
 
     def __init__(
-        self, velocity: Velocity, noise: torch.Tensor, z_lq: torch.Tensor, wanted: torch.Tensor | None = None
+        self,
+        velocity: Velocity,
+        noise: torch.Tensor,
+        z_lq: torch.Tensor,
+        wanted: torch.Tensor | None = None,
+        start_time: float = 1.0,
     ) -> None:
         self.velocity, self.noise, self.z_lq, self.wanted = velocity, noise, z_lq, wanted
-        self.known: dict[float, torch.Tensor] = {}  # t_tar -> v(noise, 1, z_lq, t_tar) (B, C, H, W)
+        self.start_time = start_time
+        self.known: dict[float, torch.Tensor] = {}  # t_tar -> v(noise, start_time, z_lq, t_tar) (B, C, H, W)
 
     def error(self, steps: int) -> float:
-        """RMS of (t - s) (v(z_t, t, s) - v2) at t = 1, s = 1 - 1/N. Eq. 1, 2, 3 and, in other units, 4.
+        """RMS of (t - s) (v(z_t, t, s) - v2) at t = start_time, s = t (1 - 1/N). Eq. 1, 2, 3 and, in other units, 4.
 
         v2 = (v(z_t, t, m) + v(z_m, m, s)) / 2 with m = (t + s) / 2 and z_m = z_t - (t - s)/2 v(z_t, t, m): where one
         step ends, against where two halves end.
         """
-        s, m = 1 - 1 / steps, 1 - 1 / (2 * steps)
+        t = self.start_time
+        s, m = t * (1 - 1 / steps), t * (1 - 1 / (2 * steps))
         v_m = self._from_noise(m)  # (B, C, H, W)
-        z_m = self.noise - (1 - m) * v_m  # (B, C, H, W)
+        z_m = self.noise - (t - m) * v_m  # (B, C, H, W)
         v_2 = (v_m + self._call(z_m, m, s)) / 2  # (B, C, H, W)
-        difference = (1 - s) * (self._from_noise(s) - v_2)  # (B, C, H, W)
+        difference = (t - s) * (self._from_noise(s) - v_2)  # (B, C, H, W)
         if self.wanted is not None:
             difference = difference[..., self.wanted.to(difference.device)]  # (B, C, pixels)
         error = float(difference.float().square().mean().sqrt())
@@ -113,7 +126,7 @@ class FirstStep:
 
     def _from_noise(self, t_tar: float) -> torch.Tensor:
         if t_tar not in self.known:
-            self.known[t_tar] = self._call(self.noise, 1.0, t_tar)
+            self.known[t_tar] = self._call(self.noise, self.start_time, t_tar)
         return self.known[t_tar]
 
     def _call(self, z_t: torch.Tensor, t_cur: float, t_tar: float) -> torch.Tensor:

@@ -36,7 +36,8 @@ def sample(
 
     Args:
         velocity: it must not keep its z_t (B, C, H, W), because z_t is updated in place after every step.
-        noise, z_lq: (B, C, H, W) float32. taus: (N+1,) float32, falling from 1 to 0.
+        noise, z_lq: (B, C, H, W) float32. taus: (N+1,) float32, falling from 1 to 0. Where they start below 1, `noise`
+            is a latent that was mixed with noise for the time taus[0] (`noised`).
         fidelity: 0 to 1; above 0 the noise is scaled down (`scaled_noise`), which the published algorithm does not do.
         on_step: called after step i with (i, clean estimate (B, C, H, W)); an exception of it stops the sampling.
     Returns the clean latent (B, C, H, W). Algorithm 1.
@@ -61,6 +62,11 @@ def check_fidelity(fidelity: float) -> float:
     if not (math.isfinite(fidelity) and 0 <= fidelity <= 1):
         raise InputError(f"fidelity is {fidelity}: expected a number from 0 to 1")
     return fidelity
+
+
+def noised(latent: torch.Tensor, noise: torch.Tensor, time: float) -> torch.Tensor:
+    """Return (1 - time) latent + time noise, (B, C, H, W); at time 0 the latent itself."""
+    return latent if time == 0 else (1 - time) * latent + time * noise
 
 
 def scaled_noise(noise: torch.Tensor, fidelity: float) -> torch.Tensor:

@@ -30,18 +30,23 @@ def check_steps(steps: int) -> int:
     return steps
 
 
-def linear_taus(steps: int) -> torch.Tensor:
-    """tau_0 = 1 > ... > tau_N = 0, float32 (N+1,). Algorithm 1.
+def linear_taus(steps: int, start_time: float = 1.0) -> torch.Tensor:
+    """tau_0 = start_time > ... > tau_N = 0, float32 (N+1,). Algorithm 1, which starts at 1.
 
     Computed in float64 and rounded once, so that every part of the pack holds the same bits.
     """
     check_steps(steps)
-    return (1 - torch.arange(steps + 1, dtype=torch.float64) / steps).float()
+    return starting_at((1 - torch.arange(steps + 1, dtype=torch.float64) / steps).float(), start_time)
 
 
-def manual_plan(steps: int) -> StepPlan:
+def starting_at(taus: torch.Tensor, start_time: float) -> torch.Tensor:
+    """The times (N+1,) of a schedule that starts at 1, squeezed so that they start at `start_time`; float32."""
+    return taus if start_time == 1 else (taus.double() * start_time).float()
+
+
+def manual_plan(steps: int, start_time: float = 1.0) -> StepPlan:
     """The user's own number of steps."""
-    return StepPlan(linear_taus(steps), f"{steps_text(steps)}, chosen by hand")
+    return StepPlan(linear_taus(steps, start_time), f"{steps_text(steps)}, chosen by hand")
 
 
 def steps_text(steps: int) -> str:

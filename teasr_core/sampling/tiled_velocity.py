@@ -6,7 +6,7 @@ import torch
 
 from ..model.flow import velocity_from_output
 from ..model.velocity import Velocity
-from ..tiling import TileCallback, TilePlan, blend_window
+from ..tiling import TileCallback, TilePlan, tile_weight
 
 
 def towards_lq(z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
@@ -45,9 +45,7 @@ class TiledVelocity:
                 self.on_tile(done, len(tiles))
             window = (..., slice(y, y + plan.height), slice(x, x + plan.width))
             v = self.velocity(z_t[window], t_cur, z_lq[window], t_tar)  # (B, C, tile, tile)
-            weight = torch.outer(blend_window(plan.height, y, plan.rows), blend_window(plan.width, x, plan.columns)).to(
-                v
-            )  # (tile, tile)
+            weight = tile_weight(plan, y, x).to(v)  # (tile, tile)
             total[window] += weight * v
             weights[window] += weight
         if len(tiles) < plan.count:

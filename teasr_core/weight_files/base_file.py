@@ -21,7 +21,7 @@ from ..codec.condition_encoder.encoder import ConditionEncoder
 from ..codec.condition_encoder.load import load_condition_encoder
 from ..codec.condition_encoder.residual import ResidualEncoder
 from ..codec.dct import DctCodec
-from ..errors import ModelFileError
+from ..errors import LoraFileError, ModelFileError
 from ..model.architecture import PREDICTIONS, QwenArchitecture
 from .lora_file import PROMPT_KEY, LoraFile, check_base, read_lora
 from .safetensors_reader import read_tensors
@@ -199,8 +199,14 @@ def build_velocity(
         )
     transformer.load_state_dict(dict(base.tensors))
     nn.Module.to(transformer, dtype).eval().requires_grad_(False)  # diffusers' own `to` prints a warning
-    prompt, adapter = base.prompt_embeds, None
+    prompt, adapter, recipe = base.prompt_embeds, None, None
     if lora is not None:
+        recipe = lora.recipe
+        if recipe.uses_start_latent:
+            raise LoraFileError(
+                f"{lora.name} starts from a second encoder of Qwen-Image's VAE, which {base.path.name} does not have: "
+                "give the LoRA together with a Qwen-Image"
+            )
         adapter = BranchLora.from_tensors(lora.tensors, dtype=dtype).requires_grad_(False)
         prompt = lora.prompt_embeds if lora.prompt_embeds is not None else prompt
-    return QwenVelocity(transformer, prompt, base.prediction, adapter, lora_strength, base.use_dtc)
+    return QwenVelocity(transformer, prompt, base.prediction, adapter, lora_strength, base.use_dtc, recipe)

@@ -26,6 +26,7 @@ class Kind(Enum):
     QWEN_VAE = "VAE"
     TEASR_BASE = "TEASR base model"
     TEASR_LORA = "TEASR LoRA"
+    START_ENCODER = "second VAE encoder of a TEASR LoRA"
     LORA = "ordinary LoRA"
     OTHER = "model of another architecture"
     UNKNOWN = "unknown kind of weights"
@@ -153,6 +154,8 @@ def expect(found: KindOfFile, kind: Kind, advice: str) -> KindOfFile:
 def _signature_kind(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> tuple[Kind, str, str]:
     if metadata.get("teasr.kind") == "base":
         return Kind.TEASR_BASE, "", ""
+    if metadata.get("teasr.kind") == "start_encoder":
+        return Kind.START_ENCODER, "", ""
     if "teasr.scope" in metadata:
         return Kind.TEASR_LORA, "", ""
     if any(mark in key for key in infos for mark in LORA_MARKS):

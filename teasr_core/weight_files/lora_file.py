@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import torch
 
 from ..errors import LoraFileError
 from ..model.architecture import QwenArchitecture
-from ..model.branch_lora import BLOCK_TARGETS, target_paths
+from ..model.branch_lora import READABLE_TARGETS, target_paths
+from ..model.recipe import Recipe
+from .recipe_metadata import read_recipe, recipe_metadata
 from .safetensors_reader import read_tensors
 
 PREFIX = "teasr."
@@ -28,6 +30,8 @@ PROMPT_KEY = "teasr.prompt_embeds"
 # Small tensors that fp8, GGUF and merged ordinary LoRAs leave alone; together they name the base
 # (docs/decisions.md#base-fingerprint).
 FINGERPRINT_KEYS = ("img_in.bias", "txt_in.bias", "proj_out.bias", "transformer_blocks.0.attn.norm_q.weight")
+# The fingerprint of a LoRA that was imported without its base at hand: such a file cannot tell its base.
+UNKNOWN_BASE = "unknown"
 METADATA_KEYS = ("format", "scope", "positions", "prediction", "rank", "targets", "base", "base_fingerprint")
 
 
@@ -45,6 +49,7 @@ class LoraFile:
     base_fingerprint: str
     step: int
     config: Mapping[str, Any]
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 def fingerprint(state_dict: Mapping[str, torch.Tensor]) -> str:
@@ -81,6 +86,12 @@ def parse_lora(name: str, stored: Mapping[str, torch.Tensor], metadata: Mapping[
             raise LoraFileError(f"{name}: '{key}' holds NaN or infinity: the training run diverged, use an older one")
     if prompt_embeds is not None and prompt_embeds.ndim != 2:
         raise LoraFileError(f"{name}: '{PROMPT_KEY}' has shape {tuple(prompt_embeds.shape)}, expected (T, text_width)")
+    recipe = read_recipe(name, metadata)
+    if (recipe.uses_start_latent or recipe.velocity_scale != 1) and values["prediction"] != "velocity":
+        raise LoraFileError(
+            f"{name} has a start encoder or a velocity scale and predicts '{values['prediction']}': expected "
+            "'velocity', the prediction of Qwen-Image; get the file again"
+        )
     return LoraFile(
         name=name,
         tensors=tensors,
@@ -92,6 +103,7 @@ def parse_lora(name: str, stored: Mapping[str, torch.Tensor], metadata: Mapping[
         base_fingerprint=values["base_fingerprint"],
         step=values["step"],
         config=values["config"],
+        recipe=recipe,
     )
 
 
@@ -104,7 +116,8 @@ def check_base(
 ) -> None:
     """Refuse an adapter that was made for another model.
 
-    Architecture and prediction must match; the fingerprint may differ with `allow_other_base` (a fine-tuned base).
+    Architecture and prediction must match; the fingerprint may differ with `allow_other_base` (a fine-tuned base), and
+    where the file does not know it (UNKNOWN_BASE).
     `state_dict` needs FINGERPRINT_KEYS only.
     """
     wanted = target_paths(architecture.num_layers, lora.targets)
@@ -117,7 +130,7 @@ def check_base(
         )
     for path in wanted:
         a, b = lora.tensors[f"{path}.lora_A.weight"], lora.tensors[f"{path}.lora_B.weight"]
-        shape = _linear_shape(path, architecture.width)
+        shape = _linear_shape(path, architecture)
         if (b.shape[0], a.shape[1]) != shape:
             raise LoraFileError(
                 f"{lora.name}: '{path}' is {(b.shape[0], a.shape[1])}, the model has {shape}: "
@@ -130,6 +143,8 @@ def check_base(
         )
     if lora.prediction != prediction:
         raise LoraFileError(f"{lora.name} predicts '{lora.prediction}', the model '{prediction}': load its own base")
+    if lora.base_fingerprint == UNKNOWN_BASE:
+        return
     found_print = fingerprint(state_dict)
     if lora.base_fingerprint != found_print and not allow_other_base:
         raise LoraFileError(
@@ -140,7 +155,7 @@ def check_base(
 
 def lora_metadata(
     *, prediction: str, rank: int, targets: Sequence[str], base: str, base_fingerprint: str, step: int,
-    config: Mapping[str, Any],
+    config: Mapping[str, Any], recipe: Recipe | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """The string metadata of a LoRA file (docs/training/lora_format.md)."""
     return {
@@ -154,17 +169,21 @@ def lora_metadata(
         "teasr.base_fingerprint": base_fingerprint,
         "teasr.step": str(step),
         "teasr.config": json.dumps(dict(config), sort_keys=True),
+        **recipe_metadata(recipe or Recipe()),
     }
 
 
 def lora_tensors(
-    tensors: Mapping[str, torch.Tensor], prompt_embeds: torch.Tensor | None, prefix: str = PREFIX
+    tensors: Mapping[str, torch.Tensor],
+    prompt_embeds: torch.Tensor | None,
+    prefix: str = PREFIX,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, torch.Tensor]:
-    """Tensors under their file keys, in bf16. Stock loaders would misapply any other `prefix`.
+    """Tensors under their file keys, the pairs in `dtype`. Stock loaders would misapply any other `prefix`.
 
     The prompt embedding belongs to the form with PREFIX: diffusers refuses an ordinary LoRA that holds it.
     """
-    out = {prefix + key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in tensors.items()}
+    out = {prefix + key: value.detach().to("cpu", dtype).contiguous() for key, value in tensors.items()}
     if prompt_embeds is not None:
         out[PROMPT_KEY] = prompt_embeds.detach().to("cpu", torch.bfloat16).contiguous()
     return out
@@ -188,8 +207,8 @@ def _metadata(name: str, metadata: Mapping[str, str]) -> dict[str, Any]:
         ) from None
     if not isinstance(config, dict) or rank < 1:
         raise LoraFileError(f"{name}: rank {rank} or config {config!r} is impossible: get the file again")
-    if not isinstance(targets, list) or not targets or any(target not in BLOCK_TARGETS for target in targets):
-        raise LoraFileError(f"{name}: targets {targets!r} are not among {BLOCK_TARGETS}")
+    if not isinstance(targets, list) or not targets or any(target not in READABLE_TARGETS for target in targets):
+        raise LoraFileError(f"{name}: targets {targets!r} are not among {READABLE_TARGETS}")
     known = {key: metadata[f"teasr.{key}"] for key in METADATA_KEYS}
     return known | {"targets": targets, "rank": rank, "step": step, "config": config}
 
@@ -213,8 +232,11 @@ def _check_pairs(name: str, tensors: Mapping[str, torch.Tensor], rank: int) -> N
             )
 
 
-def _linear_shape(path: str, width: int) -> tuple[int, int]:
-    """(out, in) of an adapted Linear in a transformer of this width; the MLP is four times as wide."""
+def _linear_shape(path: str, architecture: QwenArchitecture) -> tuple[int, int]:
+    """(out, in) of an adapted Linear in a transformer of this architecture; the MLP is four times as wide."""
+    width = architecture.width
+    if path == "img_in":
+        return width, architecture.token_channels
     if path.endswith("img_mlp.net.0.proj"):
         return 4 * width, width
     if path.endswith("img_mlp.net.2"):

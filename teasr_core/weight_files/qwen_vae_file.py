@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from ..errors import ModelFileError
 from ..tiling import QWEN_OVERLAP_PX, QWEN_TILE_PX
 from .file_kind import COMFY_VAE_KEY, Kind, detect, expect
 from .safetensors_reader import read_tensors
+from .start_encoder import StartEncoder, comfy_encoder_key, merged
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
@@ -37,9 +39,12 @@ def load_qwen_vae(
     device: torch.device | str = "cpu",
     tile_px: int = QWEN_TILE_PX,
     overlap_px: int = QWEN_OVERLAP_PX,
+    border_px: int = 0,
+    start_encoder: StartEncoder | None = None,
 ) -> QwenVaeCodec:
     """From a diffusers folder (the whole model's or the VAE's), or a single file with ComfyUI's or diffusers' keys.
 
+    start_encoder: what a second encoder has of its own; the rest of it is the VAE's.
     ModelFileError for another kind of file, or one that does not hold the VAE whole.
     """
     kind = expect(detect(path, "vae"), Kind.QWEN_VAE, "expected a Qwen-Image VAE (folder or safetensors), so give one")
@@ -61,9 +66,22 @@ def load_qwen_vae(
             "the file is incomplete or of another VAE, get it again"
         )
     vae.load_state_dict(tensors, assign=True)
-    keep_first_frame(vae)
-    nn.Module.to(vae, device, dtype).eval().requires_grad_(False)
-    return QwenVaeCodec(vae, tile_px, overlap_px)
+    second = None if start_encoder is None else _second_encoder(vae, start_encoder, path.name)
+    for module in (vae, second):
+        if module is not None:
+            keep_first_frame(module)
+            nn.Module.to(module, device, dtype).eval().requires_grad_(False)
+    return QwenVaeCodec(vae, tile_px, overlap_px, border_px, second)
+
+
+def _second_encoder(vae: AutoencoderKLQwenImage, start_encoder: StartEncoder, label: str) -> nn.Module:
+    encoder = copy.deepcopy(vae.encoder)
+    own = {comfy_encoder_key(f"encoder.{key}"): key for key in encoder.state_dict()}
+    state = {name: encoder.state_dict()[key] for name, key in own.items()}
+    encoder.load_state_dict(
+        {own[name]: value for name, value in merged(start_encoder, state, label).items()}, assign=True
+    )
+    return encoder
 
 
 def _sizes(tensors: Mapping[str, torch.Tensor], label: str) -> dict[str, int]:
@@ -81,3 +99,21 @@ def _empty_vae(config: Mapping[str, Any]) -> AutoencoderKLQwenImage:
 
     with torch.device("meta"):
         return AutoencoderKLQwenImage(**{key: value for key, value in config.items() if not key.startswith("_")})
+
+
+def encoder_shapes(base_dim: int) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """(shapes of the encoder's tensors by diffusers' names, the names of its causal convolutions) of a VAE this wide.
+
+    The convolutions over time, which no single picture passes through, are not among the causal ones.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
+
+    vae = _empty_vae({**DEFAULT_CONFIG, "base_dim": base_dim, "z_dim": len(LATENT_MEAN)})
+    shapes = {f"encoder.{name}": tuple(value.shape) for name, value in vae.encoder.state_dict().items()}
+    convolutions = [
+        f"encoder.{path}.{name}"
+        for path, module in vae.encoder.named_modules()
+        if isinstance(module, QwenImageCausalConv3d) and "time_conv" not in path
+        for name, _ in module.named_parameters()
+    ]
+    return shapes, convolutions

@@ -17,6 +17,9 @@ from teasr_core.tiling import (
     AUTO_TILE_PX,
     TilePlan,
     blend_window,
+    border_window,
+    convert_in_tiles,
+    plan_codec_tiles,
     plan_tiles,
     tile_in_latent,
     tile_offsets,
@@ -239,3 +242,43 @@ def test_the_callback_counts_the_computed_tiles_alone():
     z = torch.zeros(1, 1, 16, 16)
     tiled(z, torch.ones(1), z, torch.zeros(1))
     assert seen == [(0, 2), (1, 2)]
+
+
+def test_a_border_weights_tiles_by_the_distance_to_their_nearest_edge():
+    window = border_window(6, 9, 3)
+    for y in range(6):
+        for x in range(9):
+            assert float(window[y, x]) == pytest.approx(min(3, y + 1, 6 - y, x + 1, 9 - x) / 3)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (28, 16), (32, 44)])
+def test_a_velocity_blended_by_borders(size):
+    """Against a loop over tiles and pixels: weights of any kind leave what all tiles agree on as it is."""
+    plan = plan_tiles(*size, 16, 4, 4, border=6)
+    z = torch.randn(1, 2, *size, generator=torch.Generator().manual_seed(0))
+    shifts = iter(range(100))
+
+    def velocity(z_t, t_cur, z_lq, t_tar):
+        return z_t + next(shifts)
+
+    found = TiledVelocity(velocity, plan)(z, torch.ones(1), z, torch.zeros(1))
+    total, weights = torch.zeros_like(z), torch.zeros(size)
+    for k, (y, x) in enumerate((y, x) for y in plan.rows for x in plan.columns):
+        window = border_window(plan.height, plan.width, 6)
+        place = (..., slice(y, y + plan.height), slice(x, x + plan.width))
+        total[place] += window * (z + k)[place]
+        weights[place] += window
+    assert torch.allclose(found, total / weights, atol=1e-5)
+
+
+def test_a_codec_blended_by_borders():
+    plan = plan_codec_tiles(28, 28, 16, 4, border=6)
+    assert plan == TilePlan(16, 16, (0, 12), (0, 12), 6)
+    source = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    made = convert_in_tiles(lambda t: t.repeat_interleave(2, 2).repeat_interleave(2, 3), source, plan, 1, 2)
+    assert torch.allclose(made, source.repeat_interleave(2, 2).repeat_interleave(2, 3), atol=1e-6)
+    shifts = iter((0.0, 0.0, 1.0, 1.0))  # the lower tiles are lighter: a column shows the weights
+    lighter = convert_in_tiles(lambda t: torch.zeros(1, 1, 32, 32) + next(shifts), source, plan, 1, 2)[0, 0, :, 10]
+    upper, lower = border_window(32, 32, 12)[:, 10], border_window(32, 32, 12)[:, 10]
+    assert torch.equal(lighter[:24], torch.zeros(24)) and torch.equal(lighter[32:], torch.ones(24))
+    assert torch.allclose(lighter[24:32], lower[:8] / (upper[24:] + lower[:8]))

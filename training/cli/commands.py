@@ -18,6 +18,7 @@ from .degrade import add_degrade
 from .doctor import add_doctor
 from .eval import add_eval
 from .export import add_export
+from .import_odtsr import add_import_odtsr
 
 CONFIG_HELP = "a TOML file, or a preset such as distill/first"
 
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     distill.add_argument("--vram", metavar="auto|GIB", help="memory.vram_gb; auto is what the GPU has free")
     distill.set_defaults(run=_distill)
 
-    for add in (add_export, add_eval, add_degrade, add_cache_prompt, add_doctor, add_bench):
+    for add in (add_export, add_import_odtsr, add_eval, add_degrade, add_cache_prompt, add_doctor, add_bench):
         add(commands)
     return parser
 

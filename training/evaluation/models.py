@@ -80,7 +80,8 @@ class EvalModel:
         """Build the model on the CPU. Errors as `read` and `build_velocity`."""
         base, lora = self.read()
         dtype = DTYPES[settings.dtype]
-        restorer = Restorer(base, base_file.build_velocity(base, lora, dtype=dtype), dtype)
+        velocity = base_file.build_velocity(base, lora, dtype=dtype)
+        restorer = Restorer(base, velocity, dtype, recipe=velocity.recipe)
 
         def restore(lr: np.ndarray, size: TargetSize, steps: int) -> np.ndarray:
             image = torch.tensor(lr).permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)

@@ -48,7 +48,7 @@ def export_lora(run: Path, output: Path, weights: str = "ema", all_tokens_unsafe
     tensors = lora_tensors(lora.tensors, None if all_tokens_unsafe else lora.prompt_embeds, prefix)
     metadata = lora_metadata(
         prediction=lora.prediction, rank=lora.rank, targets=lora.targets, base=lora.base,
-        base_fingerprint=lora.base_fingerprint, step=lora.step, config=lora.config,
+        base_fingerprint=lora.base_fingerprint, step=lora.step, config=lora.config, recipe=lora.recipe,
     )  # fmt: skip
     written = parse_lora(source.name, tensors, metadata)  # a file that could not be read is not written
     write_output(output, tensors, metadata)

@@ -243,3 +243,23 @@ def test_the_error_is_that_of_the_wanted_pixels(noise):
     alone = FirstStep(lambda z_t, *_: 3 * z_t, noise[..., 4:], noise[..., 4:]).error(2)
     assert half == pytest.approx(alone, rel=1e-5)
     assert FirstStep(lambda z_t, *_: 3 * bends * z_t, noise, noise, wanted=bends == 0).error(2) == 0
+
+
+@pytest.mark.parametrize("start", [0.25, 0.5])
+def test_a_start_below_1_is_a_shorter_run(start):
+    """In time that runs `start` times as fast it is the run from 1: the same errors, choice and reason."""
+    z = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def velocity(z_t, t_cur, z_lq, t_tar):
+        return torch.sin(3 * z_t) * (1 + t_cur) + z_lq * t_tar
+
+    def slower(z_t, t_cur, z_lq, t_tar):
+        return velocity(z_t, t_cur / start, z_lq, t_tar / start) / start
+
+    for tolerance in TOLERANCES:
+        whole, short = (
+            AutoSteps(tolerance).choose(velocity, z, z),
+            AutoSteps(tolerance).choose(slower, z, z, None, start),
+        )
+        assert short.reason == whole.reason and short.steps == whole.steps
+        assert torch.equal(short.taus, linear_taus(whole.steps, start))

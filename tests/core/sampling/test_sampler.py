@@ -7,8 +7,8 @@ from helpers.reference_qwen import ReferenceQwen
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError
 from teasr_core.model.flow import velocity_from_output
-from teasr_core.sampling.sampler import initial_noise, sample
-from teasr_core.sampling.schedule import MAX_STEPS, StepPlan, linear_taus, manual_plan
+from teasr_core.sampling.sampler import initial_noise, noised, sample
+from teasr_core.sampling.schedule import MAX_STEPS, StepPlan, linear_taus, manual_plan, starting_at
 
 STEPS = (1, 2, 4, 8, 30)
 SEEDS = (0, 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1)
@@ -181,3 +181,22 @@ def test_the_global_random_state_is_untouched():
     before = torch.get_rng_state()
     sample(lambda z_t, *_: z_t, initial_noise(5, 48, 4, 4), torch.zeros(1, 48, 4, 4), linear_taus(2))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("start", [1.0, 0.4361254, 1 / 3])
+@pytest.mark.parametrize("steps", [1, 3, 30])
+def test_a_schedule_may_start_below_1(steps, start):
+    taus = linear_taus(steps, start)
+    assert taus.dtype == torch.float32 and len(taus) == steps + 1
+    assert float(taus[0]) == pytest.approx(start, abs=1e-7) and float(taus[-1]) == 0
+    assert torch.allclose(taus.diff(), torch.full((steps,), -start / steps), atol=1e-6)
+    assert torch.equal(taus, starting_at(linear_taus(steps), start))
+    if start == 1:
+        assert torch.equal(taus, linear_taus(steps))
+
+
+def test_noised_is_the_straight_path():
+    latent, noise = torch.randn(2, 1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(noised(latent, noise, 0), latent)
+    assert torch.equal(noised(latent, noise, 1), noise)
+    assert torch.allclose(noised(latent, noise, 0.25), 0.75 * latent + 0.25 * noise)
