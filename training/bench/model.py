@@ -17,6 +17,7 @@ from torch import nn
 from teasr_core.codec.block_dct import DCT_CHANNELS
 from teasr_core.codec.dct import DctCodec
 from teasr_core.codec.protocol import Codec
+from teasr_core.codec.single_frame import keep_first_frame
 from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.weight_files.file_kind import Kind, KindOfFile
 from teasr_core.weight_files.qwen_file import QwenSource, empty_transformer
@@ -113,6 +114,7 @@ def _codec_and_perceptual(
         from diffusers import AutoencoderKLQwenImage
 
         vae = AutoencoderKLQwenImage(base_dim=settings.vae_width).eval().requires_grad_(False)
+        keep_first_frame(vae)  # as the trainer loads it
         nn.Module.to(vae, device, DTYPES[plan.decode_dtype])
         return CheckpointedVaeCodec(vae), perceptual
 
