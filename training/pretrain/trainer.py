@@ -49,10 +49,12 @@ class Pretrainer(TrainingRun):
         if not config.stages:
             raise ConfigError("the config has no [[stages]]: add at least one")
         super().__init__(config)
-        for with_target in {stage.uses_target for stage in config.stages}:
+        lines: dict[str, None] = {}  # each once, in order
+        for with_target in sorted({stage.uses_target for stage in config.stages}):
             crops = [stage.crop_px for stage in config.stages if stage.uses_target is with_target]
-            for line in data_summary(config.data, crops, with_target):
-                self.log.note(line)
+            lines |= dict.fromkeys(data_summary(config.data, crops, with_target))
+        for line in lines:
+            self.log.note(line)
         perceptual = load_perceptual(config.loss.perceptual, config.loss.perceptual_backbone)
         self.perceptual = None if perceptual is None else perceptual.to(self.device)
         self.model = PretrainModel(config.model, config.run.seed)
