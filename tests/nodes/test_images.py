@@ -33,10 +33,12 @@ def test_vae_refuses_another_models_latent(host, builtin):
         builtin.vae.decode(torch.zeros(1, 16, 1, 4, 4))
 
 
-@pytest.fixture
-def encoder(host, builtin):
-    """A random condition encoder in the built-in VAE, for one test."""
-    encoder = host.pack("teasr_core.codec.condition_encoder.residual").ResidualEncoder(48, width=8, blocks=2)
+@pytest.fixture(params=["residual", "rrdb"])
+def encoder(host, builtin, request):
+    """A random condition encoder of each kind in the built-in VAE, for one test."""
+    kinds = {"residual": {"width": 8, "blocks": 2}, "rrdb": {"kind": "rrdb", "blocks": 1, "width": 8, "growth": 4}}
+    encoder = host.pack("teasr_core.codec.condition_encoder.load").make_condition_encoder(kinds[request.param])
+    encoder.set_statistics(builtin.vae.codec.mean, builtin.vae.codec.std)
     generator = torch.Generator().manual_seed(3)
     for parameter in encoder.parameters():
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -47,9 +49,9 @@ def encoder(host, builtin):
 @pytest.mark.parametrize("side", [64, 80])
 def test_condition_goes_through_the_encoder_and_the_vae_does_not(host, builtin, encoder, monkeypatch, side):
     """TEASRCondition gives what the command line samples from, in tiles too; stock VAE nodes stay exact."""
-    module, codec = host.pack("teasr_core.codec.condition_encoder"), builtin.vae.codec
-    monkeypatch.setattr(module, "TILE", 16)
-    monkeypatch.setattr(module, "OVERLAP", 4)
+    codec = builtin.vae.codec
+    monkeypatch.setattr(encoder, "tile", 16)
+    monkeypatch.setattr(encoder, "overlap", 4)
     image = torch.rand(1, side, side, 3)
     conditioning, *_ = host.run(
         "TEASRCondition", image=image, vae=builtin.vae, conditioning=builtin.conditioning, size=factor(1.0)
@@ -114,7 +116,7 @@ def test_condition_is_the_cores_conditioning_image(host, builtin, condition, pho
     size = host.pack("teasr_core.image.resize").TargetSize(46, 34)
     resized, padded = host.pack("teasr_core.restore").conditioning_image(photo.movedim(-1, 1), size, 16)
     assert torch.equal(made.resized, resized.movedim(1, -1))
-    codec = host.pack("teasr_core.codec.dct")
+    codec = host.pack("teasr_core.codec.block_dct")
     coefficients = codec.image_to_coefficients(padded)
     assert torch.equal(made.latent["samples"][:, :, 0], coefficients)
     assert torch.allclose(made.conditioning[0][1]["reference_latents"][0][:, :, 0], coefficients, atol=1e-5)

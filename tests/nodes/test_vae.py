@@ -105,8 +105,8 @@ def test_a_large_picture_is_cut_on_its_own(host, vae, host_vae, sides_of):
     latent = torch.randn(1, 16, 1, 40, 68, generator=torch.Generator().manual_seed(1))
     ours.decode(latent)
     assert sides_of() == [(40, 42), (40, 42)] and ours.tile_px == 8 * 42
-    codec, tiles = host.pack("teasr_core.codec.qwen_vae"), host.pack("nodes.run.vae")
-    assert tiles.SIDES_PX[0] == codec.TILE_PX
+    codec, tiles = host.pack("teasr_core.tiling"), host.pack("nodes.run.vae")
+    assert tiles.SIDES_PX[0] == codec.QWEN_TILE_PX
 
 
 def test_the_estimate_decides_where_memory_is_short(vae, host_vae, caplog):
