@@ -1,10 +1,11 @@
-"""A file appears under its name whole or not at all; its SHA-256; the nearest folder that exists already."""
+"""A file appears under its name whole or not at all; what can be known before; its SHA-256."""
 
 import hashlib
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError, ModelFileError
@@ -25,7 +26,8 @@ def whole_file(path: Path, use_fsync: bool = False) -> Iterator[Path]:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # such as on a read-only file system, where it was never made
+            temporary.unlink(missing_ok=True)
 
 
 def write_whole(data: bytes, path: Path) -> None:
@@ -37,6 +39,35 @@ def write_whole(data: bytes, path: Path) -> None:
         raise InputError(f"{path} cannot be written ({cause_of(error)}); make room or give another folder") from error
 
 
+def check_name(path: Path) -> None:
+    """Raises InputError, in one line, for a name that the file system cannot look up, such as one that is too long."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return
+    except (NotADirectoryError, PermissionError):
+        return  # what is wrong with the folder is said elsewhere
+    except (OSError, ValueError) as error:
+        name = path.name if len(path.name) <= 60 else f"{path.name[:57]}..."
+        raise InputError(f"{name} cannot be a file's name ({cause_of(error)}); give a shorter one") from None
+
+
+def check_folder(folder: Path) -> None:
+    """Raises InputError, in one line, where no file can be made in `folder`, or in the nearest one that exists.
+
+    A file is made and removed again, because permissions alone tell little about network drives, access lists and
+    read-only mounts. Nothing is left.
+    """
+    nearest = nearest_existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=nearest, prefix=".teasr."):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{nearest} cannot be written ({cause_of(error)}); expected a folder for the output; give another"
+        ) from None
+
+
 def cause_of(error: Exception) -> str:
     """What went wrong, in one line: the text of the operating system where it gave one, else that of the error."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
@@ -44,7 +75,7 @@ def cause_of(error: Exception) -> str:
 
 def nearest_existing(path: Path) -> Path:
     """Return `path`, or the nearest folder above it that exists."""
-    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if os.path.exists(parent))
 
 
 def file_sha256(path: Path) -> str:

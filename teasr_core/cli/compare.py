@@ -18,9 +18,10 @@ from ..image.resize import resize
 from ..image.target_size import TargetSize
 from ..memory import refuse_out_of_memory
 from ..picture_files.find import list_folder, name_left_out
+from ..picture_files.fit import fit_picture
 from ..picture_files.picture import Picture
 from ..picture_files.read import load_picture
-from ..picture_files.write import check_output, check_profile, save_picture
+from ..picture_files.write import check_output, save_picture
 from ..restore import RestoreOptions
 from ..restorer import Restorer
 from ..sampling.schedule import manual_plan, parse_steps, steps_text
@@ -133,9 +134,10 @@ class Comparison:
         size = target_size(self.args, width, height)
         if self.crop is not None:
             self.crop.check(size)
-        for (image, _), path in self.saved.items():
-            if image == source:
-                check_profile(picture, path)
+        if self.saved:
+            picture = fit_picture(picture, self.saved[source, self.steps[0]])
+            if picture.note is not None:
+                self.progress.say(f"note: {one_line(source.name)}: {one_line(picture.note)}", sys.stderr)
         return picture, restore_options(self.args, size)
 
     def load(self) -> Restorer:
@@ -239,8 +241,7 @@ def plan_saved(
             target = folder / f"{source.stem}_steps{count}.png"
             if target in saved.values():
                 raise InputError(f"two images are called {source.stem}: rename one, so that both can be saved")
-            if folder.exists():
-                check_output(target, has_alpha=True, overwrite=overwrite)
+            check_output(target, has_alpha=True, overwrite=overwrite, is_folder_ours=True)
             saved[source, count] = target
     return saved
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..picture_files.find import FolderFiles, list_folder, name_left_out
 from ..picture_files.formats import expected_formats
-from ..picture_files.write import WRITABLE_EXTENSIONS, check_output
+from ..picture_files.write import WRITABLE_EXTENSIONS, check_free, check_output
 from ..whole_file import nearest_existing
 
 
@@ -86,10 +87,12 @@ def split_jobs(jobs: Iterable[Job], overwrite: bool, resume: bool) -> tuple[list
     """(to do, done already): outputs that exist are passed over with `resume`, else refused unless `overwrite`."""
     to_do, done = [], []
     for job in jobs:
-        if resume and job.target.is_file():
+        if resume and os.path.isfile(job.target):
             done.append(job)
             continue
-        if job.target.parent.is_dir() or not job.is_in_folder:
+        if job.is_in_folder:
+            check_free(job.target, overwrite)
+        else:
             check_output(job.target, has_alpha=False, overwrite=overwrite)
         to_do.append(job)
     return to_do, done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from ..errors import InputError
 from ..memory import peak_memory_mb
 from ..report import Report
-from ..whole_file import write_whole
+from ..whole_file import check_folder, check_name, write_whole
 from .exit_codes import BAD_INPUT, DONE, INTERRUPTED, SOME_FAILED
 from .terminal import write_line
 
@@ -24,7 +25,8 @@ class ImageRecord:
     """One image. status: "written", "skipped" (its output was there, `--resume`) or "failed" with an error.
 
     Sizes are (width, height) in pixels. seconds: per phase, and "total" with reading and saving. peak_memory_mib: the
-    process's highest so far. reason: why this number of steps, where the pack chose it.
+    process's highest so far. reason: why this number of steps, where the pack chose it. note: what of the file's
+    metadata was left out, and what else its owner was told.
     """
 
     index: int
@@ -40,6 +42,7 @@ class ImageRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_mib: float | None = None
     error: str | None = None
+    note: str | None = None
 
     def fill(self, report: Report, seconds: float) -> None:
         """What the restoration says of itself; `seconds`: all that the image took."""
@@ -139,8 +142,10 @@ def check_report(name: str | None) -> None:
     path = Path(name)
     if path.suffix.lower() != ".json":
         raise InputError(f"--json is '{name}': expected a name that ends in .json, or - for stdout")
-    if not path.parent.is_dir() or path.is_dir():
+    if not path.parent.is_dir() or os.path.isdir(path):
         raise InputError(f"--json is '{name}': expected a file in a folder that exists")
+    check_name(path)
+    check_folder(path.parent)
 
 
 def report_name(name: str, rank: int | None) -> str:

@@ -14,9 +14,10 @@ from ..errors import InputError, TeasrError
 from ..image.region import Region, make_region
 from ..image.target_size import TargetSize
 from ..picture_files.find import name_left_out, reason_left_out
+from ..picture_files.fit import fit_picture
 from ..picture_files.picture import Picture
 from ..picture_files.read import load_picture
-from ..picture_files.write import check_output, check_profile, save_picture
+from ..picture_files.write import check_output, save_picture
 from ..restore import RestoreOptions
 from ..restorer import Restorer
 from .exit_codes import BAD_INPUT, BUG
@@ -148,6 +149,8 @@ class UpscaleRun:
             return
         restorer = self._load()  # its errors are not the image's: they end the run
         self._warn(size_note(job.source.name, picture, options.size))
+        if picture.note is not None:
+            self.progress.say(f"note: {one_line(job.name)}: {one_line(picture.note)}", sys.stderr)
         try:
             with enough_for(options.size):
                 restored, report = restore_picture(
@@ -168,9 +171,10 @@ class UpscaleRun:
         height, width = picture.rgb.shape[-2:]
         record.size_before = (width, height)
         size = target_size(self.args, width, height)
-        check_profile(picture, job.target)
-        if job.target.parent.is_dir():
-            check_output(job.target, picture.alpha is not None, self.args.overwrite, (size.width, size.height))
+        has_alpha, pixels = picture.alpha is not None, (size.width, size.height)
+        check_output(job.target, has_alpha, self.args.overwrite, pixels, is_folder_ours=job.is_in_folder)
+        picture = fit_picture(picture, job.target)
+        record.note = picture.note
         region = None if self.mask is None else make_region(self.mask, TargetSize(width, height), size)
         return picture, restore_options(self.args, size), region
 

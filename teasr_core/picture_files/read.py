@@ -1,30 +1,45 @@
-"""An image file to a `Picture`: every common format and mode, upright, no bit lost; damaged files refused."""
+"""An image file to a `Picture`: every common format and mode, upright, no bit lost; damaged files refused.
+
+Metadata never stops a picture whose pixels can be decoded: what cannot be kept is left out and named.
+"""
 
 import io
-import math
-import warnings
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from ..errors import InputError
 from ..memory import is_out_of_memory
-from .formats import JPEG_XL, explain_unknown, readable_formats
+from .containers.bmp import read_bmp
+from .containers.jpeg import NO_END, load_without_end, read_jpeg
+from .containers.plugin import read_plugin
+from .containers.png import SIGNATURE, read_png
+from .containers.tiff import read_tiff
+from .containers.webp import read_webp
+from .exif import DAMAGED
+from .formats import explain_unknown
 from .picture import Picture
 from .read_16bit import decode_16bit, is_16bit, planar_16bit
+from .stored import DAMAGED_XMP, Stored
+from .xmp import clean_xmp
 
+_READERS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO], Stored]], ...] = (
+    (lambda head: head.startswith(SIGNATURE), read_png),
+    (lambda head: head.startswith(b"\xff\xd8\xff"), read_jpeg),
+    (lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", read_webp),
+    (lambda head: head[:4] in (b"II\x2a\0", b"MM\0\x2a", b"II\x2b\0", b"MM\0\x2b"), read_tiff),
+    (lambda head: head.startswith(b"BM"), read_bmp),
+)
 _FULL_BITS = (1, 2, 4, 8, 16)  # bits per sample that fill Pillow's modes; 12-bit TIFFs would come out too dark
-_RESOLUTION_TAGS = frozenset((ExifTags.Base.XResolution, ExifTags.Base.YResolution))
-_MAX_DPI = 2**16 - 1  # what a JPEG holds; beyond it, and under 1, is no resolution but damage
 _ALPHA_MODE = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # for a file with one transparent colour
-# Tags that describe the TIFF's own layout, profile or previews. They would contradict the file written later.
-_LAYOUT_TAGS = frozenset(
-    (*range(254, 260), 262, 263, 264, 265, 266, 273, *range(277, 282), 284, 285, 317, 320, *range(322, 326), 330)
-) | frozenset((338, 339, 347, *range(512, 522), 529, 530, 531, 532, 700, 33723, 34377, 34675))
+# Spaces of colour profiles that suit neither RGB nor grey pixels; every program would ignore or misread them.
+_OTHER_SPACES = (b"CMYK", b"CMY ", b"Lab ", b"XYZ ", b"YCbr", b"HSV ", b"HLS ")
 
 
 def load_picture(path: str | Path, allow_large: bool = False) -> Picture:
@@ -34,7 +49,8 @@ def load_picture(path: str | Path, allow_large: bool = False) -> Picture:
     allow_large: read pictures above Pillow's limit of 178 megapixels too.
 
     1-bit and grey become three equal channels, a palette RGB; a transparent colour becomes alpha; CMYK becomes sRGB
-    through its own profile (without one by Pillow's plain formula) and loses the profile with it.
+    through its own profile (without a usable one by Pillow's plain formula) and loses the profile with it. Metadata
+    that cannot be kept, or would be untrue of the enlarged picture, is left out and named in `Picture.note`.
     Raises InputError, one line: a missing, empty, damaged or truncated file, another format, several frames, an
     absurd size, samples that are neither 8 nor 16 bits. An allocator's error passes (`out_of_memory`).
     """
@@ -44,23 +60,12 @@ def load_picture(path: str | Path, allow_large: bool = False) -> Picture:
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected an image file; check the path")
     try:
-        # Pillow refuses above 2 x MAX_IMAGE_PIXELS by itself; below, its warning would only clutter the terminal.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with _size_limit(allow_large):
-                return _read(path)
+        with _size_limit(allow_large), open(path, "rb") as file:
+            return _read(file, path)
     except InputError:
         raise
     except PermissionError:
         raise InputError(f"{path} cannot be opened; expected a readable file; check its permissions") from None
-    except Image.UnidentifiedImageError:
-        raise InputError(f"{path} {explain_unknown(path)}") from None
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise InputError(
-            f"{path} claims over {limit} megapixels; expected fewer; cut it into parts, or pass --allow-large-input to "
-            "upscale or compare if you trust the file"
-        ) from None
     # Pillow's readers raise many types on damaged bytes (OSError, SyntaxError, struct.error, KeyError ...).
     except Exception as error:
         if is_out_of_memory(error):
@@ -75,14 +80,36 @@ def read_size(path: str | Path, allow_large: bool = False) -> tuple[int, int] | 
     allow_large: as of `load_picture`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with _size_limit(allow_large), Image.open(path, formats=readable_formats()) as image:
-                width, height = _stored_size(image)
-                is_turned = _orientation(image) in (5, 6, 7, 8)
+        with _size_limit(allow_large), open(path, "rb") as file:
+            stored = _take_apart(file, Path(path))
+            _check_size(stored.size, Path(path))
     except Exception:  # many types, see `load_picture`, which says what is wrong
         return None
+    width, height = stored.size
+    is_turned = stored.exif is not None and stored.exif.orientation >= 5
     return (height, width) if is_turned else (width, height)
+
+
+def _take_apart(file: BinaryIO, path: Path) -> Stored:
+    head = file.read(16)
+    for is_its, reader in _READERS:
+        if is_its(head):
+            file.seek(0)
+            return reader(file)
+    stored = read_plugin(file)
+    if stored is None:
+        raise InputError(f"{path} {explain_unknown(path)}")
+    return stored
+
+
+def _check_size(size: tuple[int, int], path: Path) -> None:
+    """Raises InputError for a picture of more pixels than Pillow opens."""
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    if limit and size[0] * size[1] > limit:
+        raise InputError(
+            f"{path} claims over {limit // 1_000_000} megapixels; expected fewer; cut it into parts, or pass "
+            "--allow-large-input to upscale or compare if you trust the file"
+        )
 
 
 @contextmanager
@@ -98,58 +125,83 @@ def _size_limit(allow_large: bool) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, of the pixels as Pillow gives them.
-
-    JPEG XL has an orientation of its own, which its decoder has applied already: ISO/IEC 18181-2 wants that of the EXIF
-    data to be ignored. Where a JPEG was recompressed without loss, the plugin gives the pixels of that JPEG instead.
-    """
-    if image.format == JPEG_XL.pillow_name and not getattr(image, "jpeg", False):
-        return 1
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
-
-
-def _stored_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) as stored. Some versions of Pillow turn the `size` of a TIFF upright when they open it."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
-    return image.size
-
-
-def _read(path: Path) -> Picture:
-    def open_image() -> Image.Image:
-        return Image.open(path, formats=readable_formats())
-
-    # From a copy of its own that stays unloaded: loading may close the file that a TIFF's EXIF is still read from,
-    # and what is dropped here must not reach the image that Pillow turns.
-    with open_image() as image:
-        exif = _exif_bytes(image)
-    with open_image() as image:
+def _read(file: BinaryIO, path: Path) -> Picture:
+    stored = _take_apart(file, path)
+    _check_size(stored.size, path)
+    # A phone's JPEG with a depth or gain map (MPO) is one photo; frames of other formats are pictures or pages.
+    if stored.frames > 1:
+        raise InputError(
+            f"{path} has {stored.frames} frames or pages; expected a single picture; split it into files first"
+        )
+    left_out, notes, icc = list(stored.left_out), list(stored.notes), stored.icc
+    with stored.open_image() as image:
         _check_supported(image, path)
         depth = 16 if is_16bit(image) else 8
-        image.load()
-        # Read after loading: Pillow turns a TIFF upright while loading and then drops its orientation.
-        orientation = _orientation(image)
-        dpi, icc = _dpi(image), image.info.get("icc_profile") or None
         if depth == 16:
-            pixels, is_grey = decode_16bit(open_image)  # (H, W, 1 to 4) uint16
+            pixels, is_grey = decode_16bit(stored.open_image)  # (H, W, 1 to 4) uint16
         else:
-            if image.mode == "CMYK":
-                image, icc = _cmyk_to_srgb(image, icc, path), None
-            pixels, is_grey = _decode_8bit(image, path)  # (H, W, 1 to 4) uint8
+            loaded, note = _load(image, stored)
+            notes += [note] if note else []
+            if loaded.mode == "CMYK":
+                loaded = _cmyk_to_srgb(loaded, icc, left_out)
+                icc = None
+            pixels, is_grey = _decode_8bit(loaded, path)  # (H, W, 1 to 4) uint8
+    orientation = stored.exif.orientation if stored.exif else 1
     pixels = _upright(pixels, orientation).astype(np.float32) / np.float32(2**depth - 1)
     channels = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]  # (1, 1 to 4, H, W)
     count = 1 if is_grey else 3
     rgb = channels[:, :count].expand(-1, 3, -1, -1).contiguous()  # (1, 3, H, W)
     alpha = channels[:, count:].contiguous() if channels.shape[1] > count else None  # (1, 1, H, W)
-    return Picture(rgb, alpha, depth, is_grey, icc, exif, dpi)
+    if icc is not None and icc[16:20] in _OTHER_SPACES:
+        left_out.append(f"a colour profile for {icc[16:20].decode('ascii').strip()} pictures")
+        icc = None
+    xmp = clean_xmp(stored.xmp) if stored.xmp else None
+    left_out += [DAMAGED_XMP] if stored.xmp and xmp is None else []
+    exif = _exif_block(stored, left_out)
+    dpi = stored.dpi or (stored.exif.dpi() if stored.exif and stored.kind != "TIFF" else None)
+    if dpi is not None and orientation >= 5:
+        dpi = (dpi[1], dpi[0])
+    return Picture(
+        rgb,
+        alpha,
+        depth,
+        is_grey,
+        icc,
+        exif,
+        dpi,
+        xmp or None,
+        stored.text,
+        stored.color,
+        tuple(left_out),
+        tuple(notes),
+    )
+
+
+def _load(image: Image.Image, stored: Stored) -> tuple[Image.Image, str | None]:
+    """The image with its pixels, and a note where something of it was missing that is no pixel."""
+    try:
+        image.load()
+        return image, None
+    except OSError:
+        whole = load_without_end(stored) if stored.kind == "JPEG" else None
+        if whole is None:
+            raise
+        return whole, NO_END
+
+
+def _exif_block(stored: Stored, left_out: list[str]) -> bytes | None:
+    if stored.exif is None:
+        return None
+    left_out += stored.exif.notes
+    exif = stored.exif.upright()
+    try:
+        return None if exif.tree.is_empty() else exif.encode()
+    except struct.error:  # above 4 GiB
+        left_out.append(DAMAGED)
+        return None
 
 
 def _check_supported(image: Image.Image, path: Path) -> None:
-    # A phone's JPEG with a depth or gain map (MPO) is one photo; frames of other formats are pictures or pages.
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise InputError(f"{path} has {frames} frames or pages; expected a single picture; split it into files first")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = set(image.tag_v2.get(258, (1,)))
         if len(bits) != 1 or not bits <= set(_FULL_BITS):
@@ -180,14 +232,15 @@ def _decode_8bit(image: Image.Image, path: Path) -> tuple[np.ndarray, bool]:
     return np.atleast_3d(pixels), mode in ("L", "LA")
 
 
-def _cmyk_to_srgb(image: Image.Image, icc: bytes | None, path: Path) -> Image.Image:
+def _cmyk_to_srgb(image: Image.Image, icc: bytes | None, left_out: list[str]) -> Image.Image:
     if icc is None:
         return image.convert("RGB")
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (OSError, ImageCms.PyCMSError):
-        raise InputError(f"{path} has a broken CMYK profile; expected a usable one; convert it to RGB first") from None
+        left_out.append("a CMYK profile that cannot be used")
+        return image.convert("RGB")
     assert converted is not None  # only in-place conversion returns nothing
     return converted
 
@@ -198,29 +251,3 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         turned = turned[::-1]
     return turned[:, ::-1] if orientation in (2, 3, 6, 7) else turned
-
-
-def _exif_bytes(image: Image.Image) -> bytes | None:
-    exif = image.getexif()
-    for tag in _LAYOUT_TAGS.intersection(exif):
-        del exif[tag]
-    if len(exif) == 0:
-        return None
-    exif[ExifTags.Base.Orientation] = 1
-    return exif.tobytes()
-
-
-def _dpi(image: Image.Image) -> tuple[float, float] | None:
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and not _RESOLUTION_TAGS.issubset(image.tag_v2):
-        return None  # Pillow would say 1 dpi
-    dpi = image.info.get("dpi")
-    is_told_by_exif = image.format in ("JPEG", "MPO") and not image.info.get("jfif_unit")
-    if dpi is None or is_told_by_exif:  # Pillow does not look into a WebP's, and takes 72 dpi where a JPEG's has none
-        exif = image.getexif()
-        per_inch = {2: 1.0, 3: 2.54}.get(exif.get(ExifTags.Base.ResolutionUnit, 0))
-        x, y = exif.get(ExifTags.Base.XResolution), exif.get(ExifTags.Base.YResolution)
-        if per_inch is None or x is None or y is None:
-            return None
-        dpi = (x * per_inch, y * per_inch)
-    dpi = (float(dpi[0]), float(dpi[1]))
-    return dpi if all(math.isfinite(value) and 1 <= round(value) <= _MAX_DPI for value in dpi) else None

@@ -1,18 +1,24 @@
-"""A `Picture` to a file: whole or not at all, the same bytes every time, profile, EXIF and resolution kept."""
+"""A `Picture` to a file: whole or not at all, the same bytes every time, with all metadata that the format can hold."""
 
 import io
+import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 
 from ..errors import InputError, OutputError
 from ..image.levels import to_levels
 from ..memory import is_out_of_memory
-from ..whole_file import write_whole
+from ..whole_file import check_folder, check_name, write_whole
+from .containers.png import XMP_KEYWORD, insert_chunks
+from .exif import PREFIX, Exif, read_block
+from .fit import TIFF, fit_picture, is_written_grey, written_depth
 from .formats import JPEG_EXTENSIONS
+from .ifd import Tree
 from .picture import Picture
 from .write_16bit import encode_png16, encode_tiff
 
@@ -20,17 +26,21 @@ from .write_16bit import encode_png16, encode_tiff
 WRITABLE_EXTENSIONS = (".png", *JPEG_EXTENSIONS, ".webp", ".tif", ".tiff")
 
 _MAX_SIDE_PX = {**dict.fromkeys(JPEG_EXTENSIONS, 65500), ".webp": 16383}  # limits of the formats' own encoders
-_TIFF = (".tif", ".tiff")
-_GREY_PROFILE = b"GRAY"
+_METRES_PER_INCH = 0.0254
 
 
 def check_output(
-    path: str | Path, has_alpha: bool, overwrite: bool = False, size: tuple[int, int] | None = None
+    path: str | Path,
+    has_alpha: bool,
+    overwrite: bool = False,
+    size: tuple[int, int] | None = None,
+    is_folder_ours: bool = False,
 ) -> None:
     """Raises InputError when a picture could not be saved at `path`; call it before the work, nothing is written.
 
-    Checked: the ending, alpha in a JPEG, an existing file unless `overwrite`, the folder, and with `size` = (width,
-    height) the format's largest side.
+    Checked: the ending, alpha in a JPEG, an existing file unless `overwrite`, the folder and whether it can be written,
+    the length of the name, and with `size` = (width, height) the format's largest side. is_folder_ours: the folder may
+    be missing, because it is made later.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -42,23 +52,19 @@ def check_output(
     if size is not None and max(size) > _MAX_SIDE_PX.get(suffix, max(size)):
         limit = _MAX_SIDE_PX[suffix]
         raise InputError(f"{path}: {size[0]} x {size[1]} is over {suffix}'s {limit} px a side; write PNG or TIFF")
-    if not path.parent.is_dir():
+    if not is_folder_ours and not os.path.isdir(path.parent):
         raise InputError(f"{path.parent} is not a folder; expected the output's folder; make it first")
-    if path.is_dir():
+    check_free(path, overwrite)
+    check_name(path)
+    check_folder(path.parent)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raises InputError for a folder, and for an existing file unless `overwrite`."""
+    if os.path.isdir(path):
         raise InputError(f"{path} is a folder; expected a file name; choose another name")
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise InputError(f"{path} exists already; expected a new name; choose another or pass --overwrite")
-
-
-def check_profile(picture: Picture, path: str | Path) -> None:
-    """Raises InputError when the colour profile of `picture` does not fit the file at `path`; nothing is written.
-
-    A restored picture keeps its profile, so the one it is made from can be asked before the work.
-    """
-    suffix = Path(path).suffix.lower()
-    if picture.icc and picture.icc[16:20] == _GREY_PROFILE and not _is_written_grey(picture, suffix):
-        advice = "PNG; write PNG" if picture.is_grey else "a colour profile; remove it from the image first"
-        raise InputError(f"{path}: a grey colour profile does not fit a colour {suffix} file; expected {advice}")
 
 
 def save_picture(picture: Picture, path: str | Path, quality: int = 95, overwrite: bool = False) -> None:
@@ -68,17 +74,19 @@ def save_picture(picture: Picture, path: str | Path, quality: int = 95, overwrit
     JPEG and WebP. Grey stays grey (WebP, and TIFF with 16-bit grey and alpha, know only colour). quality: 1..100 for
     JPEG (4:4:4) and WebP. The bytes depend on the picture alone. They appear under `path` at once, through a
     temporary file beside it that is gone afterwards.
-    Raises InputError as `check_output` and `check_profile` do, OutputError for NaN or infinite pixels. An allocator's
+    Metadata that the format cannot hold is left out (`fit_picture`).
+    Raises InputError as `check_output` and `fit_picture` do, OutputError for NaN or infinite pixels. An allocator's
     error passes.
     """
     path = Path(path)
+    suffix = path.suffix.lower()
     height, width = picture.rgb.shape[-2:]
     check_output(path, picture.alpha is not None, overwrite, (width, height))
-    check_profile(picture, path)
+    picture = fit_picture(picture, path)
     if not 1 <= quality <= 100:
         raise InputError(f"quality is {quality}; expected 1 to 100; choose for example 95")
     try:
-        data = _encode(picture, path.suffix.lower(), quality)
+        data = _encode(picture, suffix, quality)
     except (OSError, ValueError, OverflowError, struct.error) as error:
         if is_out_of_memory(error):
             raise
@@ -87,38 +95,45 @@ def save_picture(picture: Picture, path: str | Path, quality: int = 95, overwrit
     write_whole(data, path)
 
 
-def _written_depth(picture: Picture, suffix: str) -> int:
-    return picture.bit_depth if suffix in (".png", *_TIFF) else 8
-
-
-def _is_written_grey(picture: Picture, suffix: str) -> bool:
-    # WebP has no grey, and Pillow (so our own reader) knows no 16-bit grey TIFF with alpha.
-    is_deep_tiff = suffix in _TIFF and _written_depth(picture, suffix) == 16
-    return picture.is_grey and suffix != ".webp" and not (is_deep_tiff and picture.alpha is not None)
-
-
 def _encode(picture: Picture, suffix: str, quality: int) -> bytes:
-    depth = _written_depth(picture, suffix)
-    as_grey = _is_written_grey(picture, suffix)
-    pixels = _quantize(picture, as_grey, depth)  # (H, W, C)
+    depth = written_depth(picture, suffix)
+    pixels = _quantize(picture, is_written_grey(picture, suffix), depth)  # (H, W, C)
     exif = _exif_for(picture, with_dpi=suffix == ".webp")
-    if suffix in _TIFF:
-        return encode_tiff(pixels, picture.icc, exif, picture.dpi)
-    if depth == 16:
-        return encode_png16(pixels, picture.icc, exif, picture.dpi)
-    options = {"icc_profile": picture.icc, "exif": exif, "dpi": picture.dpi}
+    if suffix in TIFF:
+        return encode_tiff(pixels, exif.tree if exif else Tree(), picture.icc, picture.dpi, picture.xmp)
+    block = exif.encode() if exif else None
     if suffix == ".png":
-        kind = "PNG"
-    elif suffix == ".webp":
-        kind = "WEBP"
-        options |= {"quality": quality}
-    else:
-        kind = "JPEG"
-        options |= {"quality": quality, "subsampling": 0}  # restored colour detail is worth the bytes
+        png = encode_png16(pixels) if depth == 16 else _save(pixels, "PNG")
+        return insert_chunks(png, _png_metadata(picture, block))
+    options = {"icc_profile": picture.icc, "exif": block, "xmp": picture.xmp, "quality": quality}
+    if suffix == ".webp":
+        return _save(pixels, "WEBP", **options)
+    comments = [data.partition(b"\0")[2] for _, data in picture.text]
+    options |= {"dpi": picture.dpi, "comment": b"\n".join(comments) or None}
+    return _save(pixels, "JPEG", subsampling=0, **options)  # restored colour detail is worth the bytes
+
+
+def _save(pixels: np.ndarray, kind: str, **options: object) -> bytes:
+    """(H, W, C) uint8 encoded by Pillow, with those options that are not None."""
     buffer = io.BytesIO()
     kept = {name: value for name, value in options.items() if value is not None}
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, kind, **kept)
     return buffer.getvalue()
+
+
+def _png_metadata(picture: Picture, block: bytes | None) -> list[tuple[bytes, bytes]]:
+    """The chunks between the header and the pixels."""
+    chunks = [(name, data) for name, data in picture.color if not (name == b"sRGB" and picture.icc)]
+    if picture.icc is not None:
+        chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc)))
+    if picture.dpi is not None:
+        per_metre = [int(value / _METRES_PER_INCH + 0.5) for value in picture.dpi]
+        chunks.append((b"pHYs", struct.pack(">IIB", *per_metre, 1)))
+    if block is not None:
+        chunks.append((b"eXIf", block.removeprefix(PREFIX)))
+    if picture.xmp is not None:
+        chunks.append((b"iTXt", XMP_KEYWORD + bytes(5) + picture.xmp))
+    return [*chunks, *picture.text]
 
 
 def _quantize(picture: Picture, as_grey: bool, depth: int) -> np.ndarray:
@@ -133,20 +148,9 @@ def _quantize(picture: Picture, as_grey: bool, depth: int) -> np.ndarray:
     return np.ascontiguousarray(to_levels(planes, depth).cpu().permute(1, 2, 0).numpy())
 
 
-def _exif_for(picture: Picture, with_dpi: bool) -> bytes | None:
+def _exif_for(picture: Picture, with_dpi: bool) -> Exif | None:
     """The picture's EXIF with the new size in it, and for a format without a field of its own the resolution."""
-    exif = Image.Exif()
-    if picture.exif is not None:
-        exif.load(picture.exif)
-    if with_dpi and picture.dpi is not None:
-        exif[ExifTags.Base.XResolution], exif[ExifTags.Base.YResolution] = picture.dpi
-        exif[ExifTags.Base.ResolutionUnit] = 2  # inch
-    elif picture.exif is None:
-        return None
-    if ExifTags.IFD.Exif in exif:  # asking for a missing one would add it, empty
-        details = exif.get_ifd(ExifTags.IFD.Exif)
-        height, width = picture.rgb.shape[-2:]
-        for tag, side in ((ExifTags.Base.ExifImageWidth, width), (ExifTags.Base.ExifImageHeight, height)):
-            if tag in details:
-                details[tag] = side
-    return exif.tobytes()
+    exif = read_block(picture.exif) if picture.exif is not None else None
+    height, width = picture.rgb.shape[-2:]
+    exif = (exif or Exif(Tree())).of_size(width, height).of_resolution(picture.dpi, with_dpi)
+    return None if exif.tree.is_empty() else exif

@@ -29,10 +29,11 @@ def upscale(run):
 
 
 def write_16_bit(path, grey=False):
+    from teasr_core.picture_files.ifd import Tree
     from teasr_core.picture_files.write_16bit import encode_png16, encode_tiff
 
     array = np.atleast_3d(tiny.pixels(7, 10, 1 if grey else 3, np.uint16))
-    path.write_bytes((encode_png16 if path.suffix == ".png" else encode_tiff)(array, None, None, None))
+    path.write_bytes(encode_png16(array) if path.suffix == ".png" else encode_tiff(array, Tree()))
     return path
 
 
