@@ -44,6 +44,11 @@ class ImageRecord:
     error: str | None = None
     note: str | None = None
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields of the report; `note` only where there is one."""
+        hidden = ("index",) if self.note else ("index", "note")
+        return {key: value for key, value in asdict(self).items() if key not in hidden}
+
     def fill(self, report: Report, seconds: float) -> None:
         """What the restoration says of itself; `seconds`: all that the image took."""
         if report.size is not None:
@@ -95,7 +100,7 @@ class RunReport:
         images = sorted(self.images, key=lambda image: image.index)
         return {
             "format": FORMAT,
-            "images": [{key: value for key, value in asdict(image).items() if key != "index"} for image in images],
+            "images": [image.as_json() for image in images],
             "left_out": {"count": len(self.left_out), "files": [asdict(file) for file in self.left_out]},
             "totals": {
                 "images": self.expected,
