@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, Strict, field_validator, with_config
 
 from teasr_core.errors import ConfigError
-from teasr_core.model.branch_lora import BLOCK_TARGETS
+from teasr_core.model.branch_lora import BLOCK_TARGETS, READABLE_TARGETS
 
 from ..memory.config import MemoryConfig
 from ..objective.losses import MAX_OFFSET, MAX_RECTIFICATION
@@ -54,9 +54,9 @@ class AdapterConfig:
     @field_validator("targets")
     @classmethod
     def _check_targets(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [target for target in targets if target not in BLOCK_TARGETS]
+        unknown = [target for target in targets if target not in READABLE_TARGETS]
         if unknown or not targets:
-            raise ValueError(f"names {unknown}: expected some of {', '.join(BLOCK_TARGETS)}")
+            raise ValueError(f"names {unknown}: expected some of {', '.join(READABLE_TARGETS)}")
         return targets
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from teasr_core.codec.dct import DctCodec
 from teasr_core.codec.protocol import Codec
 from teasr_core.model.qwen_velocity import QwenVelocity
+from teasr_core.model.recipe import Recipe
 from teasr_core.weight_files.base_file import codec_to_json, encoder_tensors
 
 from ..config.distill import DistillConfig
@@ -20,7 +22,15 @@ from ..frozen_base.load import load_training_base
 from ..frozen_base.new_adapter import lora_scale, new_adapter
 from ..frozen_base.settings import DTYPES
 from ..memory.apply import PreparedMemory
-from ..run.checkpoint import FROZEN_PREFIX, LORA_PREFIX, MODEL_PREFIX, PROMPT_NAME, list_checkpoints, read_tensor
+from ..run.checkpoint import (
+    FROZEN_PREFIX,
+    LORA_PREFIX,
+    MODEL_PREFIX,
+    PROMPT_NAME,
+    list_checkpoints,
+    read_state,
+    read_tensor,
+)
 from .start import read_start
 
 
@@ -39,15 +49,20 @@ class DistillModel:
     start: Mapping[str, Any] | None
 
     def __init__(self, config: DistillConfig, device: torch.device, note: Callable[[str], None] = print) -> None:
-        start, prompt = None, None
+        start, prompt, recipe = None, None, Recipe()
         if config.adapter.start:
             checkpoints = list_checkpoints(Path(config.run.output_dir))
-            start = None if checkpoints else read_start(config)
-            prompt = read_tensor(checkpoints[-1], PROMPT_NAME) if start is None else start.lora.prompt_embeds
+            if checkpoints:
+                prompt = read_tensor(checkpoints[-1], PROMPT_NAME)
+                recipe = Recipe(**read_state(checkpoints[-1]).get("lora", {}).get("recipe", {}))
+            else:
+                start = read_start(config)
+                prompt, recipe = start.lora.prompt_embeds, start.recipe
         self.start = None if start is None else start.record
         base = load_training_base(config, device, note, prompt)
         self.base, self.config = base, config
         self.velocity, self.codec, self.memory = base.velocity, base.codec, base.memory
+        self.velocity.recipe = recipe
         transformer = self.velocity.transformer
         if config.adapter.trainable == "lora":
             self.prefix = LORA_PREFIX
@@ -56,6 +71,8 @@ class DistillModel:
             else:
                 lora = start.adapter(base.architecture, config.adapter)
                 note(f"starting from {start.lora.name}: rank {start.lora.rank}, {start.lora.step} steps")
+                if start.changed:
+                    note(f"{start.lora.name} is of another scheme: {start.changed}")
             lora = lora.to(device, DTYPES[config.adapter.dtype])
             self.velocity.lora, self.velocity.lora_strength = lora, lora_scale(config.adapter)
             self.parameters = dict(lora.named_parameters())
@@ -93,8 +110,10 @@ class DistillModel:
                 "base_fingerprint": base.base_fingerprint,
                 "condition_encoder": None if encoder is None else json.dumps(encoder.config()),
             }
+        recipe = {} if self.velocity.recipe == Recipe() else {"recipe": asdict(self.velocity.recipe)}
         return {
             "lora": {
+                **recipe,
                 "prediction": self.velocity.prediction,
                 "rank": adapter.rank,
                 "alpha": adapter.alpha,

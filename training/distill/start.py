@@ -2,13 +2,14 @@
 
 A LoRA file has alpha / rank folded into B, and a run multiplies by `lora_scale`; so B is divided by that, and the first
 step begins with the file's own output. For the same reason the run trains with the prompt embedding that the file
-holds. Once the run has a checkpoint, both come from there and the file is not read again.
+holds. Once the run has a checkpoint, all of it comes from there and the file is not read again.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.branch_lora import BranchLora, target_paths
+from teasr_core.model.recipe import Recipe
 from teasr_core.weight_files import base_file
 from teasr_core.weight_files.file_kind import Kind, detect
 from teasr_core.weight_files.lora_file import LoraFile, check_base, read_lora
@@ -26,6 +28,8 @@ from teasr_core.whole_file import file_sha256
 from ..config.distill import BUILTIN, AdapterConfig, DistillConfig
 from ..frozen_base.new_adapter import lora_scale
 
+SCHEME = ("condition_time", "start_time")  # of a recipe: what makes a LoRA one of another scheme than TEASR's
+
 
 @dataclass(frozen=True)
 class Start:
@@ -33,6 +37,21 @@ class Start:
 
     lora: LoraFile
     record: Mapping[str, Any]
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the run computes a velocity, and the exported LoRA: as the file does, but for what SAD + TAR is about.
+
+        Times of the condition branch are target times, and sampling starts from noise at time 1. At t_tar = t_cur the
+        first step therefore begins with the file's own velocity (docs/training/my_photographs.md).
+        """
+        return Recipe(gelu=self.lora.recipe.gelu, velocity_scale=self.lora.recipe.velocity_scale)
+
+    @property
+    def changed(self) -> str:
+        """What of the file's recipe the run does not go on with, for the log; empty for a LoRA of TEASR's own."""
+        theirs, ours = asdict(self.lora.recipe), asdict(self.recipe)
+        return ", ".join(f"{name} {theirs[name]} becomes {ours[name]}" for name in SCHEME if theirs[name] != ours[name])
 
     def adapter(self, architecture: QwenArchitecture, config: AdapterConfig) -> BranchLora:
         """The float32 adapter with the file's values, its parameters in the order of `new_adapter`."""
@@ -79,8 +98,8 @@ def _check_settings(lora: LoraFile, adapter: AdapterConfig) -> None:
         )
     if set(lora.targets) != set(adapter.targets):
         raise ConfigError(
-            f"adapter.targets is {list(adapter.targets)}, adapter.start {lora.name} adapts {list(lora.targets)}: set "
-            "adapter.targets to the same, or leave adapter.start empty"
+            f"adapter.targets is {json.dumps(adapter.targets)}, adapter.start {lora.name} has others: set "
+            f"adapter.targets={json.dumps(lora.targets)}, or leave adapter.start empty"
         )
 
 

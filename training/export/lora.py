@@ -11,6 +11,7 @@ import torch
 
 from teasr_core.errors import InputError, LoraFileError
 from teasr_core.model.branch_lora import target_paths
+from teasr_core.model.recipe import Recipe
 from teasr_core.weight_files.lora_file import (
     PREFIX,
     LoraFile,
@@ -108,6 +109,7 @@ def _from_checkpoint(source: Path, header: Mapping[str, str], weights: str) -> L
         base_fingerprint=about["base_fingerprint"],
         step=state["step"],
         config=without_folders({**state["config"], EXPORT_KEY: made}),
+        recipe=Recipe(**about.get("recipe", {})),
     )
 
 

@@ -9,10 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.tiny import model as tiny
+from helpers.tiny import odtsr as tiny_odtsr
 from helpers.tiny import qwen as tiny_qwen
 from helpers.tiny.distill_run import assert_equal, changed, newest, write_toml
 from teasr_core.errors import ConfigError, LoraFileError, ModelFileError
 from teasr_core.model.branch_lora import BLOCK_TARGETS, BranchLora
+from teasr_core.model.recipe import Recipe
+from teasr_core.restorer import load_qwen_restorer
 from teasr_core.weight_files.base_file import LORA_NAME, build_velocity, read_base
 from teasr_core.weight_files.lora_file import PREFIX, read_lora
 from teasr_core.whole_file import file_sha256
@@ -148,8 +151,8 @@ def written_with(lora, tmp_path, **metadata):
 
 @pytest.mark.parametrize(("adapter", "message"), [
     ({"rank": 8}, r"^adapter\.rank is 8, adapter\.start lora\.safetensors has rank 4: set adapter\.rank to 4"),
-    ({"targets": ["attn.to_q", "attn.to_k"]}, r"^adapter\.targets is \['attn\.to_q', 'attn\.to_k'\], adapter\.start "
-                                              r"lora\.safetensors adapts \['attn\.to_q', .*set adapter\.targets"),
+    ({"targets": ["attn.to_q", "attn.to_k"]}, r'^adapter\.targets is \["attn\.to_q", "attn\.to_k"\], adapter\.start '
+                                              r'lora\.safetensors has others: set adapter\.targets=\["attn\.to_q", '),
 ])  # fmt: skip
 def test_another_rank_or_other_targets_are_refused(distillation, lora, adapter, message):
     with pytest.raises(ConfigError, match=message):
@@ -159,7 +162,7 @@ def test_another_rank_or_other_targets_are_refused(distillation, lora, adapter, 
 def test_a_file_with_few_targets_is_refused_and_taken_when_the_config_has_them(distillation, lora, tmp_path):
     targets = ["attn.to_k", "img_mod.1"]
     few = written_with(lora, tmp_path, **{"teasr.targets": json.dumps(targets)})
-    with pytest.raises(ConfigError, match=r"adapter\.start changed\.safetensors adapts \['attn\.to_k', 'img_mod\.1'\]"):
+    with pytest.raises(ConfigError, match=r'set adapter\.targets=\["attn\.to_k", "img_mod\.1"\]'):
         Distiller(distillation(adapter={"start": few}))
     run = distillation(adapter={"start": few, "targets": targets[::-1]})
     assert torch.equal(call(Distiller(run).model.velocity), loaded(run, Path(few)))
@@ -223,3 +226,30 @@ def test_a_lora_of_qwen_image_brings_the_prompt(distillation, tmp_path):
     wrong = replace(changed(run, adapter={"start": str(bare)}), run=replace(run.run, output_dir=str(tmp_path / "new")))
     with pytest.raises(ConfigError, match=r"^base\.prompt is empty and adapter\.start bare\.safetensors holds no"):
         Distiller(wrong)
+
+
+def test_an_imported_lora_goes_on_as_one_of_teasr(distillation, tmp_path, capsys):
+    """At t_tar = t_cur the first step is the file's own velocity; other target times count, and img_in is trained."""
+    files = tiny_odtsr.write_files(tmp_path)
+    base = {"path": str(files.base), "vae": str(files.vae), "dtype": "fp32"}
+    adapter = {"start": str(files.lora), "alpha": 4.0, "targets": [*BLOCK_TARGETS, "img_in"]}
+    run = distillation(base=base, adapter=adapter, train={"steps": 2}, loss={"loss_space": "latent"})
+    with pytest.raises(ConfigError, match=r'set adapter\.targets=\[.*"img_in".*\]'):
+        Distiller(changed(run, adapter={"targets": BLOCK_TARGETS}))
+    trainer, file = Distiller(run), read_lora(files.lora)
+    said = f"condition_time current becomes target, start_time {file.recipe.start_time} becomes 1.0"
+    assert f"odtsr.safetensors is of another scheme: {said}" in capsys.readouterr().err
+    theirs, ours = load_qwen_restorer(files.base, files.lora, files.vae, "fp32").velocity, trainer.model.velocity
+    z_t, z_lq = tiny_qwen.latents()
+    t, later = torch.tensor([0.9, 0.5]), torch.tensor([0.2, -0.3])
+    with torch.no_grad():
+        wanted = theirs(z_t, t, z_lq, t)
+        assert tiny_qwen.difference(ours(z_t, t, z_lq, t), wanted) < 1e-6
+        assert tiny_qwen.difference(ours(z_t, t, z_lq, later), wanted) > 1e-3
+    trainer.train()
+    export_lora(trainer.folder, tmp_path / "mine.safetensors", "raw")
+    made = read_lora(tmp_path / "mine.safetensors")
+    assert made.recipe == Recipe(gelu=file.recipe.gelu, velocity_scale=file.recipe.velocity_scale) != Recipe()
+    assert not torch.equal(made.tensors["img_in.lora_B.weight"], file.tensors["img_in.lora_B.weight"].bfloat16())
+    again = Distiller(run)
+    assert again.step == 2 and again.model.velocity.recipe == made.recipe
