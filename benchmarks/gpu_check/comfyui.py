@@ -115,7 +115,7 @@ def with_lora(host: SimpleNamespace, stock: Any, rank: int, dtype: Any) -> Any:
     architecture = probe.probe_architecture(stock)
     tensors = {}
     for path in targets.target_paths(architecture.num_layers):
-        out_features, in_features = files._linear_shape(path, architecture.width)
+        out_features, in_features = stock.model.diffusion_model.get_submodule(path).weight.shape
         tensors[f"{path}.lora_A.weight"] = 0.02 * torch.randn(rank, in_features, dtype=dtype)
         tensors[f"{path}.lora_B.weight"] = 0.02 * torch.randn(out_features, rank, dtype=dtype)
     metadata = files.lora_metadata(
