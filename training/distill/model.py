@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from ..run.checkpoint import (
     read_state,
     read_tensor,
 )
-from .start import read_start
+from .start import KEPT, read_start
 
 
 class DistillModel:
@@ -110,10 +109,11 @@ class DistillModel:
                 "base_fingerprint": base.base_fingerprint,
                 "condition_encoder": None if encoder is None else json.dumps(encoder.config()),
             }
-        recipe = {} if self.velocity.recipe == Recipe() else {"recipe": asdict(self.velocity.recipe)}
+        recipe = self.velocity.recipe
+        kept = {} if recipe == Recipe() else {"recipe": {name: getattr(recipe, name) for name in KEPT}}
         return {
             "lora": {
-                **recipe,
+                **kept,
                 "prediction": self.velocity.prediction,
                 "rank": adapter.rank,
                 "alpha": adapter.alpha,

@@ -28,6 +28,7 @@ from teasr_core.whole_file import file_sha256
 from ..config.distill import BUILTIN, AdapterConfig, DistillConfig
 from ..frozen_base.new_adapter import lora_scale
 
+KEPT = ("gelu", "velocity_scale")  # of a recipe: what a run goes on with
 SCHEME = ("condition_time", "start_time")  # of a recipe: what makes a LoRA one of another scheme than TEASR's
 
 
@@ -45,7 +46,7 @@ class Start:
         Times of the condition branch are target times, and sampling starts from noise at time 1. At t_tar = t_cur the
         first step therefore begins with the file's own velocity (docs/training/my_photographs.md).
         """
-        return Recipe(gelu=self.lora.recipe.gelu, velocity_scale=self.lora.recipe.velocity_scale)
+        return Recipe(**{name: getattr(self.lora.recipe, name) for name in KEPT})
 
     @property
     def changed(self) -> str:
