@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ..errors import ModelFileError
 from ..model.recipe import Recipe
 from ..weight_files.base_file import read_base
-from ..weight_files.file_kind import Kind, detect
+from ..weight_files.file_kind import CHECKPOINT_KEY, Kind, detect
 from ..weight_files.lora_file import fingerprint, read_lora
+from ..weight_files.safetensors_reader import read_header
 from ..weight_files.start_encoder import read_start_encoder
 from .terminal import write_line
 
@@ -40,6 +42,8 @@ def info(path: Path) -> int:
         encoder = read_start_encoder(path)
         write_line(f"{path.name}: second VAE encoder of a TEASR LoRA, {len(encoder.tensors)} tensors")
         write_line(f"  hash          {encoder.sha256}")
+    elif found.kind is Kind.CHECKPOINT:
+        _tell_checkpoint(path)
     elif found.kind is not Kind.UNKNOWN:
         write_line(found.describe())
     elif found.layout != "single file":
@@ -68,3 +72,20 @@ def _recipe_lines(recipe: Recipe) -> list[str]:
     if recipe.tile_px:
         lines.append(f"  tiles         {recipe.tile_px} px, overlap {recipe.overlap_px} px, blended by {recipe.blend}")
     return lines
+
+
+def _tell_checkpoint(path: Path) -> None:
+    """What a checkpoint of the trainer holds, and the command that makes a file of it which the pack loads."""
+    infos, metadata = read_header(path)
+    try:
+        state = json.loads(metadata[CHECKPOINT_KEY])
+        step = int(state["step"])
+    except (ValueError, KeyError, TypeError):
+        raise ModelFileError(
+            f"{path.name} is a training checkpoint with a damaged state: take the one before"
+        ) from None
+    trained = "a LoRA" if any(key.startswith("lora.") for key in infos) else "a whole base"
+    size = path.stat().st_size / 2**20
+    write_line(f"{path.name}: {Kind.CHECKPOINT.value}, {trained} at step {step}, {size:.1f} MiB")
+    write_line("  it resumes a run; to restore with it, write it as a weight file first:")
+    write_line(f'  python -m training export "{path}" {path.stem}_export.safetensors')

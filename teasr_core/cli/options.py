@@ -13,7 +13,7 @@ from typing import NoReturn
 from ..device import DTYPES, OFFLOADS, STORAGES
 from ..image.color_fix import COLOR_FIXES
 from .exit_codes import BAD_INPUT
-from .terminal import write_line
+from .terminal import one_line, write_line
 
 DEFAULT_SCALE = 4.0
 SEED_LIMIT = 2**64
@@ -26,11 +26,6 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         write_line(f"error: {one_line(message)} (see '{self.prog} --help')", sys.stderr)
         raise SystemExit(BAD_INPUT)
-
-
-def one_line(error: object) -> str:
-    """A file name may hold a line break; what stands on the terminal must not."""
-    return " ".join(str(error).splitlines())
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:

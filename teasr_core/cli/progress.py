@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import torch
 
 from ..sampling.schedule import StepPlan
-from .terminal import write_line
+from .terminal import one_line, write_line
 
 SECONDS_BETWEEN_DRAWINGS = 0.1  # on a terminal, where one line is drawn again and again
 SECONDS_BETWEEN_LINES = 30.0  # elsewhere, such as in a log file
@@ -155,7 +155,7 @@ class Progress:
         write_line(line, stream)
 
     def _show(self) -> None:
-        self.bar.set_description_str(self.text(), refresh=False)
+        self.bar.set_description_str(one_line(self.text()), refresh=False)
         self.bar.update(self.fraction - self.bar.n)
 
 

@@ -14,7 +14,7 @@ from ..memory import peak_memory_mb
 from ..report import Report
 from ..whole_file import check_folder, check_name, write_whole
 from .exit_codes import BAD_INPUT, DONE, INTERRUPTED, SOME_FAILED
-from .terminal import write_line
+from .terminal import write_text
 
 FORMAT = 1
 STDOUT = "-"
@@ -165,6 +165,6 @@ def write_report(report: RunReport, name: str) -> None:
     """Whole or not at all; `-` is stdout. In ASCII, since a file's name need not be text in any encoding."""
     text = json.dumps(report.as_json(), indent=2)
     if name == STDOUT:
-        write_line(text)
+        write_text(text)
         return
     write_whole(f"{text}\n".encode("ascii"), Path(name))

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -80,9 +81,23 @@ def lasting_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def one_line(text: object) -> str:
+    """A file name may hold line breaks and codes that steer a terminal; what stands there must not.
+
+    Line breaks become spaces, other control characters are shown as `\\x1b`.
+    """
+    line = " ".join(str(text).splitlines())
+    return "".join(c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) == "Cc" else c for c in line)
+
+
 def write_line(line: str, stream: TextIO | None = None) -> None:
-    """A line on `stream` (stdout), at once."""
-    print(line, file=stream or sys.stdout, flush=True)
+    """Exactly one line on `stream` (stdout), at once (`one_line`)."""
+    write_text(one_line(line), stream)
+
+
+def write_text(text: str, stream: TextIO | None = None) -> None:
+    """Text that may have several lines on `stream` (stdout), as it is and at once."""
+    print(text, file=stream or sys.stdout, flush=True)
 
 
 def _nowhere() -> TextIO:

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from ..picture_files.read import load_picture
 from ..picture_files.write import check_output, save_picture
 from ..restore import RestoreOptions
 from ..restorer import Restorer
+from .claims import claim
 from .exit_codes import BAD_INPUT, BUG
 from .jobs import Job, check_originals, find_files, make_folder, plan_jobs, split_jobs
 from .options import one_line
@@ -42,6 +44,7 @@ from .run_report import STDOUT, ImageRecord, LeftOut, RunReport, check_report, l
 
 # How long a process that was stopped waits for the reports of the others.
 PATIENCE_S = 3.0
+SECONDS_BETWEEN_LOOKS = 0.5  # at the images that another run is making
 
 
 def upscale(args: argparse.Namespace) -> int:
@@ -120,10 +123,21 @@ class UpscaleRun:
             self.progress.say(f"note: {note}", sys.stderr)
 
     def restore_all(self) -> None:
-        """A bad image does not stop the others; the one image that was named is the command's own error."""
+        """A bad image does not stop the others; the one image that was named is the command's own error.
+
+        Images that another run with --resume is making come last: where that run ends before it has made them, they are
+        made here.
+        """
+        waiting: list[Job] = []
         for job in self.jobs:
             self.progress.start(job.name)
-            self._restore(job)  # in a function of its own, so that its pictures are gone before the next is read
+            if not self._restore_or_leave(job):
+                waiting.append(job)
+        if waiting:
+            names = ", ".join(job.name for job in waiting)
+            self.progress.say(f"note: another run is making {names}: waiting for it", sys.stderr)
+        while waiting := [job for job in waiting if not self._restore_or_leave(job)]:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def finish(self) -> RunReport:
         """Tell what became of the images: process 0 for all of them where they can meet, else each for its own."""
@@ -137,6 +151,25 @@ class UpscaleRun:
             write_report(report, report_name(self.args.json, self.processes.rank if is_alone else None))
         self._summarise(report)
         return report
+
+    def _restore_or_leave(self, job: Job) -> bool:
+        """Restore one image. With --resume another run may have made it by now; False where it is making it."""
+        if not (self.args.resume and job.is_in_folder):
+            self._restore(job)
+            return True
+        with ExitStack() as claims:
+            try:
+                make_folder(job.target.parent)
+                is_mine = claims.enter_context(claim(job.target))
+            except InputError as error:
+                self._refuse(job, _record(job, "failed"), error)
+                return True
+            is_made = job.target.is_file()
+            if is_made:
+                self.report.images.append(_record(job, "skipped"))
+            elif is_mine:
+                self._restore(job)
+            return is_made or is_mine
 
     def _restore(self, job: Job) -> None:
         record = _record(job, "failed")

@@ -27,6 +27,7 @@ class Kind(Enum):
     TEASR_BASE = "TEASR base model"
     TEASR_LORA = "TEASR LoRA"
     START_ENCODER = "second VAE encoder of a TEASR LoRA"
+    CHECKPOINT = "training checkpoint of TEASR"
     LORA = "ordinary LoRA"
     OTHER = "model of another architecture"
     UNKNOWN = "unknown kind of weights"
@@ -71,6 +72,7 @@ class Signature:
     dimension: tuple[int, int] | None = None  # (axis, size) of keys[0]
 
 
+CHECKPOINT_KEY = "teasr.checkpoint"  # the state of a training run, as JSON, in the metadata of its checkpoints
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 QWEN_KEYS = ("txt_norm.weight", "img_in.weight", "transformer_blocks.0.img_mod.1.weight")
 QWEN_IMAGE, QWEN_2511 = "Qwen-Image", "Qwen-Image-Edit-2511"
@@ -156,6 +158,8 @@ def _signature_kind(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]
         return Kind.TEASR_BASE, "", ""
     if metadata.get("teasr.kind") == "start_encoder":
         return Kind.START_ENCODER, "", ""
+    if CHECKPOINT_KEY in metadata:
+        return Kind.CHECKPOINT, "", ""
     if "teasr.scope" in metadata:
         return Kind.TEASR_LORA, "", ""
     if any(mark in key for key in infos for mark in LORA_MARKS):

@@ -20,6 +20,7 @@ from ..errors import LoraFileError
 from ..model.architecture import QwenArchitecture
 from ..model.branch_lora import READABLE_TARGETS, target_paths
 from ..model.recipe import Recipe
+from .file_kind import CHECKPOINT_KEY
 from .recipe_metadata import read_recipe, recipe_metadata
 from .safetensors_reader import read_tensors
 
@@ -190,6 +191,11 @@ def lora_tensors(
 
 
 def _metadata(name: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if CHECKPOINT_KEY in metadata:
+        raise LoraFileError(
+            f"{name} is a training checkpoint: expected a TEASR LoRA; write one with `python -m training export {name} "
+            "my_lora.safetensors`"
+        )
     missing = [f"teasr.{key}" for key in METADATA_KEYS if f"teasr.{key}" not in metadata]
     if missing:
         raise LoraFileError(

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from teasr_core.cli.terminal import write_line
+
 
 def add_cache_prompt(commands: Any) -> None:
     """Add `cache-prompt` to the subparsers `commands`."""
@@ -34,5 +36,5 @@ def _cache_prompt(args: argparse.Namespace) -> int:
     folders = find_encoder(args.text_encoder)
     embeds = encode_prompt(folders, args.prompt, args.dtype)
     write_prompt(args.output, embeds, args.prompt, folders.config_hash)
-    print(f"wrote {args.output}: {embeds.shape[0]} tokens x {embeds.shape[1]}, {args.output.stat().st_size} bytes")
+    write_line(f"wrote {args.output}: {embeds.shape[0]} tokens x {embeds.shape[1]}, {args.output.stat().st_size} bytes")
     return 0

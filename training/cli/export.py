@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from teasr_core.cli.terminal import write_line
+
 
 def add_export(commands: Any) -> None:
     """Add `export` to the subparsers `commands`."""
@@ -36,7 +38,9 @@ def _export(args: argparse.Namespace) -> int:
     prefix = f"{args.all_tokens_unsafe}." if args.all_tokens_unsafe else None
     if holds_lora(source) or prefix:
         summary = export_lora(source, args.output, args.weights, prefix)
-        print(f"wrote {args.output}: LoRA, rank {summary['rank']}, {summary['steps']} steps, keys {summary['prefix']}*")
+        write_line(
+            f"wrote {args.output}: LoRA, rank {summary['rank']}, {summary['steps']} steps, keys {summary['prefix']}*"
+        )
         if prefix:
             _warn(
                 f"a stock LoRA loader applies {args.output.name} to every token, which is not what it was trained for; "
@@ -48,9 +52,9 @@ def _export(args: argparse.Namespace) -> int:
     from ..export.base import export_base
 
     summary = export_base(source, args.output, args.weights)
-    print(f"wrote {args.output}: base, {summary['steps']} steps, {summary['hours']} h")
+    write_line(f"wrote {args.output}: base, {summary['steps']} steps, {summary['hours']} h")
     return 0
 
 
 def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+    write_line(f"warning: {text}", sys.stderr)

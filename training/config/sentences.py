@@ -56,7 +56,7 @@ def _expected(cls: type, details: ErrorDetails) -> str:
         for bound in getattr(part, "metadata", ()):
             bounds |= {key: getattr(bound, key) for key in _BOUNDS if hasattr(bound, key)}
     if not bounds:
-        return details["msg"]
+        return "a finite number" if details["type"] == "finite_number" else details["msg"]
     if {"ge", "le"} <= bounds.keys():
         return f"{bounds['ge']:g} to {bounds['le']:g}"
     text = " and ".join(f"{words} {bounds[key]:g}" for key, words in _BOUNDS.items() if key in bounds)

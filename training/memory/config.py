@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -45,8 +46,10 @@ class MemoryConfig:
 
     def check(self) -> None:
         """Raise ConfigError for a value that is out of range or no plan."""
-        if not self.vram_gb >= 0:
-            raise ConfigError(f"memory.vram_gb is {self.vram_gb:g}: expected GiB, or 0 for what the GPU has free")
+        if not 0 <= self.vram_gb < math.inf:
+            raise ConfigError(
+                f"memory.vram_gb is {self.vram_gb:g}: expected a finite number of GiB, or 0 for what the GPU has free"
+            )
         _ = self.groups, self.fixed_checkpointing
 
 
@@ -61,6 +64,6 @@ def vram_gb_of(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise InputError(f"--vram is '{text}': expected auto or GiB above 0, such as 24")
+    if not 0 < value < math.inf:
+        raise InputError(f"--vram is '{text}': expected auto or GiB above 0, and finite, such as 24")
     return value

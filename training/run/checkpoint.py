@@ -16,10 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from teasr_core.errors import InputError, ModelFileError
+from teasr_core.weight_files.file_kind import CHECKPOINT_KEY
 from teasr_core.weight_files.safetensors_writer import write_atomically
 from teasr_core.whole_file import cause_of
 
-STATE_KEY = "teasr.checkpoint"  # metadata: the run's state as JSON
+STATE_KEY = CHECKPOINT_KEY  # metadata: the run's state as JSON
 # What a tensor's key begins with says what it is.
 LORA_PREFIX = "lora."  # a trained adapter
 MODEL_PREFIX = "model."  # the trained weights of a whole model

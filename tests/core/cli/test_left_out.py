@@ -1,6 +1,7 @@
 """Files of a folder that are of no kind that is read: named, counted, in the report, and no reason to fail."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -70,3 +71,16 @@ def test_the_flag_reads_a_large_picture(tmp_path, run, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     assert run("upscale", source, "-o", tmp_path / "b.png", "--scale", "0.25", "--allow-large-input")[0] == 0
     assert run("compare", source, "-o", tmp_path / "c.png", "--scale", "0.25", "--allow-large-input")[0] == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no such name")
+def test_a_line_break_in_a_name_breaks_no_line(tmp_path, run):
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    tiny.write_picture(tmp_path / "in" / "a\nb.png")
+    (tmp_path / "in" / "c\nd.txt").write_text("")
+    (tmp_path / "in" / "e\nf.png").write_text("no image")
+    code, out, err = run("upscale", tmp_path / "in", "-o", tmp_path / "out", "--scale", "1", "--json", "-")
+    assert code == 3 and (tmp_path / "out" / "a\nb.png").is_file()
+    assert len(err.splitlines()) == 4 and all(text in err for text in ("c d.txt", "a b.png: ", "e f.png: "))
+    assert json.loads(out)["images"][0]["input"].endswith("a\nb.png")

@@ -14,7 +14,7 @@ import pytest
 
 from helpers.tiny import model as tiny
 from teasr_core.cli.commands import main
-from teasr_core.cli.terminal import LastingStream, lasting_streams
+from teasr_core.cli.terminal import LastingStream, lasting_streams, write_line
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 ROOT = Path(__file__).parents[3]
@@ -166,3 +166,9 @@ def test_the_streams_come_back(monkeypatch):
         print("lost", file=sys.stderr)
         assert sys.stdout is not before
     assert sys.stdout is before and sys.stderr is None
+
+
+def test_a_name_stays_one_line(capsys):
+    """A file name may hold line breaks and codes that steer a terminal."""
+    write_line("a\nb\r\nc\x1b[31m\x07\td é.png")
+    assert capsys.readouterr().out == "a b c\\x1b[31m\\x07\\td é.png\n"

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from helpers.tiny import model as tiny
-from teasr_core.errors import ModelFileError
+from teasr_core.cli.commands import main as core_main
+from teasr_core.errors import LoraFileError, ModelFileError
+from teasr_core.weight_files.lora_file import read_lora
 from teasr_core.weight_files.safetensors_writer import write_atomically
 from training.run.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from training.run.ema import Ema
@@ -101,3 +103,15 @@ def test_ema_does_not_share_memory_with_the_weights():
     with torch.no_grad():
         weight.zero_()
     assert torch.equal(ema.shadow["w"], torch.ones(2))
+
+
+@pytest.mark.parametrize(("key", "what"), [("lora.x", "a LoRA"), ("model.x", "a whole base")])
+def test_info_says_what_a_checkpoint_is_and_how_to_export_it(tmp_path, capsys, key, what):
+    names = (key, f"optimizer.exp_avg.x.lora_A.{key}")  # which looks like an ordinary LoRA
+    path = save_checkpoint(tmp_path, 12, {name: torch.zeros(2) for name in names}, {"config": {}}, keep=1)
+    assert core_main(["info", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert f"training checkpoint of TEASR, {what} at step 12" in out
+    assert f'python -m training export "{path}" ' in out
+    with pytest.raises(LoraFileError, match=r"training checkpoint.*python -m training export"):
+        read_lora(path)
