@@ -41,15 +41,14 @@ def write_whole(data: bytes, path: Path) -> None:
 
 def check_name(path: Path) -> None:
     """Raises InputError, in one line, for a name that the file system cannot look up, such as one that is too long."""
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return
-    except (NotADirectoryError, PermissionError):
-        return  # what is wrong with the folder is said elsewhere
-    except (OSError, ValueError) as error:
-        name = path.name if len(path.name) <= 60 else f"{path.name[:57]}..."
-        raise InputError(f"{name} cannot be a file's name ({cause_of(error)}); give a shorter one") from None
+    for place in (path, nearest_existing(path.parent) / path.name):  # in a folder that is missing nothing is looked up
+        try:
+            place.stat()
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # what is wrong with the folder is said elsewhere
+        except (OSError, ValueError) as error:
+            name = path.name if len(path.name) <= 60 else f"{path.name[:57]}..."
+            raise InputError(f"{name} cannot be a file's name ({cause_of(error)}); give a shorter one") from None
 
 
 def check_folder(folder: Path) -> None:
