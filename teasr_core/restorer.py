@@ -157,11 +157,12 @@ def load_qwen_restorer(
     """A Qwen-Image transformer with its VAE and a TEASR LoRA.
 
     Args:
-        model: diffusers folder (whole or its transformer) or single safetensors file. vae: the same of the VAE; None
-            takes the one in the model's own folder.
+        model: diffusers folder (whole or its transformer), single safetensors file or GGUF. vae: a folder or a
+            safetensors file of the VAE; None takes the one in the model's own folder.
         lora: made for this base, with the prompt embedding to use. The second encoder that it may name is looked for
             beside it, and then beside the VAE.
-        dtype: auto, fp32, bf16 (computed and stored), fp8, nf4 (stored). offload_mode: none, model, sequential.
+        dtype: auto, fp32, bf16 (computed and stored), fp8, nf4 (stored); auto keeps block weights as the file packs
+            them and unpacks each layer at use. offload_mode: none, model, sequential.
     Everything is checked before the transformer's weights are read. ModelFileError or InputError, one line.
     """
     if offload_mode not in OFFLOADS:
@@ -177,7 +178,8 @@ def load_qwen_restorer(
     auto_px = recipe.tiles_px((QWEN_TILE_PX, QWEN_OVERLAP_PX))
     codec = load_qwen_vae(vae_path, compute, device, *auto_px, recipe.border(*auto_px), encoder)
     _check_channels(source, codec.channels, vae or model)
-    transformer = load_stored(source, storage, compute, device if offload_mode == "none" else CPU)
+    kept = "file" if dtype == "auto" else storage
+    transformer = load_stored(source, kept, compute, device if offload_mode == "none" else CPU)
     branch = BranchLora.from_tensors(adapter.tensors, dtype=compute, device=device).requires_grad_(False)
     assert adapter.prompt_embeds is not None  # checked
     velocity = QwenVelocity(transformer, adapter.prompt_embeds, source.prediction, branch, lora_strength, recipe=recipe)

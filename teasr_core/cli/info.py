@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ModelFileError
 from ..model.recipe import Recipe
 from ..weight_files.base_file import read_base
-from ..weight_files.file_kind import CHECKPOINT_KEY, Kind, detect
+from ..weight_files.file_kind import CHECKPOINT_KEY, Kind, KindOfFile, detect
 from ..weight_files.lora_file import fingerprint, read_lora
+from ..weight_files.qwen_file import read_qwen
 from ..weight_files.safetensors_reader import read_header
 from ..weight_files.start_encoder import read_start_encoder
 from .terminal import write_line
@@ -46,6 +49,8 @@ def info(path: Path) -> int:
         _tell_checkpoint(path)
     elif found.kind is not Kind.UNKNOWN:
         write_line(found.describe())
+        for name, value in _details(found):
+            write_line(f"  {name:<13} {value}")
     elif found.layout != "single file":
         raise ModelFileError(f"{found.describe()}: give a weight file or a model folder")
     else:
@@ -89,3 +94,22 @@ def _tell_checkpoint(path: Path) -> None:
     write_line(f"{path.name}: {Kind.CHECKPOINT.value}, {trained} at step {step}, {size:.1f} MiB")
     write_line("  it resumes a run; to restore with it, write it as a weight file first:")
     write_line(f'  python -m training export "{path}" {path.stem}_export.safetensors')
+
+
+def _details(found: KindOfFile) -> Iterator[tuple[str, str]]:
+    """What the first line leaves open: GGUF mixes formats, and int8 may be rotated."""
+    if found.problem:
+        yield "not read", found.problem
+    if found.kind is not Kind.QWEN_TRANSFORMER or not (found.layout == "GGUF" or found.storage.startswith("int8")):
+        return
+    try:
+        source = read_qwen(found.path)
+    except ModelFileError as error:
+        yield "not read", str(error)
+        return
+    formats = Counter(packing.describe() for packing in source.packings.values())
+    counts = [f"{name} ({count})" for name, count in formats.most_common()]
+    counts.append(f"numbers ({len(source.shapes) - len(source.packings)})")
+    packed, unpacked = source.num_bytes
+    yield "tensors", ", ".join(counts)
+    yield "memory", f"{packed / 2**30:.2f} GiB as the file packs them, {unpacked / 2**30:.2f} GiB in bf16"

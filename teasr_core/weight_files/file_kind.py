@@ -7,7 +7,6 @@ under which ComfyUI and diffusers save a diffusion model.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..errors import ModelFileError
 from .diffusers_folder import PART_NAMES, component_folder, read_json, shard_files
+from .gguf_file import GgufReader, architecture, is_gguf
 from .safetensors_reader import TensorInfo, read_header
 
 
@@ -38,12 +38,13 @@ class KindOfFile:
     """What `detect` found.
 
     Attributes:
-        path: as given. files: the safetensors files of the part asked for, in order; empty for GGUF.
+        path: as given. files: the weight files of the part asked for, in order.
         kind, model: e.g. QWEN_TRANSFORMER, "Qwen-Image-Edit-2511".
         layout: "diffusers folder", "single file" or "GGUF".
-        storage: how most weights are kept: bf16, fp16, fp32, fp8_e4m3fn, "fp8_e4m3fn scaled", nvfp4 and so on.
+        storage: how most weights are kept: bf16, fp16, fp32, fp8_e4m3fn, "fp8_e4m3fn scaled", nvfp4, Q4_K and so on.
         prefix: what stands before every key of the model.
         config: the folder's config.json, else empty.
+        problem: why a GGUF file could not be looked into, with what to do; else empty.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class KindOfFile:
     prefix: str = ""
     files: tuple[Path, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
     def describe(self) -> str:
         """One clause, e.g. `x.safetensors: Qwen-Image transformer (single file, bf16)`."""
@@ -136,9 +138,8 @@ def detect(path: Path, part: str = "transformer") -> KindOfFile:
         return _folder_kind(path, part)
     if not path.exists():
         raise ModelFileError(f"no file or folder at {path}: check the path")
-    architecture = _gguf_architecture(path)
-    if architecture is not None:
-        return KindOfFile(path, Kind.OTHER, f"GGUF file of architecture '{architecture}'", "GGUF")
+    if is_gguf(path):
+        return _gguf_kind(path)
     infos, metadata = read_header(path)
     kind, model, prefix = _signature_kind(infos, metadata)
     return KindOfFile(path, kind, model, storage=_storage(infos, prefix), prefix=prefix, files=(path,))
@@ -148,9 +149,7 @@ def expect(found: KindOfFile, kind: Kind, advice: str) -> KindOfFile:
     """`found` itself when it is of `kind`; else ModelFileError `<what it is>; <advice>`."""
     if found.kind is kind:
         return found
-    if found.layout == "GGUF":
-        advice = "GGUF is read inside ComfyUI alone, so give the bf16 or fp8 safetensors file or a diffusers folder"
-    raise ModelFileError(f"{found.describe()}; {advice}")
+    raise ModelFileError(f"{found.describe()}; {found.problem or advice}")
 
 
 def _signature_kind(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> tuple[Kind, str, str]:
@@ -168,18 +167,18 @@ def _signature_kind(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]
         for signature in SIGNATURES:
             if all(prefix + key in infos for key in signature.keys):
                 shape = infos[prefix + signature.keys[0]].shape
-                if signature.dimension is None or shape[signature.dimension[0]] == signature.dimension[1]:
+                if signature.dimension is None or _has_side(shape, *signature.dimension):
                     return signature.kind, signature.model, prefix
     return Kind.UNKNOWN, "", ""
 
 
+def _has_side(shape: tuple[int, ...], axis: int, size: int) -> bool:
+    return shape[axis : axis + 1] == (size,)
+
+
 def _storage(infos: Mapping[str, TensorInfo], prefix: str) -> str:
     """The format of most numbers of the model; block-scaled formats are told by the shape of their scales."""
-    counts: dict[str, int] = {}
-    for key, info in infos.items():
-        if key.startswith(prefix):
-            counts[info.dtype] = counts.get(info.dtype, 0) + math.prod(info.shape)
-    main = max(counts, key=lambda dtype: counts[dtype], default="")
+    main = _main_dtype(infos, prefix)
     scales = [key for key in infos if key.endswith((".weight_scale", ".scale_weight"))]
     if any(key.endswith(".weight_scale_2") for key in infos):
         return "nvfp4"
@@ -188,6 +187,15 @@ def _storage(infos: Mapping[str, TensorInfo], prefix: str) -> str:
     if main.startswith("F8") and any(infos[key].dtype in ("U8", "F8_E8M0") for key in scales):
         return "mxfp8"
     return STORAGE.get(main, main.lower()) + (" scaled" if scales else "")
+
+
+def _main_dtype(infos: Mapping[str, TensorInfo], prefix: str) -> str:
+    """The dtype of most numbers, as the file calls it."""
+    counts: dict[str, int] = {}
+    for key, info in infos.items():
+        if key.startswith(prefix):
+            counts[info.dtype] = counts.get(info.dtype, 0) + math.prod(info.shape)
+    return max(counts, key=lambda dtype: counts[dtype], default="")
 
 
 def _folder_kind(path: Path, part: str) -> KindOfFile:
@@ -210,19 +218,16 @@ def _folder_kind(path: Path, part: str) -> KindOfFile:
     return KindOfFile(path, kind, model, "diffusers folder", storage, "", files, config)
 
 
-def _gguf_architecture(path: Path) -> str | None:
-    """`general.architecture` of a GGUF file, "?" where it does not come first or is cut; None for any other file."""
+def _gguf_kind(path: Path) -> KindOfFile:
+    """From the tensors' names; a file that cannot be looked into is still named by its architecture."""
+    name = f"GGUF file of architecture '{architecture(path)}'"
     try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except OSError as cause:
-        raise ModelFileError(f"{path.name} cannot be opened ({cause.strerror}): check its permissions") from None
-    if not head.startswith(b"GGUF"):
-        return None
-    key, string_type, offset = b"general.architecture", 8, 24  # magic, version, two counts: 24 bytes
-    if head[offset + 8 :].startswith(key):
-        value = head[offset + 8 + len(key) :]
-        kind, length = struct.unpack_from("<IQ", value) if len(value) >= 12 else (None, 0)
-        if kind == string_type and length <= min(100, len(value) - 12):
-            return value[12 : 12 + length].decode("utf-8", "replace")
-    return "?"
+        with GgufReader(path) as file:
+            infos = file.infos
+    except ModelFileError as error:
+        return KindOfFile(path, Kind.OTHER, name, "GGUF", problem=str(error))
+    kind, model, prefix = _signature_kind(infos, {})
+    if kind is Kind.UNKNOWN:
+        kind, model = Kind.OTHER, name
+    main = _main_dtype(infos, prefix)
+    return KindOfFile(path, kind, model, "GGUF", STORAGE.get(main, main), prefix, (path,))

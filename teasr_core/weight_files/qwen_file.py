@@ -1,13 +1,15 @@
-"""Qwen-Image transformers from disk: diffusers folders and ComfyUI single files, one tensor in memory at a time (T7).
+"""Qwen-Image transformers from disk: diffusers folders, ComfyUI's files, GGUF; one tensor in memory at a time (T7).
 
 `read_qwen` reads headers alone; `load_qwen_transformer` then builds diffusers' class without memory for its weights
-and fills it key by key, so that a trainer can quantise each tensor before the next one comes.
+and fills it key by key, so that a trainer can quantise each tensor before the next one comes. A weight that the file
+packs is handed out unpacked, or as it is to whoever asks for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +18,11 @@ from torch import nn
 
 from ..errors import ModelFileError
 from ..model.architecture import QwenArchitecture
-from .comfy_quantised import SCALES, dequantise, is_side_key, layer_formats, logical_shape
+from .comfy_quantised import FP8, ComfyPacking, comfy_packings, is_side_key
 from .file_kind import MARK_2511, Kind, KindOfFile, detect, expect
+from .gguf_file import GgufReader, is_gguf
 from .lora_file import FINGERPRINT_KEYS
+from .packed import PackedTensor, Packing
 from .safetensors_reader import TensorInfo, WeightReader
 
 if TYPE_CHECKING:
@@ -27,54 +31,83 @@ if TYPE_CHECKING:
 # What a full checkpoint of ComfyUI holds beside the diffusion model.
 COMPANIONS = ("vae.", "first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.")
 PATCH_SIZE = 2  # of every Qwen-Image; shapes alone do not tell it
-FP8 = ("F8_E4M3", "F8_E5M2")
 
 # (parameter name, its tensor) -> what the model shall keep in its place, a parameter or not; None: it was taken.
 Place = Callable[[str, torch.Tensor], torch.Tensor | None]
+# Parameter name -> who takes its weight as the file packs it.
+Takers = Mapping[str, Callable[[PackedTensor], None]]
 
 
 @dataclass(frozen=True)
 class QwenSource:
-    """A transformer on disk. `shapes` are the parameters' by name, without the file's prefix."""
+    """A transformer on disk. `shapes` are the parameters' by name, without the file's prefix.
+
+    packings: of the parameters that the file packs, by name; a plain fp8 matrix counts as packed too.
+    """
 
     kind: KindOfFile
     architecture: QwenArchitecture
     shapes: Mapping[str, tuple[int, ...]]
     is_fingerprint_fp8: bool  # the small tensors were rounded too, so the base can no longer be told by them
     prediction: str = "velocity"
+    packings: Mapping[str, Packing] = field(default_factory=dict)
 
-    def tensors(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of every parameter, shard by shard; dequantised, in `dtype`, with memory of its own.
+    @property
+    def num_bytes(self) -> tuple[int, int]:
+        """(as the file packs its weights, all in bf16) of the parameters."""
+        unpacked = {name: 2 * math.prod(shape) for name, shape in self.shapes.items()}
+        packed = {name: one.num_bytes for name, one in self.packings.items()}
+        return sum((unpacked | packed).values()), sum(unpacked.values())
 
+    def tensors(
+        self, dtype: torch.dtype, device: torch.device | str = "cpu", as_packed: Collection[str] = ()
+    ) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
+        """(name, tensor) of every parameter, shard by shard; unpacked, in `dtype`, with memory of its own.
+
+        as_packed: names whose tensors are wanted as the file packs them; they must have a packing.
         Only the tensor handed out is kept: drop it before asking for the next one.
         """
         for path in self.kind.files:
-            with WeightReader(path) as file:
-                formats = layer_formats(file, self.kind.prefix)
+            with _open(path) as file:
                 for name in _parameter_names(file.infos, self.kind.prefix):
-                    yield name, self._read(file, name, formats, dtype, device)
+                    packing = self.packings.get(name)
+                    if packing is None:
+                        yield name, file.read(self.kind.prefix + name).to(device).to(dtype)
+                    elif name in as_packed:
+                        yield name, self._packed(file, name, packing, device)
+                    else:
+                        yield name, self._packed(file, name, packing, device).unpack(dtype)
 
     def fingerprint_tensors(self) -> dict[str, torch.Tensor]:
         """FINGERPRINT_KEYS as they are stored, for `lora_file.check_base`."""
         found: dict[str, torch.Tensor] = {}
         for path in self.kind.files:
-            with WeightReader(path) as file:
+            with _open(path) as file:
                 for name in FINGERPRINT_KEYS:
                     if self.kind.prefix + name in file.infos:
                         found[name] = file.read(self.kind.prefix + name)
         return found
 
-    def _read(
-        self, file: WeightReader, name: str, formats: Mapping[str, str], dtype: torch.dtype, device: torch.device | str
-    ) -> torch.Tensor:
-        layer, _, leaf = name.rpartition(".")
-        layer_format = formats.get(layer) if leaf == "weight" else None
-        keys = {scale: f"{self.kind.prefix}{layer}.{scale}" for scale in SCALES if layer_format is not None}
-        scales = {scale: file.read(key).to(device) for scale, key in keys.items() if key in file.infos}
-        try:
-            return dequantise(file.read(self.kind.prefix + name).to(device), scales, layer_format, dtype)
-        except ModelFileError as error:
-            raise ModelFileError(f"{self.kind.path.name}: {name}: {error}") from None
+    def _packed(
+        self, file: WeightReader | GgufReader, name: str, packing: Packing, device: torch.device | str
+    ) -> PackedTensor:
+        layer = self.kind.prefix + name.removesuffix("weight")
+        scales = packing.scales if isinstance(packing, ComfyPacking) else ()
+        keys = [self.kind.prefix + name, *(layer + scale for scale in scales)]
+        return PackedTensor(packing, tuple(file.read(key).to(device) for key in keys))
+
+
+def _open(path: Path) -> WeightReader | GgufReader:
+    return GgufReader(path) if is_gguf(path) else WeightReader(path)
+
+
+def _packings(file: WeightReader | GgufReader, prefix: str) -> dict[str, Packing]:
+    """By parameter name, of every weight that an open file packs."""
+    if isinstance(file, WeightReader):
+        return {f"{layer}.weight": packing for layer, packing in comfy_packings(file, prefix).items()}
+    names = [name for name in _parameter_names(file.infos, prefix) if prefix + name in file.infos]
+    found = {name: file.packing(prefix + name) for name in names}
+    return {name: packing for name, packing in found.items() if packing is not None}
 
 
 def read_qwen(path: Path) -> QwenSource:
@@ -82,24 +115,26 @@ def read_qwen(path: Path) -> QwenSource:
     kind = expect(
         detect(path, "transformer"),
         Kind.QWEN_TRANSFORMER,
-        "expected a Qwen-Image transformer (diffusers folder, or bf16, fp16, fp32 or fp8 safetensors), so give one",
+        "expected a Qwen-Image transformer (diffusers folder, safetensors or GGUF), so give one",
     )
     label = path.name or str(path)
     if kind.storage == "bitsandbytes" or "quantization_config" in kind.config:
         raise ModelFileError(f"{label} was saved quantised by diffusers: give the original, TEASR quantises it itself")
     infos: dict[str, TensorInfo] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    packings: dict[str, Packing] = {}
     for file_path in kind.files:
-        with WeightReader(file_path) as file:
-            header, formats = file.infos, layer_formats(file, kind.prefix)
+        with _open(file_path) as file:
+            header = file.infos
+            packings |= _packings(file, kind.prefix)
         for name in _parameter_names(header, kind.prefix):
             if name in infos:
                 raise ModelFileError(f"{label}: '{name}' stands in two shards: the folder mixes two downloads")
             infos[name] = info = header[kind.prefix + name]
-            layer_format = formats.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-            shapes[name] = logical_shape(info.shape, layer_format)
-    is_fp8 = any(infos[name].dtype in FP8 for name in FINGERPRINT_KEYS if name in infos)
-    return QwenSource(kind, _architecture(shapes, kind.config, label), shapes, is_fp8)
+            shapes[name] = packings[name].shape if name in packings else info.shape
+    is_fp8 = any(infos[name].dtype in FP8 or name in packings for name in FINGERPRINT_KEYS if name in infos)
+    architecture = _architecture(shapes, kind.config, label)
+    return QwenSource(kind, architecture, shapes, is_fp8, packings=packings)
 
 
 def load_qwen_transformer(
@@ -108,14 +143,16 @@ def load_qwen_transformer(
     device: torch.device | str = "cpu",
     place: Place | None = None,
     prepare: Callable[[nn.Module], None] | None = None,
+    takers: Takers | None = None,
 ) -> QwenImageTransformer2DModel:
     """The transformer, in eval mode, without gradients, built with zero_cond_t=True.
 
     Args:
-        dtype, device: what each tensor is dequantised to, and where.
+        dtype, device: what each tensor is unpacked to, and where.
         place: called as place(name, tensor) on arrival; what it returns becomes the parameter (fp8, a quantised
             tensor, a copy elsewhere), None nothing. The tensor is freed before the next one is read.
         prepare: called with the model while it is still without memory, to replace layers by others of the same name.
+        takers: of the weights wanted as the file packs them; `prepare` may still add to it. `place` is not asked.
     Raises ModelFileError before a tensor is read when one is missing, unknown or of another shape.
     """
     model = empty_transformer(source.architecture)
@@ -123,7 +160,11 @@ def load_qwen_transformer(
     _check_shapes(source, wanted)
     if prepare is not None:
         prepare(model)
-    for name, tensor in source.tensors(dtype, device):
+    takers = {} if takers is None else takers
+    for name, tensor in source.tensors(dtype, device, takers):
+        if isinstance(tensor, PackedTensor):
+            takers[name](tensor)
+            continue
         layer, _, leaf = name.rpartition(".")
         kept = tensor if place is None else place(name, tensor)
         del tensor

@@ -1,4 +1,5 @@
-"""How a loaded transformer keeps its block weights: as numbers, in fp8 or in 4 bits; and where, between two uses.
+"""How a loaded transformer keeps its block weights: as numbers, as the file packs them, in fp8 or in 4 bits; and where,
+between two uses.
 
 Outside the blocks, and in norms, everything stays in the dtype that is computed in: it is small, and the times'
 embedder and the modulated norms are what rounding hurts most.
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from .packed import PackedLinear, PackedTensor
 from .qwen_file import QwenSource, load_qwen_transformer
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ def load_stored(
 ) -> QwenImageTransformer2DModel:
     """The transformer with its block weights in `storage` ("" = `dtype` itself); quantised one tensor at a time.
 
-    storage: "", "fp8" (float8_e4m3fn, raised to `dtype` layer by layer at use) or "nf4" (bitsandbytes).
+    storage: "", "file" (as the file packs them, unpacked layer by layer at use), "fp8" (float8_e4m3fn, raised to
+        `dtype` in the same way) or "nf4" (bitsandbytes).
     dtype: what is computed in. InputError for nf4 without bitsandbytes.
     """
     if storage == "fp8":
@@ -39,6 +42,8 @@ def load_stored(
         return model
     if storage == "nf4":
         return _load_nf4(source, dtype, device)
+    if storage == "file":
+        return _load_packed(source, dtype, device)
     assert not storage, storage
     return load_qwen_transformer(source, dtype, device)
 
@@ -49,6 +54,21 @@ def _to_fp8(name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     largest = torch.finfo(FP8).max
     return tensor.clamp(-largest, largest).to(FP8)
+
+
+def _load_packed(source: QwenSource, dtype: torch.dtype, device: torch.device) -> QwenImageTransformer2DModel:
+    takers: dict[str, Callable[[PackedTensor], None]] = {}
+
+    def prepare(model: nn.Module) -> None:
+        for path, module in list(model.named_modules()):
+            name = f"{path}.weight"
+            if path.startswith(BLOCKS) and isinstance(module, nn.Linear) and name in source.packings:
+                parent, _, leaf = path.rpartition(".")
+                linear = PackedLinear(module.in_features, module.out_features, module.bias)
+                model.get_submodule(parent).add_module(leaf, linear)
+                takers[name] = linear.store
+
+    return load_qwen_transformer(source, dtype, device, prepare=prepare, takers=takers)
 
 
 def _load_nf4(source: QwenSource, dtype: torch.dtype, device: torch.device) -> QwenImageTransformer2DModel:

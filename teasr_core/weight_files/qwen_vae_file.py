@@ -48,6 +48,8 @@ def load_qwen_vae(
     ModelFileError for another kind of file, or one that does not hold the VAE whole.
     """
     kind = expect(detect(path, "vae"), Kind.QWEN_VAE, "expected a Qwen-Image VAE (folder or safetensors), so give one")
+    if kind.layout == "GGUF":
+        raise ModelFileError(f"{kind.describe()}: a VAE is read from safetensors, give qwen_image_vae.safetensors")
     tensors: dict[str, torch.Tensor] = {}
     for file in kind.files:
         tensors |= read_tensors(file)[0]

@@ -15,8 +15,6 @@ from contract.qwen_on_disk import Tensors
 
 VARIABLE = "TEASR_GGUF_NODES"
 PACKAGE = "teasr_gguf_pack"
-SMALL = 1024  # numbers: a matrix of no more, like every vector, stays in float32
-BLOCK = 32  # weights that share a scale
 
 
 def load_pack() -> Any:
@@ -38,30 +36,12 @@ def load_pack() -> Any:
 
 
 def write(path: Path, tensors: Tensors, form: str, product: torch.dtype = torch.float16) -> Tensors:
-    """The file with its larger matrices in `form` (F16, BF16, Q8_0, Q4_0), and what its tensors mean to the pack.
+    """The file with its larger matrices in `form`, and what its tensors mean to the pack.
 
     product: what scale times code is rounded to; the pack's default is float16.
     """
-    import gguf
+    from helpers import gguf_files
 
-    writer = gguf.GGUFWriter(path=None, arch="qwen_image")
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    meant = {}
-    for name, tensor in tensors.items():
-        kind = gguf.GGMLQuantizationType[form_of(tensor, form)]
-        packed = gguf.quants.quantize(tensor.numpy(), kind)
-        writer.add_tensor(name, packed, raw_dtype=kind)
-        value = torch.from_numpy(gguf.quants.dequantize(packed, kind).copy()).view(tensor.shape)
-        meant[name] = value.to(product).float() if kind.name.startswith("Q") else value
-    writer.write_header_to_file(path=path)
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return meant
-
-
-def form_of(tensor: torch.Tensor, form: str) -> str:
-    """As the pack's own converter chooses: F32 for what is small, F16 for what does not divide into blocks."""
-    if tensor.ndim == 1 or tensor.numel() <= SMALL:
-        return "F32"
-    return "F16" if form.startswith("Q") and tensor.shape[-1] % BLOCK else form
+    meant = gguf_files.write(path, tensors, form)
+    quantised = {name for name, tensor in tensors.items() if gguf_files.form_of(tensor, form).startswith("Q")}
+    return {name: value.to(product).float() if name in quantised else value for name, value in meant.items()}

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from helpers import rotation
+
 LAYERS, HEADS, HEAD_DIM, TEXT_WIDTH, CHANNELS = 3, 2, 32, 24, 16
 WIDTH, TOKEN = HEADS * HEAD_DIM, 4 * CHANNELS
 RANK = 4
@@ -73,14 +75,25 @@ def in_form(tensors: Tensors, form: str) -> tuple[Tensors, Tensors]:
     """(the file's tensors, what they mean) of a file of fewer bits.
 
     form: "bf16" and "fp8" round every tensor; "old" and "new" keep the blocks' Linears in fp8 with one scale each,
-    named as in the first scaled files (`scaled_fp8`, `.scale_weight`) or today's (`.weight_scale`, `.comfy_quant`).
+    named as in the first scaled files (`scaled_fp8`, `.scale_weight`) or today's (`.weight_scale`, `.comfy_quant`);
+    "rotated" keeps them in int8 with rotation and a scale a row.
     """
     if form in ("bf16", "fp8"):
         dtype = torch.bfloat16 if form == "bf16" else FP8
         return {name: tensor.to(dtype) for name, tensor in tensors.items()}, rounded(tensors, dtype)
     stored, meant = dict(tensors), dict(tensors)
-    mark = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+    is_rotated = form == "rotated"
+    turning = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": rotation.SIZE}
+    config = turning if is_rotated else {"format": "float8_e4m3fn"}
+    mark = torch.tensor(list(json.dumps(config).encode()), dtype=torch.uint8)
     for path in linears():
+        if path.startswith("transformer_blocks.") and is_rotated:
+            turned = rotation.rotated(tensors[f"{path}.weight"])
+            scale = turned.abs().amax(dim=1, keepdim=True) / 127
+            codes = (turned / scale).round().to(torch.int8)
+            stored |= {f"{path}.weight": codes, f"{path}.weight_scale": scale, f"{path}.comfy_quant": mark.clone()}
+            meant[f"{path}.weight"] = rotation.rotated(codes * scale)
+            continue
         if path.startswith("transformer_blocks."):
             weight = tensors[f"{path}.weight"]
             scale = weight.abs().max() / torch.finfo(FP8).max

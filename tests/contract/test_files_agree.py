@@ -14,6 +14,8 @@ LAYOUTS = {
     "mxfp8": "TensorCoreMXFP8Layout",
     "nvfp4": "TensorCoreNVFP4Layout",
     "int8_tensorwise": "TensorWiseINT8Layout",
+    "convrot_w4a4": "TensorCoreConvRotW4A4Layout",
+    "asym_w4a8_int8": "AsymW4A8Int8Layout",
 }
 
 
@@ -21,27 +23,46 @@ def relative(found, reference):
     return float((found - reference).abs().max() / reference.abs().max())
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("shape", [(192, 160), (32, 64), (256, 512)])  # more and less than one tile of block scales
-def test_a_quantised_layer_means_what_the_host_takes_it_for(host, tmp_path, name, shape):
+def check(host, tmp_path, name, shape, config, limit=0.3, **options):
+    """A layer as the host packs and saves it means to us what the host unpacks."""
     from comfy.quant_ops import QuantizedTensor
 
     reader = host.pack("teasr_core.weight_files.comfy_quantised")
     weight_reader = host.pack("teasr_core.weight_files.safetensors_reader").WeightReader
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.3
-    stored = QuantizedTensor.from_float(weight, LAYOUTS[name])
-    conf = torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
+    stored = QuantizedTensor.from_float(weight, LAYOUTS[name], **options)
+    conf = torch.tensor(list(json.dumps({"format": name, **config}).encode()), dtype=torch.uint8)
     path = tmp_path / "layer.safetensors"
-    save_file({**stored.state_dict("model.layer.weight"), "model.layer.comfy_quant": conf}, path)
+    tensors = {key: value.contiguous() for key, value in stored.state_dict("model.layer.weight").items()}
+    save_file({**tensors, "model.layer.comfy_quant": conf}, path)
     with weight_reader(path) as file:
-        formats = reader.layer_formats(file, "model.")
-        keys = {key.removeprefix("model.layer.") for key in file.infos}
-        scales = {key: file.read(f"model.layer.{key}") for key in keys.intersection(reader.SCALES)}
-        found = reader.dequantise(file.read("model.layer.weight"), scales, formats["layer"], torch.float32)
-    assert formats == {"layer": name}
-    assert found.shape == weight.shape
+        packing = reader.comfy_packings(file, "model.")["layer"]
+        found = packing.unpack(
+            tuple(file.read(f"model.layer.{key}") for key in ("weight", *packing.scales)), torch.float32
+        )
+    assert (packing.format, packing.shape) == (name, weight.shape)
+    assert packing.num_bytes == sum(value.numel() * value.element_size() for value in tensors.values())
+    print("relative error:", name, shape, config, relative(found, stored.dequantize()))
     assert relative(found, stored.dequantize()) <= TOLERANCE
-    assert 1e-3 < relative(found, weight) < 0.3  # it is quantised, and it is this weight
+    assert 1e-3 < relative(found, weight) < limit  # it is quantised, and it is this weight
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "mxfp8", "nvfp4", "int8_tensorwise"])
+@pytest.mark.parametrize("shape", [(192, 160), (32, 64), (256, 512)])  # more and less than one tile of block scales
+def test_a_quantised_layer_means_what_the_host_takes_it_for(host, tmp_path, name, shape):
+    check(host, tmp_path, name, shape, {})
+
+
+@pytest.mark.parametrize("size", [16, 64, 256])
+def test_int8_with_rotation_means_what_the_host_takes_it_for(host, tmp_path, size):
+    config = {"convrot": True, "convrot_groupsize": size}
+    check(host, tmp_path, "int8_tensorwise", (96, 768), config, per_channel=True, **config)
+
+
+@pytest.mark.parametrize("name", ["convrot_w4a4", "asym_w4a8_int8"])
+@pytest.mark.parametrize("size", [64, 256])
+def test_four_bits_with_rotation_mean_what_the_host_takes_them_for(host, tmp_path, name, size):
+    check(host, tmp_path, name, (96, 768), {"convrot_groupsize": size}, convrot_groupsize=size)
 
 
 def test_the_vae_of_a_single_file_is_the_hosts(host, tmp_path):

@@ -14,6 +14,9 @@ TOLERANCE = 1e-5  # max |found - reference| / max |reference|, float32 against f
 BITE = 1e-3
 BASE = qwen_on_disk.weights()
 FORMS = ["F16", "BF16", "Q8_0", "Q4_0"]
+# The K formats need rows of 256, which the second Linear of each MLP has here; the other matrices are F16 there.
+MORE_FORMS = ["Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+HALF = 1e-3  # the pack unpacks these in float16 unless it is told otherwise, and rounds each product on the way
 ORDINARY = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.txt_mlp.net.2", "transformer_blocks.2.img_mod.1")
 
 
@@ -58,7 +61,7 @@ def test_euler_at_one_and_four_steps(gguf_loader, apply_lora, stock, form):
         assert relative(euler(PlainQwen(BASE, made.pairs), noise, z_lq, 4, made.prompt), reference) > BITE
 
 
-@pytest.mark.parametrize("form", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("form", ["Q8_0", "Q4_0", *MORE_FORMS])
 def test_weights_unpacked_in_float32(gguf_loader, apply_lora, stock, ours, form):
     """The pack's advanced loader; TEASRSampler too."""
     model, meant = gguf_loader(form, "float32")
@@ -69,6 +72,18 @@ def test_weights_unpacked_in_float32(gguf_loader, apply_lora, stock, ours, form)
     noise = ours.noise(z_lq, seed=5)
     found = ours(made.model, made.prompt, z_lq, 4, seed=5)
     check(found, euler(plain, noise, z_lq, 4, made.prompt), form, "TEASRSampler")
+
+
+@pytest.mark.parametrize("form", MORE_FORMS)
+def test_weights_unpacked_in_float16(gguf_loader, apply_lora, stock, form):
+    model, meant = gguf_loader(form)
+    made = apply_lora(model, BASE)
+    noise, z_lq = qwen_on_disk.latents()
+    reference = euler(PlainQwen(meant, made.pairs), noise, z_lq, 4, made.prompt)
+    found = relative(stock(made.model, made.prompt, z_lq, noise, 4), reference)
+    print("relative error:", form, "float16", found)
+    assert found <= HALF
+    assert relative(euler(PlainQwen(meant), noise, z_lq, 4, made.prompt), reference) > 10 * HALF  # the LoRA shows
 
 
 @pytest.mark.parametrize("form", ["F16", "Q8_0"])

@@ -15,6 +15,7 @@ from contract.plain_qwen import PlainQwen, euler, relative
 
 TOLERANCE = 1e-5  # max |found - reference| / max |reference|, float32 against float64
 BITE = 1e-3  # a wrong model is at least this far off
+INT8_PRODUCTS = 5e-3  # of inputs and weights rounded to int8, over four steps
 BASE = qwen_on_disk.weights()
 ORDINARY = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.txt_mlp.net.2", "transformer_blocks.2.img_mod.1")
 
@@ -63,6 +64,20 @@ def test_weights_of_fewer_bits(unet_loader, apply_lora, stock, form, weight_dtyp
     check(found, euler(PlainQwen(meant, made.pairs), noise, z_lq, 4, made.prompt), form, weight_dtype)
     if form != "bf16":
         assert relative(found, euler(PlainQwen(BASE, made.pairs), noise, z_lq, 4, made.prompt)) > BITE
+
+
+def test_int8_with_rotation_as_the_host_multiplies_it(unet_loader, apply_lora, stock):
+    """The host rounds a layer's input to int8 too. Our LoRA sees the unrounded one; the result is near the model's."""
+    stored, meant = qwen_on_disk.in_form(BASE, "rotated")
+    model = unet_loader("small_rotated.safetensors", stored)
+    noise, z_lq = qwen_on_disk.latents()
+    made, off = (apply_lora(model, BASE, lora_strength=strength) for strength in (1.0, 0.0))
+    reference = euler(PlainQwen(meant, made.pairs), noise, z_lq, 4, made.prompt)
+    found = stock(made.model, made.prompt, z_lq, noise, 4)
+    alone = euler(PlainQwen(meant), noise, z_lq, 4, made.prompt)
+    print("relative error: int8 products", relative(found, reference), "without the LoRA", relative(alone, reference))
+    assert relative(found, reference) < INT8_PRODUCTS < relative(alone, reference) / 2  # the LoRA shows
+    assert relative(stock(off.model, off.prompt, z_lq, noise, 4), alone) < INT8_PRODUCTS
 
 
 def test_a_2511_with_a_lora_of_its_own(unet_loader, apply_lora, stock):

@@ -53,7 +53,7 @@ def test_every_step_count(tmp_path, lora, layout):
         assert relative(found, reference) <= TOLERANCE
 
 
-@pytest.mark.parametrize("form", ["bf16", "fp8", "old", "new"])
+@pytest.mark.parametrize("form", ["bf16", "fp8", "old", "new", "rotated"])
 def test_weights_of_fewer_bits_mean_what_they_say(tmp_path, lora, form):
     stored, meant = qwen_on_disk.in_form(BASE, form)
     source = qwen_file.read_qwen(qwen_on_disk.write_single(tmp_path / "small.safetensors", stored))

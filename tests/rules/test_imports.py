@@ -32,7 +32,9 @@ HOST = (
 SHIPPED_WITH_HOST = ("torch", "numpy", "PIL", "safetensors", "einops")
 LIGHT = ("torch", "numpy", "PIL", "safetensors")
 # Of teasr_core.
-INSIDE_FUNCTIONS = ("accelerate", "bitsandbytes", "diffusers", "pillow_heif", "pillow_jxl", "psutil", "skimage", "tqdm")
+INSIDE_FUNCTIONS = (
+    "accelerate", "bitsandbytes", "diffusers", "gguf", "pillow_heif", "pillow_jxl", "psutil", "skimage", "tqdm"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ to its place at once, so that memory never holds the whole transformer in bf16 b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,10 @@ class RandomSource(QwenSource):
 
     seed: int = 0
 
-    def tensors(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(
+        self, dtype: torch.dtype, device: torch.device | str = "cpu", as_packed: Collection[str] = ()
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        assert not as_packed, "no weight is packed before it is drawn"
         generator = torch.Generator(device).manual_seed(self.seed)
         for name, shape in self.shapes.items():
             yield name, _random(name, shape, dtype, generator)
@@ -63,7 +66,8 @@ def weights_dtype(settings: BenchSettings) -> torch.dtype:
 def random_source(settings: BenchSettings) -> RandomSource:
     shapes = {name: tuple(p.shape) for name, p in empty_transformer(settings.architecture).named_parameters()}
     kind = KindOfFile(Path("random weights"), Kind.QWEN_TRANSFORMER)
-    return RandomSource(kind, settings.architecture, shapes, False, settings.prediction, settings.config.run.seed)
+    seed = settings.config.run.seed
+    return RandomSource(kind, settings.architecture, shapes, False, settings.prediction, seed=seed)
 
 
 def load_random(settings: BenchSettings, plan: MemoryPlan, device: torch.device) -> BenchModel:

@@ -1,6 +1,7 @@
 """`upscale --model`: a tiny Qwen-Image with its VAE and LoRA from the command line, and every refusal in one line."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from teasr_core.picture_files.read import load_picture
 from teasr_core.restore import RestoreOptions, RestoreRequest
 from teasr_core.restorer import load_qwen_restorer, qwen_tile
 from teasr_core.sampling.schedule import manual_plan
+from teasr_core.weight_files.packed import PackedLinear
 from teasr_core.weight_files.safetensors_reader import read_header
 
 
@@ -160,6 +162,65 @@ def test_info_names_the_kind(run, files):
     }.items():
         code, out, err = run("info", path)
         assert (code, out, err) == (0, f"{path.name}: {words}\n", "")
+
+
+# GGUF and int8 with rotation
+
+
+@pytest.fixture(scope="module")
+def owned(tmp_path_factory):
+    """owned(kind): (file of that kind, the same weights as numbers in a plain file)"""
+    root = tmp_path_factory.mktemp("owned")
+
+    def make(kind):
+        if kind == "rotated":
+            path, meant = tiny_qwen.write_scaled(root / "rotated.safetensors", kind)
+        else:
+            gguf_files = pytest.importorskip("helpers.gguf_files", reason="gguf is not installed: pip install gguf")
+            path = root / f"{kind}.gguf"
+            meant = gguf_files.write(path, tiny_qwen.weights(), kind)
+        plain = root / f"{kind}_plain.safetensors"
+        save_file(meant, plain)
+        return path, plain
+
+    return make
+
+
+@pytest.mark.parametrize("offload", OFFLOADS)
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_1", "Q4_0", "Q6_K", "rotated"])
+def test_a_packed_file_gives_the_pixels_of_its_weights(upscale, files, owned, kind, offload):
+    path, plain = owned(kind)
+    options = ("--vae", files.vae, "--offload", offload)
+    wanted = upscale("plain", "--model", plain, *options)[0]
+    for dtype in ("auto", "fp32"):  # packed on the device, and unpacked while it is loaded
+        assert np.abs(upscale(dtype, "--model", path, *options, dtype=dtype)[0].astype(int) - wanted).max() <= 1
+    restorer = load_qwen_restorer(path, files.lora, files.vae, offload_mode=offload)
+    assert any(isinstance(one, PackedLinear) for one in restorer.velocity.transformer.modules())
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "rotated"])
+def test_a_packed_file_may_be_quantised_anew(upscale, files, owned, kind):
+    path, plain = owned(kind)
+    found, wanted = (upscale(one.stem, "--model", one, "--vae", files.vae, dtype="fp8")[0] for one in (path, plain))
+    assert np.array_equal(found, wanted)
+
+
+def test_info_on_packed_files(run, owned):
+    path, _ = owned("Q4_0")
+    code, out, err = run("info", path)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "Q4_0.gguf: Qwen-Image transformer (GGUF, Q4_0)"
+    assert "  tensors       Q4_0 (34), numbers (43)" in out and "GiB as the file packs them" in out
+    code, out, _ = run("info", owned("rotated")[0])
+    assert "single file, int8 scaled" in out and "int8_tensorwise with rotation of 64 (28), numbers (49)" in out
+
+
+def test_info_and_upscale_without_the_package(run, refused, files, owned, monkeypatch):
+    path, _ = owned("Q4_0")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    code, out, err = run("info", path)
+    assert (code, err) == (0, "") and "architecture 'qwen_image'" in out and "pip install gguf" in out
+    assert "needs the package gguf" in refused("--model", path, "--vae", files.vae, "--lora", files.lora)
 
 
 # Refusals

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage
 from safetensors.torch import save_file
 
+from helpers import rotation
 from helpers.tiny import model as tiny
 from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.branch_lora import BLOCK_TARGETS
@@ -95,24 +96,29 @@ def write_scaled(path: Path, form: str, prefix: str = "model.diffusion_model.") 
     """(file, weights as the file means them) with one scale a layer, named in one of ComfyUI's forms.
 
     form: old (`scaled_fp8` and `.scale_weight`), bare (`.weight_scale` alone), layer (`.comfy_quant`), header
-    (`_quantization_metadata`), rows (int8, one scale a row).
+    (`_quantization_metadata`), rows (int8, one scale a row), rotated (the same, after a rotation of 64 columns).
     """
     stored, meant, metadata = dict(weights()), dict(weights()), {}
     layers = list(scaled_layers(stored))
-    names = {"format": "int8_tensorwise" if form == "rows" else "float8_e4m3fn"}
+    names: dict[str, Any] = {"format": "int8_tensorwise" if form in ("rows", "rotated") else "float8_e4m3fn"}
+    names |= {"convrot": True, "convrot_groupsize": rotation.SIZE} if form == "rotated" else {}
     for layer in layers:
         weight = stored[f"{layer}.weight"]
-        if form == "rows":
+        if form == "rotated":
+            weight = rotation.rotated(weight)
+        if form in ("rows", "rotated"):
             scale = weight.abs().amax(dim=1, keepdim=True) / 127  # (out, 1)
             packed = (weight / scale).round().to(torch.int8)
         else:
             scale = weight.abs().max() / 448
             packed = (weight / scale).to(FP8)
         stored[f"{layer}.weight"], meant[f"{layer}.weight"] = packed, packed.float() * scale
+        if form == "rotated":
+            meant[f"{layer}.weight"] = rotation.rotated(packed.float() * scale)
         stored[f"{layer}.scale_weight" if form == "old" else f"{layer}.weight_scale"] = scale
         if form == "old":
             stored[f"{layer}.scale_input"] = torch.tensor(1.0)
-        if form in ("layer", "rows"):
+        if form in ("layer", "rows", "rotated"):
             stored[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(names).encode()), dtype=torch.uint8)
     if form == "old":
         stored["scaled_fp8"] = torch.empty(0, dtype=FP8)
