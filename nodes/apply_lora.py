@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..teasr_core.errors import LoraFileError
-from ..teasr_core.weight_files.lora_file import LoraFile, check_base, fingerprint, read_lora
+from ..teasr_core.weight_files.lora_file import UNKNOWN_BASE, LoraFile, check_base, fingerprint, read_lora
 from .host.sockets import check_model
 from .inputs import CATEGORY, lora_strength_input
 from .model.builtin_model import base_traits
@@ -18,6 +18,7 @@ from .model.conditioning import prompt_conditioning
 from .model.dual_branch import DualBranch, attach
 from .model.lora_patcher import adapter_patcher
 from .model.qwen_probe import fingerprint_tensors, is_2511, is_cast_to_fp8, probe_architecture
+from .model.start_vae import start_encoder_path
 
 
 class TEASRApplyLoRA(io.ComfyNode):
@@ -67,7 +68,7 @@ class TEASRApplyLoRA(io.ComfyNode):
         traits = base_traits(check_model(model))
         architecture = probe_architecture(model)
         tensors = fingerprint_tensors(model)
-        if is_cast_to_fp8(tensors) and not allow_other_base:
+        if is_cast_to_fp8(tensors) and not allow_other_base and lora.base_fingerprint != UNKNOWN_BASE:
             raise LoraFileError(
                 f"this MODEL was rounded to fp8 while loading, so that {lora.name} cannot tell its base: choose the "
                 "loader's weight_dtype default (with an fp8 file if need be), or set allow_other_base"
@@ -78,8 +79,9 @@ class TEASRApplyLoRA(io.ComfyNode):
                 "allow_other_base to try it all the same"
             )
         check_base(lora, architecture, traits.prediction, tensors, allow_other_base)
+        encoder = start_encoder_path(lora, path)
         adapter = adapter_patcher(lora, path) if lora_strength != 0 else None
-        branch = DualBranch(traits.prediction, traits.use_dtc, lora_strength, use_adapter=adapter is not None)
+        branch = DualBranch(traits.prediction, traits.use_dtc, lora_strength, adapter is not None, lora.recipe, encoder)
         return io.NodeOutput(attach(model, branch, adapter), conditioning_output(lora))
 
 

@@ -82,10 +82,10 @@ class TEASRCompareSteps(io.ComfyNode):
             if encoded is not None:
                 # ComfyUI caches this node by its id. An id that names the number of steps keeps the number's result
                 # when it moves to another place in the list.
-                selector = graph.node("TEASRStepSelector", id=f"steps{steps}", steps=steps, mode="manual")
+                sigmas = expansion.add_selector(id=f"steps{steps}", steps=steps, mode="manual")
                 sampler = graph.node(
                     "TEASRSampler",
-                    sigmas=selector.out(0),
+                    sigmas=sigmas,
                     seed=seed,
                     tile_px=tile_px,
                     overlap_px=overlap_px,

@@ -6,13 +6,17 @@ import time
 from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..teasr_core.model.recipe import Recipe
 from ..teasr_core.restore import conditioning_image
 from .host.images import rgb_and_alpha, to_host
-from .host.sockets import check_conditioning
+from .host.sockets import check_conditioning, check_model
 from .inputs import CATEGORY, max_megapixels_input, size_input, target_size
 from .model.conditioning import Conditioning, with_lq
+from .model.dual_branch import attached_branch
+from .model.start_vae import start_vae
 from .run.run_notes import NOTES_KEY, RunNotes
 from .run.vae import picture_vae
 
@@ -43,6 +47,11 @@ class TEASRCondition(io.ComfyNode):
                 ),
                 size_input(),
                 max_megapixels_input(),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Wire the MODEL that samples. Only a LoRA with a second VAE encoder needs it (ODTSR).",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning"),
@@ -50,7 +59,7 @@ class TEASRCondition(io.ComfyNode):
                 io.Latent.Output(
                     display_name="latent",
                     tooltip="The resized picture at the padded size. The sampler starts from noise all the same, and "
-                    "keeps the picture only outside a noise mask.",
+                    "keeps the picture only outside a noise mask; a LoRA with a second VAE encoder starts from it.",
                 ),
                 io.Image.Output(
                     display_name="resized",
@@ -68,10 +77,13 @@ class TEASRCondition(io.ComfyNode):
         size: dict[str, Any],
         max_megapixels: float = 0.0,
         negative: Conditioning | None = None,
+        model: ModelPatcher | None = None,
     ) -> io.NodeOutput:
         rgb, _ = rgb_and_alpha(image)  # (B, 3, H, W)
         target = target_size(size, max_megapixels, image.shape[2], image.shape[1])
-        pictures = picture_vae(vae)
+        branch = None if model is None else attached_branch(check_model(model))
+        recipe = Recipe() if branch is None else branch.recipe
+        pictures = picture_vae(vae, recipe)
         check_conditioning(conditioning)
         if negative is not None:
             check_conditioning(negative, "negative")
@@ -79,12 +91,17 @@ class TEASRCondition(io.ComfyNode):
         resized, padded = conditioning_image(rgb, target, LATENT_MULTIPLE * vae.spacial_compression_encode())
         samples = pictures.encode(padded)  # (B, C, 1, h, w)
         lq = pictures.encode_lq(padded, samples)  # (B, C, 1, h, w)
+        if branch is not None and branch.start_encoder is not None:
+            samples = picture_vae(start_vae(vae, branch.start_encoder), recipe).encode(padded)  # (B, C, 1, h, w)
         latent = {
             "samples": samples,
             # ComfyUI's RandomNoise then gives every image the same field (docs/decisions.md#one-noise-field).
             "batch_index": [0] * len(lq),
-            NOTES_KEY: RunNotes(size=target).after("encode", started, vae_tile_px=pictures.tile_px),
+            NOTES_KEY: RunNotes(size=target).after("encode", started, vae_tile_px=pictures.tile_px, recipe=recipe),
         }
         return io.NodeOutput(
-            with_lq(conditioning, lq), None if negative is None else with_lq(negative, lq), latent, to_host(resized)
+            with_lq(conditioning, lq, recipe.start_encoder_sha256),
+            None if negative is None else with_lq(negative, lq, recipe.start_encoder_sha256),
+            latent,
+            to_host(resized),
         )

@@ -13,6 +13,7 @@ from ..teasr_core.sampling.schedule import StepPlan, manual_plan
 from .host.running import own_id, show_on_node
 from .inputs import CATEGORY, MAX_SEED, STEP_MODES, mode_input, steps_input, tolerance_input
 from .model.conditioning import Conditioning
+from .model.dual_branch import recipe_of
 from .run.sampling_jobs import sampling_jobs, steps_summary
 
 
@@ -34,7 +35,11 @@ class TEASRStepSelector(io.ComfyNode):
                 steps_input(),
                 mode_input("mode"),
                 tolerance_input(),
-                io.Model.Input("model", optional=True, tooltip="Auto mode needs the MODEL that the sampler gets."),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Wire the MODEL that samples. Auto mode needs it, and so does a LoRA that starts below 1.",
+                ),
                 io.Conditioning.Input(
                     "conditioning", optional=True, tooltip="Auto mode needs it; TEASRCondition gives it."
                 ),
@@ -79,7 +84,7 @@ class TEASRStepSelector(io.ComfyNode):
             jobs = sampling_jobs(model, conditioning, latent, seed)
             plan = plan_with_most_steps(jobs.choose_steps(AutoSteps(tolerance)))
         else:
-            plan = manual_plan(steps)
+            plan = manual_plan(steps, recipe_of(model).start_time)
         show_on_node(plan.reason, own_id(cls))
         return io.NodeOutput(plan.taus, plan.steps, plan.reason, ui=ui.PreviewText(plan.reason))
 

@@ -99,7 +99,7 @@ class TEASRUpscale(io.ComfyNode):
             if step_mode == "auto":
                 sampler = expansion.graph.node("TEASRUpscaleAutoSampler", tolerance=tolerance, **options)
             else:
-                selector = expansion.graph.node("TEASRStepSelector", steps=steps, mode=step_mode)
-                sampler = expansion.graph.node("TEASRSampler", sigmas=selector.out(0), **options)
+                sigmas = expansion.add_selector(steps=steps, mode=step_mode)
+                sampler = expansion.graph.node("TEASRSampler", sigmas=sigmas, **options)
             expansion.add_decode(encoded, sampler.out(0), result)
         return io.NodeOutput(result.out(0), result.out(1), result.out(2), expand=expansion.graph.finalize())

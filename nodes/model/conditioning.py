@@ -11,10 +11,11 @@ import node_helpers
 import torch
 
 from ...teasr_core.errors import InputError
-from ..host.sockets import check_falling
 
 Conditioning = list[list[Any]]
 LQ_KEY = "reference_latents"
+# The hash of the second VAE encoder that made the LATENT beside this conditioning, where a LoRA has one.
+START_KEY = "teasr_start_encoder"
 
 
 def prompt_conditioning(prompt_embeds: torch.Tensor) -> Conditioning:
@@ -22,14 +23,20 @@ def prompt_conditioning(prompt_embeds: torch.Tensor) -> Conditioning:
     return [[prompt_embeds.float()[None], {}]]
 
 
-def with_lq(conditioning: Conditioning, lq: torch.Tensor) -> Conditioning:
-    """A copy that carries the LQ latent (B, C, 1, h, w). InputError if it holds a reference latent already."""
+def with_lq(conditioning: Conditioning, lq: torch.Tensor, start_encoder_sha256: str = "") -> Conditioning:
+    """A copy that carries the LQ latent (B, C, 1, h, w). InputError if it holds a reference latent already.
+
+    start_encoder_sha256: the hash of the second encoder that made the latent to start from, if there is one.
+    """
     if any(LQ_KEY in entry[1] for entry in conditioning):
         raise InputError(
             "the conditioning already holds reference latents: TEASR takes the LQ image alone, so remove the other "
             "TEASRCondition, ReferenceLatent or TextEncodeQwenImageEdit node from this wire"
         )
-    return node_helpers.conditioning_set_values(conditioning, {LQ_KEY: [lq]})
+    values: dict[str, Any] = {LQ_KEY: [lq]}
+    if start_encoder_sha256:
+        values[START_KEY] = start_encoder_sha256
+    return node_helpers.conditioning_set_values(conditioning, values)
 
 
 def lq_batch(conditioning: Conditioning) -> int:
@@ -50,18 +57,3 @@ def conditioning_of_image(conditioning: Conditioning, k: int) -> Conditioning:
             values[LQ_KEY] = [pick(latent) for latent in values[LQ_KEY]]
         entries.append([pick(embeds), values])
     return entries
-
-
-def check_run(executor: Any, noise: Any, latent: Any, sampler: Any, sigmas: torch.Tensor, *args: Any, **kw: Any) -> Any:
-    """OUTER_SAMPLE wrapper: before anything is loaded, InputError if sigmas rise or the LQ latent is another VAE's."""
-    check_falling(sigmas)
-    guider = executor.class_obj
-    channels = guider.model_patcher.get_model_object("latent_format").latent_channels
-    for entries in guider.conds.values():
-        for lq in (lq for entry in entries for lq in entry.get(LQ_KEY, [])):
-            if lq.shape[1] != channels:
-                raise InputError(
-                    f"the LQ latent has {lq.shape[1]} channels, the MODEL works on {channels}: wire the VAE that "
-                    "belongs to this MODEL into TEASRCondition"
-                )
-    return executor(noise, latent, sampler, sigmas, *args, **kw)

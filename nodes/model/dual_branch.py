@@ -3,10 +3,11 @@
 The command line has the same forward in `teasr_core.model.qwen_velocity`.
 
 ComfyUI already appends `reference_latents` to the image tokens and, with the method `index_timestep_zero`, modulates
-them by a second timestep. During each call of the model, and only then, `DualBranch` changes three things:
+them by a second timestep. During each call of the model, and only then, `DualBranch` changes these things:
     time_text_embed   gets [t_cur, t_tar] where ComfyUI passes [t, 0],
     post_input        gives condition tokens the rotary ids of the noise tokens (docs/decisions.md#shared-positions),
-    target Linears    add the adapter's delta on condition tokens.
+    target Linears    add the adapter's delta on condition tokens,
+    MLPs              take the activation that the adapter's recipe asks for, where it is not the model's own.
 It is an APPLY_MODEL wrapper. So it stands outside a torch.compile graph, each MODEL has one of its own, and modules are
 looked up when it is called, which is right for clones and several devices. It leaves nothing on the shared modules,
 whatever happens inside.
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import comfy.model_sampling
@@ -25,9 +27,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...teasr_core.errors import InputError
+from ...teasr_core.model.activation import sigmoid_gelu_overrides
 from ...teasr_core.model.branch_lora import BranchLora, branch_overrides, forward_overrides
+from ...teasr_core.model.recipe import Recipe
 from ...teasr_core.model.timesteps import dual_times
-from .conditioning import check_run
+from .run_start import CONDITION_NOISE, ConditionNoise, RunStart
 from .tiles import ModelTiles
 
 # Wrappers, callbacks and the adapter are attached to a MODEL under this key.
@@ -54,12 +58,17 @@ class ResidualSampling(comfy.model_sampling.ModelSamplingFlux, comfy.model_sampl
 
 @dataclass(frozen=True)
 class DualBranch:
-    """The APPLY_MODEL wrapper. It holds settings alone; ComfyUI's patcher holds the adapter's weights as a model."""
+    """The APPLY_MODEL wrapper. It holds settings alone; ComfyUI's patcher holds the adapter's weights as a model.
+
+    recipe: how the adapter is meant to be run. start_encoder: the file of the second VAE encoder that it names.
+    """
 
     prediction: str
     use_dtc: bool
     lora_strength: float
     use_adapter: bool
+    recipe: Recipe = field(default_factory=Recipe)
+    start_encoder: Path | None = None
 
     def __call__(
         self,
@@ -80,6 +89,9 @@ class DualBranch:
                 "velocity; remove the ModelSampling node behind TEASRLoadBuiltin"
             )
         z_lq = lq_latent(x, kwargs)  # (B, C, 1, H, W)
+        condition_noise: ConditionNoise | None = options.get(CONDITION_NOISE)
+        if condition_noise is not None:
+            z_lq = condition_noise.mixed(z_lq, len(x))
 
         def denoise(z_t: torch.Tensor, t_cur: torch.Tensor, lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
             conds = kwargs | {"ref_latents": [lq], "ref_latents_method": "index_timestep_zero"}
@@ -87,6 +99,8 @@ class DualBranch:
                 denoised = executor(
                     z_t, t_cur, c_concat, c_crossattn, control, with_shared_positions(options), **conds
                 )  # (B, C, 1, h, w)
+            if self.recipe.velocity_scale != 1:  # denoised = z_t - t v
+                denoised = z_t + self.recipe.velocity_scale * (denoised - z_t)
             return denoised + lq.to(denoised) if self.prediction == "lq_residual" else denoised
 
         tiles: ModelTiles | None = options.get(TILES)
@@ -105,8 +119,11 @@ class DualBranch:
         self, base: Any, z_t: torch.Tensor, t_cur: torch.Tensor, t_tar: torch.Tensor, options: dict[str, Any]
     ) -> AbstractContextManager[None]:
         transformer = base.diffusion_model
-        times = dual_times(base.model_sampling.timestep(t_cur), base.model_sampling.timestep(t_tar), self.use_dtc)
+        cur, tar = base.model_sampling.timestep(t_cur), base.model_sampling.timestep(t_tar)
+        times = dual_times(cur, tar, self.use_dtc, self.recipe.condition_time)  # (2B,)
         overrides: list[Override] = [(transformer.time_text_embed, dual_time_forward(transformer, times))]
+        if self.recipe.gelu == "sigmoid":
+            overrides += sigmoid_gelu_overrides(transformer)
         if self.use_adapter:
             adapters = base.current_patcher.get_additional_models_with_key(HOOKS_KEY)
             if not adapters:
@@ -151,7 +168,7 @@ def counted_overrides(overrides: list[Override], use_compile: bool) -> Iterator[
 def attach(model: ModelPatcher, branch: DualBranch, adapter: ModelPatcher | None) -> ModelPatcher:
     """A clone of MODEL with the dual-branch forward. It replaces a TEASR adapter on it and leaves `model` as it is."""
     patched = model.clone()
-    for kind, wrapper in ((WrappersMP.APPLY_MODEL, branch), (WrappersMP.OUTER_SAMPLE, check_run)):
+    for kind, wrapper in ((WrappersMP.APPLY_MODEL, branch), (WrappersMP.OUTER_SAMPLE, RunStart(branch.recipe))):
         patched.remove_wrappers_with_key(kind, HOOKS_KEY)
         patched.add_wrapper_with_key(kind, HOOKS_KEY, wrapper)
     patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, HOOKS_KEY)
@@ -169,6 +186,12 @@ def attached_branch(model: ModelPatcher) -> DualBranch:
     if not wrappers:
         raise InputError("this MODEL has no TEASR hooks: put TEASRApplyLoRA between your loader and this node")
     return wrappers[0]
+
+
+def recipe_of(model: Any) -> Recipe:
+    """The recipe of what is wired as MODEL, or TEASR's own where it has no TEASR hooks."""
+    wrappers = model.get_wrappers(WrappersMP.APPLY_MODEL, HOOKS_KEY) if isinstance(model, ModelPatcher) else []
+    return wrappers[0].recipe if wrappers else Recipe()
 
 
 def demote_adapter(_model: ModelPatcher, clone: ModelPatcher) -> None:

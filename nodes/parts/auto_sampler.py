@@ -46,5 +46,5 @@ class TEASRUpscaleAutoSampler(io.ComfyNode):
         tolerance: float = DEFAULT_TOLERANCE,
     ) -> io.NodeOutput:
         jobs = sampling_jobs(model, conditioning, latent, seed, None, tile_px, overlap_px)
-        plans = jobs.choose_steps(AutoSteps(tolerance))
+        plans = jobs.choose_steps(AutoSteps(tolerance), fidelity)
         return io.NodeOutput(jobs.sample([plan.taus for plan in plans], fidelity, steps_summary(plans)))

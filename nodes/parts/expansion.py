@@ -87,8 +87,16 @@ class Expansion:
         source.set_input("mask", mask)
         self.resized, self.mask = source.out(0), source.out(1)
         self.encoded = self._encode(wires) if needs_model else None
+        self.wires = wires
         if self.encoded is not None and region is not None:
             self.encoded = self._restrict(self.encoded, region, image)
+
+    def add_selector(self, **inputs: Any) -> Link:
+        """Add the node that gives the times of the steps. It must know a wired MODEL, whose LoRA may start below 1."""
+        selector = self.graph.node("TEASRStepSelector", **inputs)
+        if self.wires.model is not None:
+            selector.set_input("model", self.wires.model)
+        return selector.out(0)
 
     def add_decode(self, encoded: Encoded, sampled: Link, result: Any) -> None:
         """Decode `sampled`, and wire the latent and the picture into the node `result`."""
@@ -118,4 +126,6 @@ class Expansion:
             max_megapixels=0.0,
             **size_values({"size": "factor", "scale": 1.0}),
         )
+        if wires.model is not None:  # its LoRA may have a second VAE encoder
+            condition.set_input("model", model)
         return Encoded(model, vae, condition.out(0), condition.out(2))

@@ -88,7 +88,8 @@ class TEASRUpscaleDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: dict[str, Any], vae: Any) -> io.NodeOutput:
-        samples, pictures = check_latent(latent)["samples"], picture_vae(vae)
+        samples = check_latent(latent)["samples"]
+        pictures = picture_vae(vae, notes_of(latent).recipe)
         started = time.perf_counter()
         image = decoded(pictures, samples, region_of(latent))  # (B, 3, H, W)
         notes = notes_of(latent).after("decode", started, vae_tile_px=pictures.tile_px)

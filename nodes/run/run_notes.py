@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ...teasr_core.image.target_size import TargetSize
+from ...teasr_core.model.recipe import Recipe
 from ...teasr_core.report import Report, SamplingRecord
 from ..host.running import prompt_id
 
@@ -27,12 +28,13 @@ class RunNotes(SamplingRecord):
     """How the images were encoded, sampled and decoded.
 
     size: the target size. image_seconds: the seconds of sampling for each image; for a cached latent, the time that it
-    took originally.
+    took originally. recipe: that of the MODEL for which the image was encoded, whose VAE tiles the decoder takes too.
     """
 
     size: TargetSize | None = None
     phases: Mapping[str, Phase] = field(default_factory=dict)
     image_seconds: tuple[float, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
 
     def after(self, phase: str, started: float, **changes: Any) -> RunNotes:
         """These notes after a phase that began at `started` on `time.perf_counter`'s clock, with other `changes`."""

@@ -18,7 +18,8 @@ from ...teasr_core.sampling.auto_steps import AutoSteps
 from ...teasr_core.sampling.sampler import initial_noise, scaled_noise
 from ...teasr_core.sampling.schedule import StepPlan
 from ..model.conditioning import Conditioning
-from ..model.dual_branch import HOOKS_KEY, TARGET_SIGMA, TILES
+from ..model.dual_branch import HOOKS_KEY, TARGET_SIGMA, TILES, recipe_of
+from ..model.run_start import FIDELITY
 from ..model.tiles import ModelTiles
 from .progress import Progress
 from .tile_plan import tile_memory
@@ -33,7 +34,7 @@ class ImageJob:
     """One image of a batch as ComfyUI samples it.
 
     latent (1, C, 1, h, w): the resized picture. Sampling starts from noise alone, so that the latent counts only
-    outside the noise mask.
+    outside the noise mask; where the recipe starts below 1, it is mixed with the noise.
     """
 
     positive: Conditioning
@@ -57,12 +58,13 @@ def sample_image(
 
 
 def choose_steps(
-    model: ModelPatcher, job: ImageJob, auto: AutoSteps, tiles: ModelTiles, progress: Progress
+    model: ModelPatcher, job: ImageJob, auto: AutoSteps, tiles: ModelTiles, progress: Progress, fidelity: float = 0.0
 ) -> StepPlan:
     """`AutoSteps.choose` for one image, with the noise, model and tiles that `sample_image` uses. Only the pixels that
     `tiles` wants count.
     """
     chosen: list[StepPlan] = []
+    recipe = recipe_of(model)
 
     def probe(
         denoiser: Callable[..., torch.Tensor],
@@ -71,18 +73,21 @@ def choose_steps(
         extra_args: dict[str, Any],
         **_: Any,
     ) -> torch.Tensor:
-        """A sampler function that returns the noise. When it is called, ComfyUI has loaded and prepared the model."""
+        """A sampler function that returns what it starts from. ComfyUI has loaded and prepared the model by then."""
 
         def velocity(z_t: torch.Tensor, t_cur: torch.Tensor, _: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
             denoised = denoiser(z_t, t_cur, **extra_args | {"model_options": _with_target_time(t_tar, extra_args)})
             progress.on_step(0, denoised, z_t, 0)
             return (z_t - denoised) / t_cur.reshape(-1, 1, 1, 1, 1)  # (1, C, 1, h, w)
 
-        chosen.append(auto.choose(velocity, noise, noise, tiles.wanted))  # the LQ latent travels in the conditioning
+        # The LQ latent travels in the conditioning.
+        chosen.append(auto.choose(velocity, noise, noise, tiles.wanted, recipe.start_time))
         return noise
 
     unmasked = ImageJob(job.positive, job.negative, job.latent, None, job.seed)
-    _run(model, unmasked, comfy.samplers.KSAMPLER(probe), torch.tensor([1.0, 0.0]), tiles, progress)
+    fidelity = fidelity if recipe.fidelity_times else 0.0
+    sigmas = torch.tensor([recipe.start_time, 0.0])
+    _run(model, unmasked, comfy.samplers.KSAMPLER(probe), sigmas, tiles, progress, fidelity)
     return chosen[0]
 
 
@@ -105,7 +110,10 @@ def _run(
     guider.inner_set_conds({"positive": job.positive} | ({} if job.negative is None else {"negative": job.negative}))
     guider.set_cfg(1.0 if job.negative is None else NEGATIVE_CFG)
     options = comfy.model_patcher.create_model_options_clone(guider.model_options)
-    options.setdefault("transformer_options", {})[TILES] = tiles
+    transformer_options = options.setdefault("transformer_options", {})
+    transformer_options[TILES] = tiles
+    if recipe_of(model).fidelity_times:  # it says what noise the condition gets, and the start keeps its own
+        transformer_options[FIDELITY], fidelity = fidelity, 0.0
     if tiles.plan.count > 1:
         add_wrapper_with_key(
             WrappersMP.PREPARE_SAMPLING, HOOKS_KEY, tile_memory(tiles.plan), options, is_model_options=True

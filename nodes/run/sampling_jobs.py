@@ -52,8 +52,12 @@ class SamplingJobs:
         """The number of tiles that are computed for each image."""
         return [len(self.tiles.corners(wanted)) for wanted in self.wanted]
 
-    def choose_steps(self, auto: AutoSteps) -> list[StepPlan]:
-        """The steps that each image needs, found with at most MAX_EVALUATIONS model calls an image."""
+    def choose_steps(self, auto: AutoSteps, fidelity: float = 0.0) -> list[StepPlan]:
+        """The steps that each image needs, found with at most MAX_EVALUATIONS model calls an image.
+
+        fidelity counts where the MODEL's recipe gives it a meaning of its own; it does not scale the noise here.
+        """
+        check_fidelity(fidelity)
         counts = self.tile_counts
         progress = Progress(self.model, [MAX_EVALUATIONS] * len(self.jobs), counts)
         plans = []
@@ -62,7 +66,8 @@ class SamplingJobs:
                 plans.append(StepPlan(linear_taus(1), "auto: nothing to restore"))
                 continue
             progress.start_image(k)
-            plans.append(choose_steps(self.model, job, auto, self._model_tiles(k, progress), progress))
+            tiles = self._model_tiles(k, progress)
+            plans.append(choose_steps(self.model, job, auto, tiles, progress, fidelity))
         return plans
 
     def sample(self, sigmas: Sequence[torch.Tensor], fidelity: float = 0.0, reason: str = "") -> dict[str, Any]:

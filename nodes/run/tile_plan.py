@@ -23,7 +23,7 @@ from ...teasr_core.tiling import (
 from ..host.memory import available_bytes, largest_that_fits, too_large
 from ..model.builtin_model import is_builtin
 from ..model.conditioning import LQ_KEY
-from ..model.dual_branch import TILES
+from ..model.dual_branch import TILES, recipe_of
 from ..model.tiles import ModelTiles
 
 # Automatic tiles of Qwen-Image have the size it was made for, or a smaller one if the card has no room for it even
@@ -36,14 +36,15 @@ def plan_model_tiles(model: ModelPatcher, height: int, width: int, tile_px: int,
     """The tiles of a latent of height x width. 0 is automatic; a tile as large as the image leaves it whole."""
     patch_multiple = token_multiple(model)
     downscale = int(model.get_model_object("latent_format").spacial_downscale_ratio)
-    auto_px, short = (AUTO_TILE_PX, AUTO_OVERLAP_PX), ""
-    if not is_builtin(model):
-        side_px = QWEN_SIDES_PX[0]
-        if tile_px == 0:
-            side_px, short = fitting_side_px(model, height, width, downscale)
-        auto_px = (side_px, min(QWEN_OVERLAP_PX, side_px // 4))
+    recipe, short = recipe_of(model), ""
+    auto_px = (AUTO_TILE_PX, AUTO_OVERLAP_PX) if is_builtin(model) else (QWEN_TILE_PX, QWEN_OVERLAP_PX)
+    auto_px = recipe.tiles_px(auto_px)
+    if tile_px == 0 and not is_builtin(model):
+        side_px, short = fitting_side_px(model, height, width, downscale, auto_px[0])
+        if side_px < auto_px[0]:
+            auto_px = (side_px, min(QWEN_OVERLAP_PX, side_px // 4))
     tile, overlap = tile_in_latent(tile_px, overlap_px, downscale, patch_multiple, auto_px)
-    plan = plan_tiles(height, width, tile, overlap, patch_multiple)
+    plan = plan_tiles(height, width, tile, overlap, patch_multiple, recipe.border(tile, overlap))
     if plan.count > 1 and not is_whole(height, width, patch_multiple):
         raise InputError(
             f"a latent of {width} x {height} cannot be tiled: expected multiples of {patch_multiple}, so let "
@@ -82,18 +83,19 @@ def check_interrupt(_done: int, _count: int) -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def fitting_side_px(model: ModelPatcher, height: int, width: int, downscale: int) -> tuple[int, str]:
+def fitting_side_px(model: ModelPatcher, height: int, width: int, downscale: int, usual_px: int) -> tuple[int, str]:
     """The side of a tile in pixels for a latent of height x width, and why it is smaller than usual, if it is."""
+    sides_px = (usual_px, *(side for side in QWEN_SIDES_PX if side < usual_px))
 
     def needed(side_px: int) -> float:
         side = side_px // downscale
         return forward_memory(model, min(side, height), min(side, width))
 
     free = available_bytes(model.load_device)
-    side_px = largest_that_fits(QWEN_SIDES_PX, needed, free)
-    if side_px == QWEN_SIDES_PX[0]:
+    side_px = largest_that_fits(sides_px, needed, free)
+    if side_px == usual_px:
         return side_px, ""
-    largest = min(QWEN_SIDES_PX[0], downscale * max(height, width))
+    largest = min(usual_px, downscale * max(height, width))
     return side_px, too_large(largest, needed(largest), free)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...teasr_core.errors import InputError, OutputError
+from ...teasr_core.model.recipe import Recipe
 from ...teasr_core.tiling import QWEN_OVERLAP_PX, QWEN_TILE_PX, TilePlan, convert_in_tiles, plan_codec_tiles
 from ..host.images import from_host, to_host
 from ..host.memory import (
@@ -38,9 +39,12 @@ SHARED_SIDES_PX = SIDES_PX[1:]
 Convert = Callable[[torch.Tensor], torch.Tensor]
 
 
-def picture_vae(vae: Any) -> HostVae | BuiltinVae:
-    """The VAE on a wire, as the pack uses it: images and latents have the core's layout (B, C, H, W)."""
-    return BuiltinVae(vae) if isinstance(vae, DctVAE) else HostVae(check_vae(vae))
+def picture_vae(vae: Any, recipe: Recipe | None = None) -> HostVae | BuiltinVae:
+    """The VAE on a wire, as the pack uses it: images and latents have the core's layout (B, C, H, W).
+
+    recipe: that of the MODEL, which may have tiles of its own.
+    """
+    return BuiltinVae(vae) if isinstance(vae, DctVAE) else HostVae(check_vae(vae), recipe)
 
 
 class BuiltinVae:
@@ -72,12 +76,16 @@ class HostVae:
     InputError if memory runs out for the smallest.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, recipe: Recipe | None = None) -> None:
         self.vae = vae
+        self.recipe = recipe or Recipe()
         self.tile_px = 0
         device = getattr(vae, "device", None)
         self.free = available_bytes(device)
         self.sides_px = SIDES_PX if device is None or has_own_memory(device) else SHARED_SIDES_PX
+        own = self.recipe.tile_px
+        if own:
+            self.sides_px = (own, *(side for side in self.sides_px if side < own))
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, C, 1, h, w) float32. OutputError if the VAE makes NaN or infinity of it."""
@@ -134,7 +142,10 @@ class HostVae:
     def _plan(self, height: int, width: int, f: int, needed: Callable[[TilePlan], float]) -> TilePlan:
         def plan(side_px: int) -> TilePlan:
             overlap_px = max(LEAST_OVERLAP_PX, min(QWEN_OVERLAP_PX, side_px // 4))
-            return plan_codec_tiles(height, width, side_px // f, overlap_px // f)
+            if side_px == self.recipe.tile_px:
+                overlap_px = self.recipe.overlap_px
+            tile, overlap = side_px // f, overlap_px // f
+            return plan_codec_tiles(height, width, tile, overlap, border=self.recipe.border(tile, overlap))
 
         sides = self.sides_px
         side = largest_that_fits(sides, lambda side_px: needed(plan(side_px)), self.free)

@@ -131,7 +131,7 @@ def check_base(
         )
     for path in wanted:
         a, b = lora.tensors[f"{path}.lora_A.weight"], lora.tensors[f"{path}.lora_B.weight"]
-        shape = _linear_shape(path, architecture)
+        shape = _linear_shape(path, architecture.width, architecture.token_channels)
         if (b.shape[0], a.shape[1]) != shape:
             raise LoraFileError(
                 f"{lora.name}: '{path}' is {(b.shape[0], a.shape[1])}, the model has {shape}: "
@@ -238,11 +238,10 @@ def _check_pairs(name: str, tensors: Mapping[str, torch.Tensor], rank: int) -> N
             )
 
 
-def _linear_shape(path: str, architecture: QwenArchitecture) -> tuple[int, int]:
-    """(out, in) of an adapted Linear in a transformer of this architecture; the MLP is four times as wide."""
-    width = architecture.width
+def _linear_shape(path: str, width: int, token_channels: int = 0) -> tuple[int, int]:
+    """(out, in) of an adapted Linear in a transformer of this width; the MLP is four times as wide."""
     if path == "img_in":
-        return width, architecture.token_channels
+        return width, token_channels
     if path.endswith("img_mlp.net.0.proj"):
         return 4 * width, width
     if path.endswith("img_mlp.net.2"):

@@ -37,6 +37,7 @@ NODES = {
             ("conditioning", "CONDITIONING", None),
             *SIZE,
             ("negative", "CONDITIONING", None),
+            ("model", "MODEL", None),
         ],
         [("conditioning", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT"), ("resized", "IMAGE")],
     ),

@@ -1,0 +1,96 @@
+"""What is checked and prepared when a sampler starts on a TEASR MODEL, one of TEASR's own or a stock one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...teasr_core.errors import InputError
+from ...teasr_core.model.recipe import Recipe
+from ...teasr_core.sampling.sampler import noised
+from ..host.sockets import check_falling
+from .conditioning import LQ_KEY, START_KEY
+
+# Transformer options: the fidelity of a MODEL whose recipe gives it a meaning, and the noise that follows from it.
+FIDELITY = "teasr_fidelity"
+CONDITION_NOISE = "teasr_condition_noise"
+
+
+@dataclass(frozen=True)
+class ConditionNoise:
+    """Noise (B, C, 1, H, W) and the time to which it is mixed into the LQ latent. It is the noise of the sampling."""
+
+    noise: torch.Tensor
+    time: float
+
+    def mixed(self, z_lq: torch.Tensor, batch: int) -> torch.Tensor:
+        """The LQ latent (1 or `batch`, C, 1, H, W) with this noise, for a model call on `batch` rows."""
+        noise = self.noise.to(z_lq)
+        if batch % len(noise) or z_lq.shape[1:] != noise.shape[1:]:
+            raise InputError(
+                f"the model is called on {batch} latents of {tuple(z_lq.shape[1:])}, the sampling began with noise of "
+                f"{tuple(noise.shape)}: expected whole pictures, so remove the node that cuts or adds latents"
+            )
+        rows = noise.repeat(batch // len(noise), 1, 1, 1, 1)  # ComfyUI calls the model on all conditionings at once
+        return noised(z_lq.expand_as(rows), rows, self.time)
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """OUTER_SAMPLE wrapper: before anything is loaded, InputError for times or latents that do not suit the MODEL."""
+
+    recipe: Recipe
+
+    def __call__(
+        self, executor: Any, noise: torch.Tensor, latent: Any, sampler: Any, sigmas: torch.Tensor, *args: Any, **kw: Any
+    ) -> Any:
+        check_falling(sigmas)
+        guider = executor.class_obj
+        check_channels(guider)
+        self._check_start(guider, sigmas)
+        if self.recipe.fidelity_times:
+            options = guider.model_options.setdefault("transformer_options", {})  # they belong to this run alone
+            time = self.recipe.lq_time(options.get(FIDELITY, 0.0))
+            field = noise if noise.ndim == 5 else noise[:, :, None]
+            if time > 0:
+                options[CONDITION_NOISE] = ConditionNoise(field, time)
+        return executor(noise, latent, sampler, sigmas, *args, **kw)
+
+    def _check_start(self, guider: Any, sigmas: torch.Tensor) -> None:
+        start = self.recipe.start_time
+        if float(sigmas[0]) > start + 1e-6:
+            raise InputError(
+                f"the sigmas begin at {float(sigmas[0]):.4g}, this MODEL's LoRA starts at {start:.4g}: wire the "
+                "MODEL into TEASRStepSelector's `model` too, and its sigmas here"
+            )
+        for entries in guider.conds.values():
+            for entry in entries:
+                if entry.get(LQ_KEY) and entry.get(START_KEY, "") != self.recipe.start_encoder_sha256:
+                    raise InputError(wrong_start(self.recipe))
+
+
+def wrong_start(recipe: Recipe) -> str:
+    """The sentence for a TEASRCondition that did not know the MODEL's LoRA."""
+    if recipe.uses_start_latent:
+        return (
+            f"this MODEL's LoRA starts from the latent of a second VAE encoder ({recipe.start_encoder}), which "
+            "TEASRCondition did not make: wire this MODEL into TEASRCondition's `model`"
+        )
+    return (
+        "TEASRCondition made the latent for another MODEL, whose LoRA has a second VAE encoder: wire the MODEL that "
+        "samples into its `model`, or none"
+    )
+
+
+def check_channels(guider: Any) -> None:
+    """InputError if the LQ latent is of another VAE than the MODEL's."""
+    channels = guider.model_patcher.get_model_object("latent_format").latent_channels
+    for entries in guider.conds.values():
+        for lq in (lq for entry in entries for lq in entry.get(LQ_KEY, [])):
+            if lq.shape[1] != channels:
+                raise InputError(
+                    f"the LQ latent has {lq.shape[1]} channels, the MODEL works on {channels}: wire the VAE that "
+                    "belongs to this MODEL into TEASRCondition"
+                )
