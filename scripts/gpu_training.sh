@@ -22,7 +22,7 @@ read -ra overrides <<< "${OVERRIDES:-}"
 run_for() {
     local seconds=$1 code=0
     shift
-    timeout --signal=TERM --kill-after=60 "$seconds" "$python" -m training "$@" || code=$?
+    timeout --signal=TERM --kill-after=600 "$seconds" "$python" -m training "$@" || code=$?
     [ "$code" = 0 ] || [ "$code" = 124 ] || [ "$code" = 130 ] || exit "$code"
 }
 
