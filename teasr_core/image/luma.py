@@ -37,6 +37,22 @@ def to_full_y(rgb: np.ndarray) -> np.ndarray:
     return unit_rgb(rgb) @ np.array([0.298936, 0.587043, 0.114021]) * 255.0
 
 
+def psnr_y(a: np.ndarray, b: np.ndarray) -> float:
+    """PSNR in dB of the studio-range Y of two (H, W, 3) pictures, peak 255; infinite for equal pictures.
+
+    They are uint8, or float in [0, 1]. Raises InputError for pictures of different sizes.
+    """
+    check_same_size(a, b)
+    error = float(np.mean((to_studio_y(a) - to_studio_y(b)) ** 2))
+    return float("inf") if error == 0.0 else 10.0 * float(np.log10(255.0**2 / error))
+
+
+def check_same_size(a: np.ndarray, b: np.ndarray) -> None:
+    """InputError where two pictures cannot be compared."""
+    if a.shape != b.shape:
+        raise InputError(f"metric: found pictures of {a.shape} and {b.shape}, expected equal sizes; crop or resize one")
+
+
 def gradient_map(rgb: np.ndarray) -> np.ndarray:
     """Return the size of the forward differences of studio-range Y in 8-bit levels: (H, W, 3) to (H - 1, W - 1)."""
     y = to_studio_y(rgb)

@@ -42,18 +42,20 @@ def test_the_help_panel_shows_our_page(frontend, locale):
     assert report["errors"] == []
 
 
-def test_chinese_names_are_shown(frontend):
-    report = frontend("names", QUICK_START, locale="zh", use_vue=True)
-    chinese = texts("zh")
+@pytest.mark.parametrize("locale", ["de", "es", "fr", "ja", "ko", "ru", "zh"])
+def test_translated_names_are_shown(frontend, locale, shots):
+    report = frontend("names", QUICK_START, locale=locale, use_vue=True)
+    (shots / "names.png").rename(shots / f"names_{locale}.png")
+    chosen = texts(locale)
     for node_id, node in report["nodes"].items():
-        wanted = chinese[node_id]
+        wanted = chosen[node_id]
         assert node["title"] == wanted["display_name"]
         labels = {key: entry["name"] for key, entry in wanted["inputs"].items()}
         shown = node["inputs"] | node["widgets"]
         shown.pop("control_after_generate", None)  # the frontend's own
         assert {name: labels[name.replace(".", "_")] for name in shown} == shown, node_id
         assert node["outputs"] == [entry["name"] for entry in wanted["outputs"].values()], node_id
-    assert chinese["TEASRUpscale"]["display_name"] in report["titles"]  # in a saved workflow too
+    assert chosen["TEASRUpscale"]["display_name"] in report["titles"]  # in a saved workflow too
     assert report["errors"] == []
 
 

@@ -16,7 +16,7 @@ from ..memory.config import MemoryConfig
 from ..objective.losses import MAX_OFFSET, MAX_RECTIFICATION
 from ..objective.objective import LAYOUTS
 from .fields import TABLE, Count, CropPx, Positive, Switch, one_of
-from .shared import LOSS_SPACES, PERCEPTUALS, DataConfig, DistillOptimConfig, RunConfig, check_data
+from .shared import LOSS_SPACES, PERCEPTUALS, DataConfig, DistillOptimConfig, RunConfig, check_data, check_optim
 from .stage import PERCEPTUAL_CROP_PX, BoundaryTime
 from .toml import from_mapping, read_toml
 
@@ -123,6 +123,7 @@ def check_distill(config: DistillConfig) -> None:
     """ConfigError where two fields do not go together."""
     config.memory.check()
     check_data(config.data)
+    check_optim(config.optim)
     adapter, loss = config.adapter, config.loss
     if adapter.start and adapter.trainable == "all":
         raise ConfigError(

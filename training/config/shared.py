@@ -15,7 +15,10 @@ from .fields import TABLE, Count, Decay, Natural, Number, Positive, Switch, Weig
 
 PERCEPTUALS = ("none", "lpips-squeeze", "lpips-alex", "lpips-vgg")
 LOSS_SPACES = ("pixel", "latent")
-OPTIMISER_KINDS = ("adamw", "adamw-8bit", "adamw-cpu")
+OPTIMISER_KINDS = ("adamw", "adamw-8bit", "adamw-cpu", "prodigy", "adafactor")
+SCHEDULES = ("linear", "cosine")
+TRACKERS = ("tensorboard", "wandb", "trackio")
+MIN_PRODIGY_LR = 0.1
 
 
 @with_config(TABLE)
@@ -32,7 +35,9 @@ class RunConfig:
     checkpoint_every: Count = 500
     keep_checkpoints: Count = 2
     preview_every: Count = 1000
-    use_tensorboard: Switch = True
+    trackers: tuple[Annotated[str, one_of(TRACKERS)], ...] = ("tensorboard",)  # beside log.jsonl (run/trackers.py)
+    use_tensorboard: Switch = True  # false takes tensorboard out of trackers
+    project: str = "teasr"  # the name under which wandb and trackio keep the run
     preview_images: tuple[str, ...] = ()  # held-out photographs; empty = no previews
 
 
@@ -97,6 +102,7 @@ class OptimConfig:
     eps: Positive = 1e-12  # squared pixel errors are small; 1e-8 may hold back the high frequencies
     weight_decay: Weight = 0.0
     clip_norm: Annotated[float, Strict(), Field(gt=0)] = 1.0  # inf = no clipping
+    schedule: Annotated[str, one_of(SCHEDULES)] = "linear"  # from lr_start to lr_end of each stage
     warmup_steps: Natural = 100
     ema_decay: Decay = 0.999
     max_bad_steps: Count = 10  # steps in a row without a finite gradient before the run gives up
@@ -112,7 +118,8 @@ class OptimConfig:
 class DistillOptimConfig:
     kind: Annotated[str, one_of(OPTIMISER_KINDS)] = "adamw"  # run/optimizers.py
     lr: Positive = 5e-5
-    lr_end: Weight = 5e-5  # reached linearly at the last step
+    lr_end: Weight = 5e-5  # reached at the last step
+    schedule: Annotated[str, one_of(SCHEDULES)] = "linear"  # from lr to lr_end
     warmup_steps: Natural = 0
     betas: tuple[Decay, Decay] = (0.9, 0.99)
     eps: Positive = 1e-8
@@ -128,4 +135,13 @@ def check_data(data: DataConfig) -> None:
         raise ConfigError(
             f"data.weights is {list(weights)}: expected {count} weights of at least 0, one for each of data.folders "
             "and data.pairs, not all of them 0"
+        )
+
+
+def check_optim(optim: DistillOptimConfig) -> None:
+    """ConfigError where the learning rate is not one of the optimiser's."""
+    if optim.kind == "prodigy" and optim.lr < MIN_PRODIGY_LR:
+        raise ConfigError(
+            f"optim.kind is 'prodigy' and optim.lr is {optim.lr:g}: Prodigy finds the rate itself and multiplies it by "
+            f"optim.lr, expected at least {MIN_PRODIGY_LR:g}; set optim.lr to 1 and optim.lr_end to 1 or 0"
         )

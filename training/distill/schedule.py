@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ..config.distill import DistillConfig
 from ..objective.objective import LossWeights
+from ..run.learning_rate import rate_between
 
 
 def learning_rate(config: DistillConfig, step: int) -> float:
-    """At a 0-based step: linear from lr to lr_end over the run, times a linear warm-up."""
+    """At a 0-based step: from lr to lr_end over the run, times a linear warm-up."""
     optim = config.optim
-    rate = optim.lr + (optim.lr_end - optim.lr) * step / config.train.steps
+    rate = rate_between(optim.lr, optim.lr_end, step, config.train.steps, optim.schedule)
     return rate * min(1.0, (step + 1) / max(1, optim.warmup_steps))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..config.distill import DistillConfig
 from ..data.dataset import batches
 from ..data.sources import data_summary
 from ..objective import losses
-from ..objective.difference_log import DifferenceLog
+from ..objective.difference_log import DifferenceHistogram, DifferenceLog
 from ..objective.draws import Draws, draw
 from ..objective.lpips import load_perceptual
 from ..objective.objective import Batch, Figures, LossWeights, Objective, velocity_calls
@@ -52,6 +52,7 @@ class Distiller(TrainingRun):
             boundary_time=config.loss.boundary_time,
         )  # fmt: skip
         self.difference = DifferenceLog(config.loss.w_max, config.ablation.tar)
+        self.histogram = DifferenceHistogram()
         self._step_differences: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the step under way
         bad_steps = BadSteps(self.folder, self.log, config.train.max_bad_steps, "optim.lr or loss.rectify")
         self._begin(self.model.parameters, config.optim, bad_steps, self.model.mixes_dtypes)
@@ -113,6 +114,8 @@ class Distiller(TrainingRun):
     def _after_update(self, passed: bool) -> None:
         for s, delta in self._step_differences if passed else ():
             self.difference.add(s, delta)
+            if self.log.has_trackers:
+                self.histogram.add(s, delta)
         self._step_differences.clear()
 
     def _window_values(self) -> dict[str, float]:
@@ -120,13 +123,18 @@ class Distiller(TrainingRun):
         self.difference.clear()
         return values
 
-    def _preview(self) -> None:
-        photographs = [Path(name) for name in self.config.run.preview_images]
+    def _preview(self, photographs: Sequence[Path]) -> dict[str, float]:
+        figures = {}
         for name, weights in (("raw", nullcontext()), ("ema", self.ema.swapped_in(self.parameters.items()))):
             path = self.folder / f"preview_{self.step:08d}_{name}.jpg"
             with weights:
-                write_preview(path, self.model.velocity, self.model.codec, photographs, self._autocast)
+                figures = write_preview(path, self.model.velocity, self.model.codec, photographs, self._autocast,
+                                        self.objective.perceptual)  # fmt: skip
             self.log.picture(f"preview/{name}", self.step, path)
+        return figures  # of the averaged weights, the last ones
+
+    def _chart(self, path: Path) -> bool:
+        return self.histogram.draw(path)
 
     def _frozen_tensors(self) -> dict[str, torch.Tensor]:
         return self.model.frozen_tensors()

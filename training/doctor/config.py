@@ -17,6 +17,7 @@ from .finding import MISSING, NOTE, OK, Finding
 from .run_folder import output_findings
 
 _DISTILL_TABLES = {"base", "adapter", "ablation", "train", "memory"}  # that pretraining does not have
+_OPTIMISER_MODULES = {"adamw-8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 _FEATURES = {"squeeze": "squeezenet1_1", "alex": "alexnet", "vgg": "vgg16"}  # LPIPS network -> torchvision's name
 
 
@@ -50,8 +51,9 @@ def examine(path: Path, overrides: Sequence[str] = ()) -> ConfigReport:
     if config.loss.perceptual != "none":
         report.modules |= {"lpips", "torchvision"}
         report.findings.append(_perceptual(config.loss.perceptual, config.loss.perceptual_backbone))
-    if getattr(config.optim, "kind", "") == "adamw-8bit":
-        report.modules.add("bitsandbytes")
+    kind = config.optim.kind
+    report.modules |= {module for name, module in _OPTIMISER_MODULES.items() if name == kind}
+    report.modules |= {name for name in config.run.trackers if name != "tensorboard"}
     report.findings.append(_precision(config.run))
     report.findings += data_findings(config.data, crops)
     report.findings += [_preview(name) for name in config.run.preview_images]

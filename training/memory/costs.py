@@ -63,6 +63,8 @@ class OptimiserBytes:
 OPTIMISERS = {
     "adamw": OptimiserBytes(4, 4, 8),
     "adamw-8bit": OptimiserBytes(4, 4, 2),
+    "prodigy": OptimiserBytes(4, 4, 16),  # two moments, the sum of the gradients, the first weights
+    "adafactor": OptimiserBytes(4, 4, 0.25),  # a row and a column of each matrix
     "adamw-cpu": OptimiserBytes(4, 4, 0, host=12),  # float32 weight and states on the host
     "adamw-cpu bf16": OptimiserBytes(2, 2, 0, host=12),  # the same, and bf16 on the device
 }

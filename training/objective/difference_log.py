@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from .losses import MAX_DIFFERENCE, rectification_weight
 
 BUCKETS = (0.02, 0.2, 0.4, 0.6, 0.8, 0.98)
+BARS, REACH = 60, 1.5 * MAX_DIFFERENCE  # of the histogram: its bars, from -REACH to REACH
+LEAST_SHARE = 1e-6  # the lowest height that it shows
 
 
 class DifferenceLog:
@@ -46,3 +50,39 @@ class DifferenceLog:
                 result[f"delta/abs_{name}"] = float(self.size[i]) / count
                 result[f"delta/rms_w_{name}"] = (float(self.pull[i]) / count) ** 0.5
         return result
+
+
+class DifferenceHistogram:
+    """How often each value of Delta (Eq. 9) occurred since it was last drawn, by bucket of s."""
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(len(BUCKETS) - 1, BARS)
+
+    def add(self, s: torch.Tensor, delta: torch.Tensor) -> None:
+        """s (B,), delta (B, C, H, W) before the clamp. Values beyond REACH count in the outermost bars."""
+        buckets = torch.bucketize(s.detach().float().cpu(), torch.tensor(BUCKETS[1:-1]))  # (B,)
+        for bucket, values in zip(buckets.tolist(), delta.detach().float(), strict=True):
+            self.counts[bucket] += torch.histc(values.clamp(-REACH, REACH), BARS, -REACH, REACH).cpu()
+
+    def draw(self, path: Path) -> bool:
+        """Write a PNG with a panel for each bucket and begin anew. False, and no file, where nothing was counted.
+
+        Dotted lines show where Delta is clamped; the heights are logarithmic.
+        """
+        if not self.counts.sum():
+            return False
+        from matplotlib.figure import Figure  # takes a second, and pyplot would choose a window system
+
+        figure = Figure(figsize=(3 * len(self.counts), 2.6), layout="constrained")
+        panels = figure.subplots(1, len(self.counts), sharex=True, sharey=True)
+        width = 2 * REACH / BARS
+        lefts = [-REACH + width * k for k in range(BARS)]
+        for panel, counts, low, high in zip(panels, self.counts, BUCKETS[:-1], BUCKETS[1:], strict=True):
+            shares = (counts / counts.sum().clamp(min=1)).clamp(min=LEAST_SHARE)  # a logarithm needs more than 0
+            panel.bar(lefts, shares.tolist(), width, align="edge", color="C0")
+            panel.set(title=f"s {low:g} to {high:g}", xlabel="Delta", yscale="log", ylim=(LEAST_SHARE, 1))
+            for edge in (-MAX_DIFFERENCE, MAX_DIFFERENCE):
+                panel.axvline(edge, color="C3", linestyle=":")
+        figure.savefig(path, format="png", dpi=80)
+        self.counts.zero_()
+        return True

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ..config.pretrain import PretrainConfig
+from ..run.learning_rate import rate_between
 
 
 def learning_rate(config: PretrainConfig, step: int) -> float:
-    """Linear within a stage from lr_start to lr_end, times a linear warm-up wherever training turns to another part."""
+    """From lr_start to lr_end of a stage, times a linear warm-up wherever training turns to another part."""
     index, stage, done = config.stage_at(step)
-    rate = stage.lr_start + (stage.lr_end - stage.lr_start) * done / stage.steps
+    rate = rate_between(stage.lr_start, stage.lr_end, done, stage.steps, config.optim.schedule)
     while index > 0 and config.stages[index - 1].trains == stage.trains:
         index -= 1
         done += config.stages[index].steps

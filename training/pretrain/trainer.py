@@ -10,7 +10,7 @@ A model with an LQ encoder trains that first, by itself; it is frozen in the sta
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,13 @@ class Pretrainer(TrainingRun):
         model.load_state_dict(self.ema.shadow, strict=True)
         return model.eval().requires_grad_(False)
 
-    def _preview(self) -> None:
+    def _preview(self, photographs: Sequence[Path]) -> dict[str, float]:
         averaged = self.ema_model().to(self.device)
         codec = codec_from_json(codec_to_json(self.codec), averaged.condition_encoder)
-        photographs = [Path(name) for name in self.config.run.preview_images]
         path = self.folder / f"preview_{self.step:08d}.jpg"
-        write_preview(path, averaged.velocity(), codec, photographs, self._autocast)
+        figures = write_preview(path, averaged.velocity(), codec, photographs, self._autocast, self.perceptual)
+        self.log.picture("preview/ema", self.step, path)
+        return figures
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""One JSON object a line in `log.jsonl`, the same values for TensorBoard, a short line on the terminal."""
+"""One JSON object a line in `log.jsonl`, the same values for the trackers, a short line on the terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from teasr_core.errors import InputError
 from teasr_core.whole_file import cause_of
+
+from .trackers import Trackers
 
 TINY = 1e-12  # squared errors below this count as none in the log
 
@@ -40,14 +44,13 @@ class Means:
 class RunLog:
     """The log of a run. A process that is not the first of several passes `is_main=False` and stays silent.
 
-    TensorBoard's files go to `tensorboard/`; without the package `tensorboard` there are none, and a note says so.
-    Raises InputError where nothing can be written to `folder`.
+    trackers: of the run, or None. Raises InputError where nothing can be written to `folder`.
     """
 
-    def __init__(self, folder: Path, use_tensorboard: bool = False, is_main: bool = True) -> None:
+    def __init__(self, folder: Path, is_main: bool = True) -> None:
         self.is_main = is_main
         self.path = folder / "log.jsonl"
-        self.board: Any = None
+        self.trackers: Trackers | None = None
         self.has_gaps = False  # lines were lost because the disk was full
         if not is_main:
             return
@@ -59,13 +62,10 @@ class RunLog:
             raise InputError(
                 f"run.output_dir is {folder}, where nothing can be written ({error.strerror}): name another folder"
             ) from None
-        if use_tensorboard:
-            try:
-                from torch.utils.tensorboard.writer import SummaryWriter
 
-                self.board = SummaryWriter(folder / "tensorboard")
-            except ImportError:
-                self.note("no TensorBoard log: pip install tensorboard, or set run.use_tensorboard = false")
+    @property
+    def has_trackers(self) -> bool:
+        return self.trackers is not None and bool(self.trackers.opened)
 
     def write(self, step: int, values: Mapping[str, float], shown: tuple[str, ...] = ()) -> None:
         """Record values of a step; the terminal shows `shown` of them, or all."""
@@ -73,35 +73,28 @@ class RunLog:
             return
         rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}  # losses get small
         try:
-            self._store(step, values, rounded)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 1), "step": step, **rounded}) + "\n")
         except OSError as error:  # a full disk costs lines of the log, not the run
             if not self.has_gaps:
                 self.note(f"{self.path} cannot be written ({cause_of(error)}): the log has gaps until there is room")
             self.has_gaps = True
+        if self.trackers is not None:
+            self.trackers.log(step, values)
         chosen = {k: v for k, v in rounded.items() if not shown or k in shown}
         line = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.items()]
         print(f"step {step}", *line, sep="  ", flush=True)
 
-    def _store(self, step: int, values: Mapping[str, float], rounded: Mapping[str, float]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 1), "step": step, **rounded}) + "\n")
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
-            self.board.flush()
-
     def picture(self, name: str, step: int, path: Path) -> None:
-        """Show a picture file in TensorBoard."""
-        if self.board is not None:
-            import numpy as np
-            from PIL import Image
-
-            self.board.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+        """Show a picture file in the trackers."""
+        if self.trackers is not None:
+            with Image.open(path) as image:
+                self.trackers.image(name, step, np.asarray(image.convert("RGB")))
 
     def note(self, text: str) -> None:
         if self.is_main:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
+        if self.trackers is not None:
+            self.trackers.close()

@@ -7,9 +7,10 @@ exactly.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -32,6 +33,7 @@ from .precision import choose_autocast
 from .preview import check_preview_images
 from .processes import Processes
 from .stop_request import StopRequest
+from .trackers import Trackers
 
 Pictures: TypeAlias = tuple[torch.Tensor, ...]  # (lq, hq), in some runs (lq, hq, target): (B, 3, H, W) in [0, 1]
 
@@ -58,8 +60,10 @@ class TrainingRun(ABC):
         torch.set_flush_denormal(True)
         self.processes = Processes(run.device)
         self.device = self.processes.device
-        self.log = RunLog(self.folder, run.use_tensorboard, self.processes.is_main)
+        self.log = RunLog(self.folder, self.processes.is_main)
         check_preview_images(run.preview_images)
+        if self.processes.is_main:
+            self.log.trackers = Trackers(run, to_mapping(config), self.log.note)
         self.step, self.micro_step, self.samples, self.seconds = 0, 0, 0, 0.0
         self.use_autocast = False
         self._stop = StopRequest()
@@ -107,7 +111,12 @@ class TrainingRun(ABC):
         """Add `scale` times the gradient of one micro-batch to the parameters; what the log shows of it."""
 
     @abstractmethod
-    def _preview(self) -> None: ...
+    def _preview(self, photographs: Sequence[Path]) -> dict[str, float]:
+        """Draw the previews of `run.preview_images` as files and into the log; the figures of the averaged weights."""
+
+    def _chart(self, path: Path) -> bool:
+        """Draw what the log's values alone do not show of the steps since the last chart; False without anything."""
+        return False
 
     @abstractmethod
     def _state(self) -> dict[str, Any]:
@@ -147,6 +156,7 @@ class TrainingRun(ABC):
     def _train_steps(self, loader: Iterator[list[Pictures]], last_step: int) -> None:
         run = self.config.run
         means, since, waited, steps = Means(), time.perf_counter(), 0.0, 0
+        held_out: dict[str, float] = {}  # figures that wait for the next line of the log
         while self.step < last_step:
             before = time.perf_counter()
             micro_batches = next(loader)
@@ -154,24 +164,28 @@ class TrainingRun(ABC):
             means.add(self._update(micro_batches))
             steps += 1
             stop = self.processes.any(self._stop.is_made)
+            line: dict[str, float] | None = None
             if self.step % run.log_every == 0 or stop or self.step == last_step:
                 elapsed = time.perf_counter() - since
                 self.seconds += elapsed
-                values = means.values() | self._window_values() | {
+                line = means.values() | self._window_values() | {
                     "lr": self._learning_rate(self.step - 1), "skipped": self.bad_steps.skipped,
                     "seconds_per_step": elapsed / steps, "data_wait": waited / elapsed,
                     "peak_memory_mb": peak_memory_mb(),
                 }  # fmt: skip
-                self.log.write(self.step, values, self.shown)
                 means, since, waited, steps = Means(), time.perf_counter(), 0.0, 0
+            before = time.perf_counter()
+            if self.step % run.checkpoint_every == 0 and not stop:
+                self.save()
+            if self.step % run.preview_every == 0 and self.processes.is_main and not stop:
+                held_out = self._try_preview()
+            if line is not None:
+                shown = (*self.shown, *held_out) if self.shown else ()
+                self.log.write(self.step, line | held_out, shown)
+                held_out = {}
             if stop:
                 self.log.note(f"stopping after step {self.step}")
                 return
-            before = time.perf_counter()
-            if self.step % run.checkpoint_every == 0:
-                self.save()
-            if run.preview_images and self.step % run.preview_every == 0 and self.processes.is_main:
-                self._try_preview()
             since += time.perf_counter() - before  # it is not part of a step's time
 
     def _update(self, micro_batches: list[Pictures]) -> dict[str, float]:
@@ -199,11 +213,19 @@ class TrainingRun(ABC):
         self.samples += len(micro_batches) * processes.count * len(micro_batches[0][0])
         return values if passed else {}
 
-    def _try_preview(self) -> None:
+    def _try_preview(self) -> dict[str, float]:
+        """Draw the previews and the chart; the previews' figures."""
+        images, figures = self.config.run.preview_images, {}
         try:
-            self._preview()
+            if images:
+                figures = self._preview([Path(name) for name in images])
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "chart.png"
+                if self.log.has_trackers and self._chart(path):
+                    self.log.picture("delta/histogram", self.step, path)
         except OSError as error:  # such as a full disk
             self.log.note(f"step {self.step} has no preview, which cannot be written ({error.strerror or error})")
+        return figures
 
     def _autocast(self) -> AbstractContextManager[object]:
         """Entered around the network alone; losses and codec stay float32."""

@@ -1,16 +1,24 @@
-"""AdamW in three places: on the device in float32, in 8 bits there, or in float32 on the CPU.
+"""The optimisers: AdamW in three places (on the device in float32, in 8 bits there, or in float32 on the CPU), Prodigy,
+Adafactor.
 
 Each keeps its state in tensors by parameter name, which is what a checkpoint stores.
+Sources: Mishchenko and Defazio 2023, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner" (package prodigyopt);
+Shazeer and Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost" (torch.optim.Adafactor).
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 
 from teasr_core.errors import ConfigError
+
+PRODIGY_GROUP = ("d", "d_max", "d_numerator", "k")  # the estimated rate, what it is computed from, the steps
 
 
 class OptimSettings(Protocol):
@@ -37,11 +45,8 @@ class NamedOptimizer:
         self.stepped = self.parameters
         if self.offloaded:
             self.stepped = {n: torch.nn.Parameter(_master(p)) for n, p in self.parameters.items()}
-        options: dict[str, Any] = {"betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
-        if settings.kind == "adamw-8bit":
-            self.inner: torch.optim.Optimizer = _adamw_8bit()(list(self.stepped.values()), lr=0.0, **options)
-        else:
-            self.inner = torch.optim.AdamW(list(self.stepped.values()), lr=0.0, foreach=True, **options)
+        self.kind = settings.kind
+        self.inner = _optimizer(list(self.stepped.values()), settings)
 
     def step(self, lr: float) -> None:
         """Update every parameter from its `.grad` at this learning rate."""
@@ -60,8 +65,9 @@ class NamedOptimizer:
             parameter.grad = None
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """`{key}.{parameter}` -> tensor; empty before the first step."""
-        tensors = {}
+        """`{key}.{parameter}` -> tensor, and `group.{key}` of what all share; nearly empty before the first step."""
+        group = self.inner.param_groups[0]
+        tensors = {f"group.{key}": torch.tensor(group[key], dtype=torch.float64) for key in self._group_keys}
         for name, parameter in self.stepped.items():
             state = self.inner.state.get(parameter, {})
             for key, value in state.items():
@@ -77,7 +83,11 @@ class NamedOptimizer:
         found: dict[str, dict[str, torch.Tensor]] = {}
         for full_name, tensor in tensors.items():
             key, _, name = full_name.partition(".")
-            found.setdefault(name, {})[key] = tensor
+            if key == "group":
+                if name in self._group_keys:
+                    self.inner.param_groups[0][name] = type(self.inner.param_groups[0][name])(tensor.item())
+            else:
+                found.setdefault(name, {})[key] = tensor
         for name, parameter in self.stepped.items():
             state: dict[str, Any] = found.get(name, {})
             master = state.pop("master", None)
@@ -86,11 +96,16 @@ class NamedOptimizer:
                     parameter.copy_(_master(self.parameters[name]) if master is None else master)
             if not state:
                 continue
-            if "state1" in state:  # bitsandbytes counts steps in a Python int
+            if self.kind in ("adamw-8bit", "prodigy"):  # they count steps in a Python int
                 state["step"] = int(state["step"])
             self.inner.state[parameter] = {
                 k: v.to(parameter.device) if torch.is_tensor(v) and k != "step" else v for k, v in state.items()
             }
+
+    @property
+    def _group_keys(self) -> tuple[str, ...]:
+        """Numbers of the parameter group that change from step to step."""
+        return PRODIGY_GROUP if self.kind == "prodigy" else ()
 
     @torch.no_grad()
     def _copy_masters(self) -> None:
@@ -98,16 +113,32 @@ class NamedOptimizer:
             self.parameters[name].copy_(master)
 
 
+def _optimizer(parameters: list[torch.nn.Parameter], settings: OptimSettings) -> torch.optim.Optimizer:
+    """The inner optimiser; its learning rate is set before each step."""
+    if settings.kind == "adafactor":
+        # Its second eps is the least size by which a weight scales its step: with 1 the rate means what AdamW's does,
+        # and a LoRA's B, which starts at zero, moves at once. betas and settings.eps have no meaning here.
+        return torch.optim.Adafactor(parameters, lr=0.0, eps=(None, 1.0), weight_decay=settings.weight_decay)
+    options: dict[str, Any] = {"betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
+    if settings.kind == "adamw-8bit":
+        return _class_of("bitsandbytes.optim", "AdamW8bit", settings.kind)(parameters, lr=0.0, **options)
+    if settings.kind == "prodigy":
+        prodigy = _class_of("prodigyopt", "Prodigy", settings.kind)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that weight decay is decoupled
+            return prodigy(parameters, use_bias_correction=True, safeguard_warmup=True, **options)
+    return torch.optim.AdamW(parameters, lr=0.0, foreach=True, **options)
+
+
 def _master(parameter: torch.nn.Parameter) -> torch.Tensor:
     return parameter.detach().to("cpu", torch.float32, copy=True)
 
 
-def _adamw_8bit() -> Any:
+def _class_of(module: str, name: str, kind: str) -> Any:
     try:
-        from bitsandbytes.optim import AdamW8bit
+        return getattr(importlib.import_module(module), name)
     except ImportError:
+        package = module.partition(".")[0]
         raise ConfigError(
-            "optim.kind is 'adamw-8bit' and the package bitsandbytes is not installed: "
-            "pip install bitsandbytes, or set optim.kind to adamw or adamw-cpu"
+            f"optim.kind is '{kind}' and the package {package} is not installed: "
+            f"pip install {package}, or set optim.kind to adamw or adamw-cpu"
         ) from None
-    return AdamW8bit

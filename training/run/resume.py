@@ -11,7 +11,7 @@ from ..config.toml import to_mapping
 
 # Fields that may change when a run is resumed: they do not alter what a step computes.
 FREE_RUN_FIELDS = ("output_dir", "threads", "workers", "log_every", "checkpoint_every", "keep_checkpoints",
-                   "preview_every", "preview_images", "use_tensorboard")  # fmt: skip
+                   "preview_every", "preview_images", "use_tensorboard", "trackers", "project")  # fmt: skip
 
 
 def check_same(saved: dict[str, Any], wanted: dict[str, Any], default: Any, sections: Iterable[str]) -> None:

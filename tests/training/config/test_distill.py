@@ -112,7 +112,10 @@ WRONG = {
        for name in ("data", "lpips", "lattice", "flow", "cons", "adv", "rectify", "w_max")},
     "loss.boundary_time=0.03": "loss.boundary_time is 0.03: expected 0, or a time above 1/30 up to 1",
     "loss.rectify=nan": "loss.rectify is nan: expected at least 0",
-    "optim.kind=sgd": "optim.kind is 'sgd': expected adamw, adamw-8bit or adamw-cpu",
+    "optim.kind=sgd": "optim.kind is 'sgd': expected adamw, adamw-8bit, adamw-cpu, prodigy or adafactor",
+    "optim.kind=prodigy": "optim.kind is 'prodigy' and optim.lr is 5e-05: Prodigy finds the rate itself",
+    "optim.schedule=step": "optim.schedule is 'step': expected linear or cosine",
+    'run.trackers=["mlflow"]': "run.trackers[0] is 'mlflow': expected tensorboard, wandb or trackio",
     "optim.lr=0": "optim.lr is 0: expected more than 0",
     "optim.lr=inf": "optim.lr is inf: expected more than 0, and finite",
     "optim.lr_end=-1e-5": "optim.lr_end is -1e-05: expected at least 0",
@@ -155,7 +158,7 @@ def test_values_that_do_not_go_together(load):
 def test_every_field_that_may_be_wrong_is_checked():
     """A field that no check reads must take any value of its type; these do."""
     free = {
-        "run": {"output_dir", "autocast", "compile", "use_tensorboard", "preview_images"},
+        "run": {"output_dir", "autocast", "compile", "use_tensorboard", "preview_images", "project"},
         "base": {"path", "vae", "prompt"}, "ablation": {"dtc", "tar"}, "adapter": {"allow_other_base"},
         "loss": {"perceptual_backbone", "perceptual_windows"},
         "data": {"folders", "pairs", "cache_mb"}, "memory": {"image_stream", "text_stream"},

@@ -136,6 +136,7 @@ WRONG = {
     "optim.clip_norm=0": "optim.clip_norm is 0: expected more than 0",
     "optim.warmup_steps=-1": "optim.warmup_steps is -1: expected at least 0",
     "optim.ema_decay=5": "optim.ema_decay is 5: expected at least 0 and less than 1",
+    "optim.schedule=steps": "optim.schedule is 'steps': expected linear or cosine",
     "optim.max_bad_steps=0": "optim.max_bad_steps is 0: expected at least 1",
     "model.num_layers=0": "model.num_layers is 0: expected at least 1",
     "model.num_heads=0": "model.num_heads is 0: expected at least 1",

@@ -215,7 +215,7 @@ def test_previews_show_raw_and_averaged_weights_and_do_not_change_the_run(distil
     assert_equal(newest(shown, 3), newest(plain, 3))
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
-    assert {"preview/raw", "preview/ema"} == set(board.Tags()["images"])
+    assert {"preview/raw", "preview/ema", "delta/histogram"} == set(board.Tags()["images"])
     written = {event.step: event.value for event in board.Scalars("weighted/flow")}
     assert written == pytest.approx({line["step"]: line["weighted/flow"] for line in log_lines(shown)}, rel=1e-4)
 

@@ -44,10 +44,13 @@ def test_six_steps_equal_three_and_three(distillation):
     {"optim": {"kind": "adamw-cpu"}},
     {"optim": {"kind": "adamw-cpu"}, "adapter": {"dtype": "bf16"}, "run": {"autocast": True}},
     {"optim": {"kind": "adamw-8bit"}, "adapter": {"rank": 128}},
-], ids=["all", "rotate", "batched", "no tar", "adamw-cpu", "bf16 adapter", "adamw-8bit"])  # fmt: skip
+    {"optim": {"kind": "prodigy", "lr": 1.0, "lr_end": 0.0, "weight_decay": 0.01}},
+    {"optim": {"kind": "adafactor", "schedule": "cosine", "lr_end": 0.0}},
+], ids=["all", "rotate", "batched", "no tar", "adamw-cpu", "bf16 adapter", "adamw-8bit", "prodigy",
+        "adafactor"])  # fmt: skip
 def test_four_steps_equal_two_and_two(distillation, options):
-    if options.get("optim", {}).get("kind") == "adamw-8bit":
-        pytest.importorskip("bitsandbytes")
+    packages = {"adamw-8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+    pytest.importorskip(packages.get(options.get("optim", {}).get("kind"), "torch"))
     options = {"train": {"steps": 4}} | options
     whole, parts = distillation("whole", **options), distillation("parts", **options)
     Distiller(whole).train()

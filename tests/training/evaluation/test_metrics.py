@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from teasr_core.errors import InputError
-from teasr_core.image.luma import to_full_y, to_studio_y
+from teasr_core.image.luma import psnr_y, to_full_y, to_studio_y
 from training.evaluation.metrics.niqe import fit_aggd, mscn, niqe, niqe_features
-from training.evaluation.metrics.pictures import flat_gradient, gmsd, gradient_map, mean_gradient, psnr_y, ssim_y
+from training.evaluation.metrics.pictures import flat_gradient, gmsd, gradient_map, mean_gradient, ssim_y
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -10,10 +10,10 @@ from PIL import Image
 from helpers.tiny import evaluation as tiny_eval
 from helpers.tiny import model as tiny
 from teasr_core.errors import InputError
+from teasr_core.image.luma import psnr_y
 from teasr_core.weight_files import base_file
 from training.cli.commands import main
 from training.evaluation.datasets import open_datasets
-from training.evaluation.metrics.pictures import psnr_y
 from training.evaluation.picture_folders import open_picture_folders
 from training.evaluation.run import folder_method, run_evaluation
 from training.evaluation.tables.grids import save_grids

@@ -11,8 +11,10 @@ import pytest
 
 from helpers.tiny.distill_run import log_lines, newest, write_toml
 from training.cli.commands import main
+from training.config.shared import RunConfig
 from training.run.log import RunLog
 from training.run.stop_request import SIGNALS, StopRequest
+from training.run.trackers import Trackers
 
 
 def without_reader():
@@ -69,13 +71,6 @@ def test_a_signal_that_was_ignored_stays_ignored():
         signal.signal(signal.SIGTERM, before)
 
 
-class FullBoard:
-    """TensorBoard's writer on a full disk."""
-
-    def add_scalar(self, *_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 def test_a_full_disk_costs_lines_of_the_log_and_not_the_run(tmp_path, capsys):
     log = RunLog(tmp_path)
@@ -92,7 +87,14 @@ def test_a_full_disk_costs_lines_of_the_log_and_not_the_run(tmp_path, capsys):
 
 
 def test_a_full_disk_under_tensorboard_does_not_stop_the_run_either(tmp_path, capsys):
+    pytest.importorskip("tensorboard")
     log = RunLog(tmp_path)
-    log.board = FullBoard()
-    log.write(1, {"loss": 1.0})
-    assert "No space left on device" in capsys.readouterr().err
+    log.trackers = Trackers(RunConfig(output_dir=str(tmp_path)), {}, log.note)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    log.trackers.opened["tensorboard"].tracker.add_scalar = full  # of the writer
+    for step in (1, 2):
+        log.write(step, {"loss": 1.0})
+    assert capsys.readouterr().err == "tensorboard lacks values of this run (No space left on device)\n"

@@ -1,6 +1,6 @@
-"""Three kinds of one optimiser: they agree with torch's AdamW, and their state survives a file."""
+"""Every optimiser: the three kinds of AdamW agree with torch's, and each state survives a file."""
 
-import importlib.util
+import itertools
 import sys
 
 import pytest
@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from teasr_core.errors import ConfigError
 from training.config.shared import OPTIMISER_KINDS, DistillOptimConfig
+from training.run.learning_rate import rate_between
 from training.run.optimizers import NamedOptimizer
 
 SHAPES = {"a.lora_A.weight": (64, 80), "a.lora_B.weight": (80, 64), "b.bias": (7,)}  # 8 bits from 4096 values on
@@ -27,8 +28,7 @@ def give_gradients(named, step):
 
 
 def settings(kind, **options):
-    if kind == "adamw-8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        pytest.skip("bitsandbytes is not installed")
+    pytest.importorskip({"adamw-8bit": "bitsandbytes", "prodigy": "prodigyopt"}.get(kind, "torch"))
     return DistillOptimConfig(kind=kind, **{"weight_decay": 0.02, "betas": (0.8, 0.95), "eps": 1e-7, **options})
 
 
@@ -94,7 +94,8 @@ def test_the_state_survives_a_file(tmp_path, kind, dtype):
     wanted = run(whole, NamedOptimizer(whole, settings(kind)), range(6))
     parts = parameters(dtype)
     optimizer = NamedOptimizer(parts, settings(kind))
-    assert all(name.startswith("master.") for name in optimizer.state_tensors())  # no moments before the first step
+    # There are no moments before the first step.
+    assert all(name.startswith(("master.", "group.")) for name in optimizer.state_tensors())
     run(parts, optimizer, range(3))
     save_file({k: v.contiguous() for k, v in optimizer.state_tensors().items()}, tmp_path / "state.safetensors")
     resumed = {name: torch.nn.Parameter(value.detach().clone()) for name, value in parts.items()}
@@ -124,8 +125,56 @@ def test_masters_start_from_the_weights_that_were_loaded():
     assert torch.equal(optimizer.stepped["b.bias"], torch.full((7,), 3.0))
 
 
-def test_a_missing_bitsandbytes_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(ConfigError, match=r"optim\.kind is 'adamw-8bit' and the package bitsandbytes is not installed"):
-        NamedOptimizer(parameters(), DistillOptimConfig(kind="adamw-8bit"))
+@pytest.mark.parametrize(
+    ("kind", "package", "module"),
+    [("adamw-8bit", "bitsandbytes", "bitsandbytes.optim"), ("prodigy", "prodigyopt", "prodigyopt")],
+)
+def test_a_missing_package_is_named(monkeypatch, kind, package, module):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=rf"optim\.kind is '{kind}' and the package {package} is not installed"):
+        NamedOptimizer(parameters(), DistillOptimConfig(kind=kind))
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("adamw", 0.02), ("prodigy", 1.0), ("adafactor", 0.02)])
+def test_each_optimiser_goes_downhill(kind, rate):
+    """Towards the least of |x - target|^2, from a start that is 3 away in every value."""
+    target = torch.full((8, 6), 3.0)
+    named = {"w": torch.nn.Parameter(torch.zeros(8, 6)), "b": torch.nn.Parameter(torch.zeros(6))}
+    optimizer = NamedOptimizer(named, settings(kind, weight_decay=0.0))
+    for _ in range(300):
+        optimizer.zero_grad()
+        ((named["w"] - target) ** 2 + (named["b"] - 3.0) ** 2).sum().backward()
+        optimizer.step(rate)
+    assert float((named["w"].detach() - target).abs().max()) < 1.0
+    assert float((named["b"].detach() - 3.0).abs().max()) < 1.0
+
+
+def test_prodigys_own_rate_is_kept():
+    """Without it a resumed run would search for the rate again, from one in a million."""
+    named = parameters()
+    optimizer = NamedOptimizer(named, settings("prodigy"))
+    run(named, optimizer, range(3))
+    state = optimizer.state_tensors()
+    assert float(state["group.d"]) > 0 and int(state["group.k"]) == 3
+    again = NamedOptimizer(parameters(), settings("prodigy"))
+    again.load_state_tensors(state)
+    keys = ("d", "d_max", "d_numerator", "k")
+    assert [again.inner.param_groups[0][k] for k in keys] == [optimizer.inner.param_groups[0][k] for k in keys]
+    assert isinstance(again.inner.param_groups[0]["k"], int)
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.6), ("cosine", 0.6)])
+def test_a_schedule_goes_from_one_rate_to_the_other(schedule, middle):
+    rates = [rate_between(1.0, 0.2, step, 100, schedule) for step in range(101)]
+    assert rates[0] == 1.0
+    assert rates[50] == pytest.approx(middle)
+    assert rates[100] == pytest.approx(0.2)
+    assert all(a > b for a, b in itertools.pairwise(rates))
+
+
+def test_a_cosine_stays_longer_near_both_ends():
+    line, cosine = ([rate_between(1.0, 0.0, step, 8, name) for step in range(9)] for name in ("linear", "cosine"))
+    assert line == [1 - step / 8 for step in range(9)]
+    assert all(curved > straight for curved, straight in zip(cosine[1:4], line[1:4], strict=True))
+    assert all(curved < straight for curved, straight in zip(cosine[5:8], line[5:8], strict=True))

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from teasr_core.errors import InputError
-from teasr_core.image.luma import gradient_map, to_full_y, to_studio_y
+from teasr_core.image.luma import check_same_size, gradient_map, to_full_y, to_studio_y
 
 _SSIM_RADIUS = 5
 _SSIM_SIGMA = 1.5
@@ -16,23 +16,13 @@ _LEAK_BINS = 2  # a line under a Hann window fills its own bin and one on each s
 _ROUNDING = (219.0 / 255.0) ** 2 / 12.0  # variance of studio Y by rounding to 8 bit; below it nothing shows
 
 
-def psnr_y(a: np.ndarray, b: np.ndarray) -> float:
-    """PSNR in dB of the studio-range Y of `a` and `b`, peak 255; infinite for equal pictures.
-
-    Raises InputError for pictures of different sizes.
-    """
-    _check_pair(a, b)
-    error = float(np.mean((to_studio_y(a) - to_studio_y(b)) ** 2))
-    return float("inf") if error == 0.0 else 10.0 * float(np.log10(255.0**2 / error))
-
-
 def ssim_y(a: np.ndarray, b: np.ndarray) -> float:
     """Mean SSIM of the studio-range Y, at most 1: 11x11 Gaussian window (sigma 1.5), valid region, data range 255.
 
     Raises InputError for pictures of different sizes or a side under 11 pixels.
     Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", eq. 13.
     """
-    _check_pair(a, b)
+    check_same_size(a, b)
     if min(a.shape[:2]) < 2 * _SSIM_RADIUS + 1:
         raise InputError(f"SSIM: found {a.shape[1]}x{a.shape[0]} pixels, expected at least 11x11; use a larger picture")
     x, y = to_studio_y(a), to_studio_y(b)
@@ -51,7 +41,7 @@ def gmsd(a: np.ndarray, b: np.ndarray) -> float:
     Raises InputError for pictures of different sizes or a side under 4 pixels.
     Source: Xue et al. 2014, "Gradient Magnitude Similarity Deviation", eq. 1-6.
     """
-    _check_pair(a, b)
+    check_same_size(a, b)
     if min(a.shape[:2]) < 4:
         raise InputError(f"GMSD: found {a.shape[1]}x{a.shape[0]} pixels, expected at least 4x4; use a larger picture")
     ga, gb = _prewitt(_halve(to_full_y(a))), _prewitt(_halve(to_full_y(b)))
@@ -71,7 +61,7 @@ def flat_gradient(candidate: np.ndarray, hq: np.ndarray, block: int = 16, share:
     The unit is 8-bit levels per pixel. Incomplete blocks at the right and bottom are left out.
     Raises InputError for pictures of different sizes or without one whole block.
     """
-    _check_pair(candidate, hq)
+    check_same_size(candidate, hq)
     flatness = _block_means(gradient_map(hq), block)
     if flatness.size == 0:
         raise InputError(
@@ -116,11 +106,6 @@ def _line_peak(y: np.ndarray, pitch_px: int) -> float:
         around = power[around[around < len(power)]]
         peaks.append(np.sqrt(power[line] / np.exp(np.mean(np.log(around)))))
     return float(max(peaks))
-
-
-def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
-    if a.shape != b.shape:
-        raise InputError(f"metric: found pictures of {a.shape} and {b.shape}, expected equal sizes; crop or resize one")
 
 
 def _window(y: np.ndarray) -> np.ndarray:

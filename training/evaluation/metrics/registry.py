@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from teasr_core.errors import InputError
+from teasr_core.image.luma import psnr_y
 from teasr_core.whole_file import file_sha256
 
 from .columns import Column, column
 from .niqe import load_niqe_model, niqe
-from .pictures import flat_gradient, gmsd, grid_peak, mean_gradient, psnr_y, ssim_y
+from .pictures import flat_gradient, gmsd, grid_peak, mean_gradient, ssim_y
 
 LPIPS_MIN_PX = 32
 
