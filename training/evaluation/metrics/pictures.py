@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 
 from teasr_core.errors import InputError
-from teasr_core.image.luma import check_same_size, gradient_map, to_full_y, to_studio_y
+from teasr_core.image.luma import check_same_size, gradient_map, psnr_y, to_full_y, to_studio_y
+
+__all__ = ["flat_gradient", "gmsd", "gradient_map", "grid_peak", "mean_gradient", "psnr_y", "ssim_y"]
 
 _SSIM_RADIUS = 5
 _SSIM_SIGMA = 1.5
