@@ -53,7 +53,7 @@ class DifferenceLog:
 
 
 class DifferenceHistogram:
-    """How often each value of Delta, the difference of the two scores, occurred since it was last drawn, by bucket of s."""
+    """How often each value of Delta, the score difference, occurred since it was last drawn, by bucket of s."""
 
     def __init__(self) -> None:
         self.counts = torch.zeros(len(BUCKETS) - 1, BARS)
