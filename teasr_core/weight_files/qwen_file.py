@@ -53,6 +53,15 @@ class QwenSource:
     packings: Mapping[str, Packing] = field(default_factory=dict)
 
     @property
+    def stays_packed(self) -> bool:
+        """Whether a trainer keeps the weights packed unless told otherwise: GGUF and rotated ones.
+
+        For the formats that it has always read, its plans stay as they were, so that a run resumes bit for bit.
+        """
+        rotated = (isinstance(packing, ComfyPacking) and packing.rotation > 0 for packing in self.packings.values())
+        return bool(self.packings) and (self.kind.layout == "GGUF" or any(rotated))
+
+    @property
     def num_bytes(self) -> tuple[int, int]:
         """(as the file packs its weights, all in bf16) of the parameters."""
         unpacked = {name: 2 * math.prod(shape) for name, shape in self.shapes.items()}

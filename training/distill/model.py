@@ -122,4 +122,5 @@ class DistillModel:
                 "base_fingerprint": base.base_fingerprint,
             },
             "precision": {group: plan.precision for group, plan in base.memory.groups.items()},
+            **({"storage": base.storage} if base.storage else {}),
         }

@@ -34,7 +34,8 @@ def _transformer(config: Any) -> Iterator[Finding]:
         from teasr_core.weight_files.file_kind import Kind, detect
         from teasr_core.weight_files.qwen_file import read_qwen
 
-        is_qwen = detect(path, "transformer").kind is Kind.QWEN_TRANSFORMER
+        found = detect(path, "transformer")
+        is_qwen = found.kind is Kind.QWEN_TRANSFORMER or found.layout == "GGUF"
         _ = read_qwen(path) if is_qwen else read_base(path)
     except TeasrError as error:
         yield Finding(MISSING, "base.path", str(error), "get it, or correct base.path")

@@ -28,7 +28,8 @@ def load_training_base(
     if config.base.path == BUILTIN:
         return _teasr_base(base_file.shipped_base(), config, device, note, prompt)
     path = Path(config.base.path)
-    if detect(path, "transformer").kind == Kind.QWEN_TRANSFORMER:
+    found = detect(path, "transformer")
+    if found.kind is Kind.QWEN_TRANSFORMER or found.layout == "GGUF":  # what GGUF it is may be unknown here
         from .qwen_base import load_qwen_base
 
         return load_qwen_base(path, config, device, note, prompt)

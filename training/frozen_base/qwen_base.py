@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,15 @@ from teasr_core.errors import ConfigError, InputError, ModelFileError
 from teasr_core.model.qwen_velocity import QwenVelocity
 from teasr_core.weight_files.diffusers_folder import component_folder
 from teasr_core.weight_files.lora_file import fingerprint
+from teasr_core.weight_files.packed import PackedTensor
 from teasr_core.weight_files.qwen_file import QwenSource, load_qwen_transformer, read_qwen
 from teasr_core.weight_files.qwen_vae_file import load_qwen_vae
 
 from ..config.distill import DistillConfig
 from ..memory.apply import prepare
-from ..memory.groups import GroupPlan, group_of
+from ..memory.costs import FileWeights
+from ..memory.groups import BLOCK_GROUPS, BLOCKS, GroupPlan, group_of
+from ..memory.quantise import packed_bytes
 from ..memory.quantised_linear import FrozenLinear, replace_linears
 from ..memory.vae_decode import decode_checkpointed
 from .prompt_file import read_prompt
@@ -59,7 +63,7 @@ def load_qwen_base(
                 f"{source.architecture.text_width}: make the prompt file with this model's text encoder"
             )
     dtype = base_dtype(config, "bf16")
-    found = memory_plan(config, source.architecture, prompt.shape[0])
+    found = memory_plan(config, source.architecture, prompt.shape[0], file_weights(source))
     note(found.format_table())
     vae = load_qwen_vae(Path(config.base.vae or path), DTYPES[found.decode_dtype], device).vae
     codec = CheckpointedVaeCodec(vae)
@@ -76,29 +80,59 @@ def load_qwen_base(
         architecture=source.architecture,
         base_id=source.kind.model,
         base_fingerprint=fingerprint(source.fingerprint_tensors()),
+        storage=source.kind.storage if any(plan.precision == "file" for plan in found.groups.values()) else "",
     )
 
 
 def load_packed(
     source: QwenSource, dtype: torch.dtype, device: torch.device, groups: Mapping[str, GroupPlan]
 ) -> QwenImageTransformer2DModel:
-    """The transformer with every weight packed on the device as it is read, and sent back where it does not live."""
+    """The transformer with every weight packed on the device as it is read, and sent back where it does not live.
+
+    Weights of the precision "file" are taken over as the file packs them.
+    """
     frozen: dict[str, FrozenLinear] = {}
+    takers: dict[str, Callable[[PackedTensor], None]] = {}
 
     def replace(model: nn.Module) -> None:
         replace_linears(model, groups)
         frozen.update({f"{name}.weight": one for name, one in model.named_modules() if isinstance(one, FrozenLinear)})
+        takers.update({name: partial(take, name) for name in source.packings if is_kept(name)})
+
+    def is_kept(name: str) -> bool:
+        return name in frozen and frozen[name].precision == "file"
+
+    def take(name: str, packed: PackedTensor) -> None:
+        frozen[name].store_packed(packed)
+        send_home(name)
+
+    def send_home(name: str) -> None:
+        if groups[group_of(name)].placement != "resident":
+            frozen[name].move(torch.device("cpu"))
 
     def pack(name: str, tensor: torch.Tensor) -> torch.Tensor | None:
         layer = frozen.get(name)
         if layer is None:
             return tensor
         layer.store(tensor)
-        if groups[group_of(name)].placement != "resident":
-            layer.move(torch.device("cpu"))
+        send_home(name)
         return None
 
-    return load_qwen_transformer(source, dtype, device, place=pack, prepare=replace)
+    return load_qwen_transformer(source, dtype, device, place=pack, prepare=replace, takers=takers)
+
+
+def file_weights(source: QwenSource) -> FileWeights | None:
+    """Bytes of the block weights as the file packs them, for the planner; None where it packs none."""
+    blocks: dict[str, list[int]] = {group: [0] * source.architecture.num_layers for group in BLOCK_GROUPS}
+    for name, shape in source.shapes.items():
+        group = group_of(name) if name.startswith(BLOCKS) else "rest"
+        if group in blocks and name.endswith(".weight") and len(shape) == 2:
+            packing = source.packings.get(name)
+            size = packed_bytes((shape[0], shape[1]), "bf16") if packing is None else packing.num_bytes
+            blocks[group][int(name.split(".")[1])] += size
+    if not any(name.startswith(BLOCKS) for name in source.packings):
+        return None
+    return FileWeights({group: tuple(sizes) for group, sizes in blocks.items()}, source.stays_packed)
 
 
 def check_settings(path: Path, config: DistillConfig, has_prompt: bool = False) -> None:

@@ -6,7 +6,7 @@ prompt are files of their own (`qwen_base.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,7 +19,7 @@ from teasr_core.weight_files.base_file import BaseFile
 
 from ..config.distill import DistillConfig
 from ..memory.apply import PreparedMemory
-from ..memory.costs import Problem
+from ..memory.costs import FileWeights, Problem
 from ..memory.planner import MemoryPlan, plan
 
 FLOAT32_BUDGET = "the budget reckons with bf16, these weights are float32"
@@ -27,7 +27,10 @@ FLOAT32_BUDGET = "the budget reckons with bf16, these weights are float32"
 
 @dataclass(frozen=True)
 class TrainingBase:
-    """On the device. `velocity` has no adapter yet; its weights are frozen. `file` is there for a TEASR base alone."""
+    """On the device. `velocity` has no adapter yet; its weights are frozen. `file` is there for a TEASR base alone.
+
+    storage: how a Qwen-Image's file keeps its weights, where the plan keeps some of them so; else empty.
+    """
 
     velocity: QwenVelocity
     codec: Codec
@@ -36,11 +39,17 @@ class TrainingBase:
     base_id: str
     base_fingerprint: str
     file: BaseFile | None = None
+    storage: str = ""
 
 
-def memory_plan(config: DistillConfig, architecture: QwenArchitecture, prompt_tokens: int) -> MemoryPlan:
-    """The plan of `[memory]` for this base. Raises InputError when nothing fits, ConfigError for a contradiction."""
-    problem = memory_problem(config, architecture, prompt_tokens)
+def memory_plan(
+    config: DistillConfig, architecture: QwenArchitecture, prompt_tokens: int, file: FileWeights | None = None
+) -> MemoryPlan:
+    """The plan of `[memory]` for this base; `file` tells what its packed weights take.
+
+    Raises InputError when nothing fits, ConfigError for a contradiction.
+    """
+    problem = replace(memory_problem(config, architecture, prompt_tokens), file=file)
     found = plan(problem, config.memory.budget_gb, optimiser_name(config), config.memory)
     held_back = [group.replace("_", " ") for group, one in found.groups.items() if not one.is_plain]
     if held_back and config.adapter.trainable == "all":

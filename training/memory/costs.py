@@ -9,10 +9,12 @@ dtype.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from teasr_core.model.architecture import QwenArchitecture
 from teasr_core.model.branch_lora import target_paths
+from teasr_core.weight_files.packed import ACCELERATOR_CHUNK
 
 from .checkpointing import Checkpointing
 from .groups import GroupPlan
@@ -21,6 +23,7 @@ from .streaming import RING
 
 COMPUTE_BYTES = 2  # bf16
 TIME_CHANNELS = 256  # of the sinusoid
+PIECE_BYTES = 12  # a weight of the piece that is being unpacked: codes, two float32 numbers and temporaries
 MLP = 4  # hidden width of an MLP, in D
 VAE_CHANNELS = 16
 VAE_PX = 8  # pixels per latent pixel
@@ -71,6 +74,17 @@ OPTIMISERS = {
 
 
 @dataclass(frozen=True)
+class FileWeights:
+    """What the block Linears of a packed file take as they are: bytes of each block, by group.
+
+    is_kept: whether plans keep them so unless the config says otherwise.
+    """
+
+    block_bytes: Mapping[str, tuple[int, ...]]
+    is_kept: bool
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a step trains, and on what: all that its memory depends on."""
 
@@ -82,6 +96,7 @@ class Problem:
     perceptual: str = "lpips-alex"
     prompt_tokens: int = 16
     use_autocast: bool = True  # run.autocast
+    file: FileWeights | None = None  # of a base whose file packs its weights
 
     @property
     def uses_vae(self) -> bool:
@@ -116,19 +131,31 @@ def _rest_parameters(architecture: QwenArchitecture) -> int:
     return text + (tokens * D + D) + (text * D + D) + time + out
 
 
-def weight_bytes(architecture: QwenArchitecture, group: str, plan: GroupPlan) -> tuple[int, int]:
+def block_bytes(
+    architecture: QwenArchitecture, group: str, precision: str, file: FileWeights | None = None
+) -> tuple[int, ...]:
+    """Bytes of the group's Linears in each block."""
+    if precision == "file" and file is not None:
+        return file.block_bytes[group]
+    D = architecture.width
+    block = sum(packed_bytes((o * D, i * D), precision) for o, i in BLOCK_LINEARS[group])
+    return (block,) * architecture.num_layers
+
+
+def weight_bytes(
+    architecture: QwenArchitecture, group: str, plan: GroupPlan, file: FileWeights | None = None
+) -> tuple[int, int]:
     """(device, host) bytes of a group's weights in a forward; biases and norms stay on the device in bf16."""
     parameters = group_parameters(architecture)[group]
     if group == "rest":
         return COMPUTE_BYTES * parameters, 0
     D, L = architecture.width, architecture.num_layers
-    shapes = [(o * D, i * D) for o, i in BLOCK_LINEARS[group]]
-    block = sum(packed_bytes(shape, plan.precision) for shape in shapes)
-    small = COMPUTE_BYTES * (parameters - L * sum(o * i for o, i in shapes))
+    blocks = block_bytes(architecture, group, plan.precision, file)
+    small = COMPUTE_BYTES * (parameters - L * sum(o * i * D * D for o, i in BLOCK_LINEARS[group]))
     if plan.placement == "resident":
-        return L * block + small, 0
-    ring = min(RING, L) * block if plan.placement == "streamed" else 0
-    return ring + small, L * block
+        return sum(blocks) + small, 0
+    ring = min(RING, L) * max(blocks) if plan.placement == "streamed" else 0
+    return ring + small, sum(blocks)
 
 
 def sweep_bytes(problem: Problem, plan: GroupPlan) -> tuple[int, int]:
@@ -137,18 +164,20 @@ def sweep_bytes(problem: Problem, plan: GroupPlan) -> tuple[int, int]:
         return 0, 0
     D, L = problem.architecture.width, problem.architecture.num_layers
     rows = 8 * problem.batch * L * 3 * 6 * D * COMPUTE_BYTES  # two image rows and a text row each
-    block = sum(packed_bytes((o * D, i * D), plan.precision) for o, i in BLOCK_LINEARS["modulation"])
-    return rows, min(RING, L) * block
+    blocks = block_bytes(problem.architecture, "modulation", plan.precision, problem.file)
+    return rows, min(RING, L) * max(blocks)
 
 
 def scratch_bytes(architecture: QwenArchitecture, plans: dict[str, GroupPlan]) -> int:
-    """The largest weight while it is unpacked: in bf16, and for NF4 also its codes as integers."""
+    """The largest weight while it is unpacked: in bf16, for NF4 also its codes as integers, for a file's own packing
+    also the piece that is computed in float32."""
     D = architecture.width
-    per_weight = {"bf16": 0, "fp8": COMPUTE_BYTES, "nf4": 2 * COMPUTE_BYTES}
+    per_weight = {"bf16": 0, "fp8": COMPUTE_BYTES, "nf4": 2 * COMPUTE_BYTES, "file": COMPUTE_BYTES}
+    pieces = ACCELERATOR_CHUNK * PIECE_BYTES if any(plan.precision == "file" for plan in plans.values()) else 0
     sizes = [
         per_weight[plan.precision] * o * i * D * D for group, plan in plans.items() for o, i in BLOCK_LINEARS[group]
     ]
-    return max(sizes)
+    return max(sizes) + pieces
 
 
 def lora_parameters(architecture: QwenArchitecture, rank: int) -> int:

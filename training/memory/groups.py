@@ -18,10 +18,10 @@ from teasr_core.errors import ConfigError
 
 BLOCK_GROUPS = ("image_stream", "text_stream", "modulation")
 GROUPS = (*BLOCK_GROUPS, "rest")
-PRECISIONS = ("bf16", "fp8", "nf4")
+PRECISIONS = ("bf16", "fp8", "nf4", "file")
 PLACEMENTS = ("resident", "streamed", "swept")
 
-_BLOCKS = "transformer_blocks."
+BLOCKS = "transformer_blocks."
 _IMAGE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out", "attn.norm_q", "attn.norm_k", "img_mlp", "img_norm")
 _TEXT = (
     "attn.add_q_proj",
@@ -45,7 +45,8 @@ _REST = ("img_in", "txt_in", "txt_norm", "time_text_embed", "norm_out", "proj_ou
 class GroupPlan:
     """How the weights of one group are held.
 
-    precision: "bf16" keeps the weight as it was loaded, "fp8" and "nf4" quantise it (see `quantise`).
+    precision: "bf16" keeps the weight as it was loaded, "fp8" and "nf4" quantise it (see `quantise`), "file" keeps it
+        as its file packs it, and as it was loaded where the file does not pack it.
     placement: "resident" on the device; "streamed" from the host block by block; "swept", modulation alone: on the
     device for the sweep before each step (`modulation_sweep`), streamed in forwards outside of a step.
     """
@@ -87,8 +88,8 @@ def group_of(path: str) -> str:
 
     Raises ValueError for a path that is not of a Qwen-Image transformer: a new layer must be given a group here.
     """
-    if path.startswith(_BLOCKS):
-        inside = path.removeprefix(_BLOCKS).partition(".")[2]
+    if path.startswith(BLOCKS):
+        inside = path.removeprefix(BLOCKS).partition(".")[2]
         for group, prefixes in _PREFIXES.items():
             if inside.startswith(prefixes):
                 return group
@@ -101,5 +102,5 @@ def linears_of(transformer: nn.Module, group: str, kind: type[nn.Module]) -> Ite
     """For each block the (path, module) pairs of `kind` that belong to the group, in module order."""
     blocks = transformer.get_submodule("transformer_blocks")
     for index, block in blocks.named_children():
-        paths = [(f"{_BLOCKS}{index}.{name}", module) for name, module in block.named_modules() if name]
+        paths = [(f"{BLOCKS}{index}.{name}", module) for name, module in block.named_modules() if name]
         yield [(path, module) for path, module in paths if isinstance(module, kind) and group_of(path) == group]

@@ -79,15 +79,27 @@ class MemoryPlan:
         return "\n".join([*text, "* one after the other: the largest counts"])
 
 
+Ladder = tuple[tuple[tuple[GroupPlan, GroupPlan, GroupPlan], str, str], ...]
+
 _RESIDENT, _FP8 = GroupPlan(), GroupPlan("fp8")
 _STREAMED, _SWEPT = GroupPlan("fp8", "streamed"), GroupPlan("bf16", "swept")
 # From the fastest to the smallest: (image stream, text stream, modulation), optimiser, dtype of the decode
-LADDER: tuple[tuple[tuple[GroupPlan, GroupPlan, GroupPlan], str, str], ...] = (
+LADDER: Ladder = (
     ((_RESIDENT, _RESIDENT, _RESIDENT), "adamw", "fp32"),  # 80 GB
     ((_RESIDENT, _FP8, _FP8), "adamw-8bit", "bf16"),  # 48 GB
     ((_FP8, _FP8, _SWEPT), "adamw-cpu bf16", "bf16"),  # 24 GB
     ((_FP8, _STREAMED, _SWEPT), "adamw-cpu bf16", "bf16"),  # 16 GB
     ((GroupPlan("nf4"), _STREAMED, _SWEPT), "adamw-cpu bf16", "bf16"),
+)
+_FILE = GroupPlan("file")
+_FILE_STREAMED, _FILE_SWEPT = GroupPlan("file", "streamed"), GroupPlan("file", "swept")
+# The same for a base that is kept as its file packs it: nothing is quantised anew
+FILE_LADDER: Ladder = (
+    ((_FILE, _FILE, _FILE), "adamw", "fp32"),
+    ((_FILE, _FILE, _FILE), "adamw-8bit", "bf16"),
+    ((_FILE, _FILE, _FILE_SWEPT), "adamw-cpu bf16", "bf16"),
+    ((_FILE, _FILE_STREAMED, _FILE_SWEPT), "adamw-cpu bf16", "bf16"),
+    ((_FILE_STREAMED, _FILE_STREAMED, _FILE_SWEPT), "adamw-cpu bf16", "bf16"),
 )
 # Within one row: from no recomputation to the least memory
 CHECKPOINTINGS = tuple(
@@ -116,7 +128,8 @@ def plan(
     if problem.layout == "batched" and "swept" in config.modulation:
         raise ConfigError("memory.modulation is swept: the batched layout has no sweep, use sequential, or streamed")
     budget = _budget_gib(budget_gb)
-    candidates = [budgeted(candidate, problem) for candidate in _candidates(config, problem.layout, optimiser)]
+    ladder = FILE_LADDER if problem.file is not None and problem.file.is_kept else LADDER
+    candidates = [budgeted(candidate, problem) for candidate in _candidates(config, problem.layout, optimiser, ladder)]
     for candidate in candidates:
         if candidate.device_gib <= budget:
             return candidate
@@ -128,7 +141,7 @@ def budgeted(candidate: MemoryPlan, problem: Problem) -> MemoryPlan:
     architecture, groups = problem.architecture, dict(candidate.groups)
     lines = []
     for group, group_plan in {**groups, "rest": GroupPlan()}.items():
-        device, host = costs.weight_bytes(architecture, group, group_plan)
+        device, host = costs.weight_bytes(architecture, group, group_plan, problem.file)
         lines.append(Line(group.replace("_", " "), str(group_plan), device, host))
     rows, ring = costs.sweep_bytes(problem, groups["modulation"])
     optimiser, lora = OPTIMISERS[candidate.optimiser], costs.lora_parameters(architecture, problem.rank)
@@ -151,10 +164,10 @@ def budgeted(candidate: MemoryPlan, problem: Problem) -> MemoryPlan:
     return replace(candidate, lines=tuple(lines))
 
 
-def _candidates(config: MemoryConfig, layout: str, optimiser: str) -> Iterator[MemoryPlan]:
-    """Each plan of LADDER once, with the fixed parts of `config`. The batched layout streams instead of sweeping."""
+def _candidates(config: MemoryConfig, layout: str, optimiser: str, ladder: Ladder) -> Iterator[MemoryPlan]:
+    """Each plan of the ladder once, with the fixed parts of `config`. The batched layout streams, it has no sweep."""
     seen = []
-    for plans, rung_optimiser, decode_dtype in LADDER:
+    for plans, rung_optimiser, decode_dtype in ladder:
         for checkpointing in [config.fixed_checkpointing] if config.fixed_checkpointing else CHECKPOINTINGS:
             groups = dict(zip(BLOCK_GROUPS, plans, strict=True)) | config.groups
             if layout == "batched" and groups["modulation"].placement == "swept":

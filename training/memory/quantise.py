@@ -29,12 +29,14 @@ Packed = tuple[torch.Tensor, ...]
 
 
 def pack(weight: torch.Tensor, precision: str) -> Packed:
-    """Tensors that hold `weight` (out, in) in this precision, on its device. "bf16" keeps it as it is, uncopied.
+    """Tensors that hold `weight` (out, in) in this precision, on its device.
+
+    "bf16" and "file" keep it as it is, uncopied.
 
     Raises ModelFileError when the weight holds NaN or infinity.
     """
     weight = weight.detach()
-    if precision == "bf16":
+    if precision in ("bf16", "file"):
         return (weight,)
     if not bool(torch.isfinite(weight).all()):
         raise ModelFileError(f"a weight of shape {tuple(weight.shape)} holds NaN or infinity: get the file again")
@@ -43,7 +45,7 @@ def pack(weight: torch.Tensor, precision: str) -> Packed:
 
 def unpack(packed: Packed, precision: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
     """The weight (out, in) in `dtype`, a fresh tensor unless it was kept as it is in that dtype."""
-    if precision == "bf16":
+    if precision in ("bf16", "file"):
         return packed[0].to(dtype)
     if precision == "fp8":
         return _unpack_fp8(packed, dtype)
@@ -51,10 +53,10 @@ def unpack(packed: Packed, precision: str, shape: tuple[int, int], dtype: torch.
 
 
 def packed_bytes(shape: tuple[int, int], precision: str) -> int:
-    """Bytes of `pack` for a weight (out, in) loaded in bf16."""
+    """Bytes of `pack` for a weight (out, in) loaded in bf16; what a file packs has the bytes of its `Packing`."""
     out_features, in_features = shape
     numbers = out_features * in_features
-    if precision == "bf16":
+    if precision in ("bf16", "file"):
         return 2 * numbers
     if precision == "fp8":
         return numbers + 4 * math.ceil(out_features / FP8_TILE) * math.ceil(in_features / FP8_TILE)

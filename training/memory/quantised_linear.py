@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from teasr_core.weight_files.packed import PackedTensor, Packing
+
 from .groups import GroupPlan, group_of
 from .quantise import Packed, pack, unpack
 
@@ -33,6 +35,7 @@ class FrozenLinear(nn.Module):
 
     Attributes:
         stored: the packed weight; None until `store` for a model that was built on the meta device.
+        packing: what `stored` means where it came as its file packs it.
         source: for weights on the host, the object that provides the packed weight at every use.
         rows: the result in place of x W^T + b; the modulation sweep sets it for the length of one call.
     """
@@ -44,6 +47,7 @@ class FrozenLinear(nn.Module):
         self.precision = precision
         self.bias = bias
         self.stored: Packed | None = None
+        self.packing: Packing | None = None
         self.source: WeightSource | None = None
         self.rows: torch.Tensor | None = None
         self.requires_grad_(False)
@@ -62,6 +66,13 @@ class FrozenLinear(nn.Module):
         assert tuple(weight.shape) == expected, f"weight of shape {tuple(weight.shape)}, expected {expected}"
         self.stored = pack(weight, self.precision)
 
+    def store_packed(self, packed: PackedTensor) -> None:
+        """Keep a weight (out, in) as its file packs it, for the precision "file"."""
+        expected = (self.out_features, self.in_features)
+        assert packed.packing.shape == expected, f"weight of shape {packed.packing.shape}, expected {expected}"
+        assert self.precision == "file", f"a packed weight for the precision {self.precision}"
+        self.stored, self.packing = packed.tensors, packed.packing
+
     def move(self, device: torch.device) -> None:
         """Move the packed weight; the bias moves with the module."""
         assert self.stored is not None, "the weight was never stored: load the model before placing it"
@@ -71,6 +82,8 @@ class FrozenLinear(nn.Module):
         """W (out, in) in `dtype`, on the device."""
         packed = self.stored if self.source is None else self.source.packed(self)
         assert packed is not None, "the weight was never stored: load the model before using it"
+        if self.packing is not None:
+            return self.packing.unpack(packed, dtype)
         return unpack(packed, self.precision, (self.out_features, self.in_features), dtype)
 
     def product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,13 +14,18 @@ from helpers.tiny import run as tiny_run
 from teasr_core.errors import ConfigError, InputError, ModelFileError
 from teasr_core.restorer import load_qwen_restorer
 from teasr_core.weight_files.lora_file import fingerprint, read_lora
+from teasr_core.weight_files.qwen_file import read_qwen
 from teasr_core.weight_files.safetensors_reader import read_tensors
 from training.config.distill import AdapterConfig, BaseConfig, DistillConfig, TrainConfig
 from training.config.shared import DataConfig, DistillOptimConfig, RunConfig
 from training.distill.trainer import Distiller
 from training.export.lora import export_lora
+from training.frozen_base.load import load_training_base
 from training.frozen_base.prompt_file import write_prompt
+from training.frozen_base.qwen_base import file_weights
 from training.memory.config import MemoryConfig
+from training.memory.groups import group_of
+from training.memory.quantised_linear import FrozenLinear
 from training.run.checkpoint import list_checkpoints
 
 
@@ -121,6 +127,81 @@ def test_comfyui_single_files_are_the_same_base(qwen, tmp_path):
     from_files = replace(config, base=replace(config.base, path=str(single), vae=str(vae)))
     plain, found = adapter(trained(config, "folder")), adapter(trained(from_files, "files"))
     assert all(torch.equal(plain[key], found[key]) for key in plain)
+
+
+def write_packed(kind, tmp_path):
+    """(file, VAE) of a base that packs its block weights."""
+    if kind == "rotated":
+        path = tiny_qwen.write_scaled(tmp_path / "rotated.safetensors", kind)[0]
+    else:
+        gguf_files = pytest.importorskip("helpers.gguf_files", reason="gguf is not installed: pip install gguf")
+        path = tmp_path / f"{kind}.gguf"
+        gguf_files.write(path, tiny_qwen.weights(), kind)
+    return path, tiny_qwen.write_comfy_vae(tmp_path / "qwen_image_vae.safetensors")
+
+
+PACKED_HELD = {
+    "auto": {},
+    "streamed": {"image_stream": "file streamed", "text_stream": "file streamed", "modulation": "file streamed"},
+    "swept": {"text_stream": "file streamed", "modulation": "file swept", "checkpointing": "all"},
+    "offloaded": {"modulation": "file swept", "checkpointing": "offload"},
+}
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q6_K", "rotated"])
+def test_a_packed_base_trains_as_its_unpacked_weights(qwen, tmp_path, kind, capsys):
+    """The gradient reaches the LoRA through packed layers, with and without checkpointing, wherever they are."""
+    config, _ = qwen
+    path, vae = write_packed(kind, tmp_path)
+    config = replace(config, base=replace(config.base, path=str(path), vae=str(vae)))
+    unpacked = ("image_stream", "text_stream", "modulation")
+    plain = adapter(trained(config, "plain", **dict.fromkeys(unpacked, "bf16 resident")))
+    assert "file resident" not in capsys.readouterr().err
+    for name, held in PACKED_HELD.items():
+        found = adapter(trained(config, name, **held))
+        assert "file resident" in capsys.readouterr().err or name == "streamed"
+        assert [key for key in plain if not torch.equal(plain[key], found[key])] == [], name
+    moved = [key for key in plain if ".lora_B." in key and float(plain[key].abs().max()) > 0]
+    assert len(moved) == len(plain) // 2
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "rotated"])
+def test_layers_of_a_packed_base_hold_the_bytes_of_the_file(qwen, tmp_path, kind):
+    config, _ = qwen
+    path, vae = write_packed(kind, tmp_path)
+    config = replace(config, base=replace(config.base, path=str(path), vae=str(vae)))
+    base = load_training_base(config, torch.device("cpu"), lambda _: None)
+    layers = {name: one for name, one in base.velocity.transformer.named_modules() if isinstance(one, FrozenLinear)}
+    packings = read_qwen(path).packings
+    assert len(layers) == 28 and base.storage == read_qwen(path).kind.storage
+    for name, layer in layers.items():
+        held = sum(tensor.numel() * tensor.element_size() for tensor in layer.stored)
+        assert held == packings[f"{name}.weight"].num_bytes
+    file = file_weights(read_qwen(path))
+    for group, sizes in file.block_bytes.items():
+        of_group = [layer for name, layer in layers.items() if group_of(name) == group]
+        assert sum(sizes) == sum(t.numel() * t.element_size() for layer in of_group for t in layer.stored)
+
+
+def test_a_scaled_fp8_base_is_planned_as_before_unless_asked(qwen, tmp_path, capsys):
+    config, _ = qwen
+    path = tiny_qwen.write_scaled(tmp_path / "scaled.safetensors", "old")[0]
+    vae = tiny_qwen.write_comfy_vae(tmp_path / "qwen_image_vae.safetensors")
+    config = replace(config, base=replace(config.base, path=str(path), vae=str(vae)))
+    plain = adapter(trained(config, "plain"))
+    assert "file" not in capsys.readouterr().err.replace(str(tmp_path), "")
+    kept = adapter(trained(config, "kept", **PACKED_HELD["swept"], image_stream="file resident"))
+    assert {
+        key: float((plain[key] - kept[key]).abs().max()) for key in plain if not torch.equal(plain[key], kept[key])
+    } == {}
+
+
+def test_a_gguf_base_without_the_package(qwen, tmp_path, monkeypatch):
+    config, _ = qwen
+    path, vae = write_packed("Q4_0", tmp_path)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ModelFileError, match=r"needs the package gguf.*pip install gguf"):
+        Distiller(replace(config, base=replace(config.base, path=str(path), vae=str(vae))))
 
 
 def test_a_resumed_run_may_move_weights_but_not_quantise_them(qwen):

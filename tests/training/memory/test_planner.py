@@ -12,7 +12,7 @@ from teasr_core.model.architecture import QWEN_IMAGE
 from training.config.toml import from_mapping
 from training.memory.checkpointing import Checkpointing
 from training.memory.config import AUTO, MemoryConfig
-from training.memory.costs import Problem
+from training.memory.costs import BLOCK_LINEARS, FileWeights, Problem
 from training.memory.groups import BLOCK_GROUPS
 from training.memory.planner import GIB, MemoryPlan, plan
 
@@ -197,3 +197,34 @@ def test_impossible_values_are_refused(values):
         config.check()
     with pytest.raises(ConfigError):
         plan_20b(80, config=config)
+
+
+def packed_20b(weights: int, size: int, is_kept: bool = True) -> FileWeights:
+    """A 20B whose block Linears are all in blocks of `weights` numbers that take `size` bytes."""
+    width = QWEN_IMAGE.width
+    numbers = {group: sum(o * i for o, i in linears) * width**2 for group, linears in BLOCK_LINEARS.items()}
+    return FileWeights({group: (count // weights * size,) * 60 for group, count in numbers.items()}, is_kept)
+
+
+@pytest.mark.parametrize(
+    ("vram", "q8_0", "q6_k", "q4_k"),
+    [(23, (20.6, 13.3), (22.8, 6.5), (19.2, 6.5)), (15, (13.9, 20.0), (12.2, 16.9), (14.0, 10.1)),
+     (11, (7.1, 26.7), (7.0, 22.1), (10.5, 13.6))],
+)  # fmt: skip
+def test_a_packed_base_is_only_moved(vram, q8_0, q6_k, q4_k):
+    """The table of the page: nothing is quantised anew, and less of the file's bytes lie on a smaller card."""
+    for (weights, size), wanted in (((32, 34), q8_0), ((256, 210), q6_k), ((256, 144), q4_k)):
+        found = plan_20b(vram, "adamw-cpu bf16", file=packed_20b(weights, size))
+        assert {plan.precision for plan in found.groups.values()} == {"file"}
+        assert (round(found.device_gib, 1), round(found.host_gib, 1)) == wanted
+        assert f"{wanted[0]} ({wanted[1]})" in DOCS.read_text(encoding="utf-8")
+
+
+def test_a_packed_base_may_be_planned_otherwise():
+    """What the config fixes stays fixed; a file that need not stay packed is planned like any other."""
+    fixed = plan_20b(23, config=MemoryConfig(image_stream="fp8 resident"), file=packed_20b(32, 34))
+    assert groups(fixed)[0] == "fp8 resident" and groups(fixed)[1].startswith("file")
+    assert groups(plan_20b(80, file=packed_20b(32, 34, is_kept=False))) == groups(plan_20b(80))
+    asked = MemoryConfig(image_stream="file resident")
+    less = plan_20b(80, config=asked, file=packed_20b(256, 144, is_kept=False))
+    assert line(less, "image stream") < 0.3 * line(plan_20b(80), "image stream")
