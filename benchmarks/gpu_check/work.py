@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,8 +123,10 @@ class DrawnOn(RandomSource):
 
     drawing: torch.device | str = "cpu"
 
-    def tensors(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in super().tensors(dtype, self.drawing):
+    def tensors(
+        self, dtype: torch.dtype, device: torch.device | str = "cpu", as_packed: Collection[str] = ()
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in super().tensors(dtype, self.drawing, as_packed):
             yield name, tensor.to(device)
 
 
