@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -60,10 +61,13 @@ class LastingStream(io.TextIOBase):
 def lasting_streams() -> Iterator[None]:
     """In this block stdout and stderr can always be written to, by whatever library.
 
+    Warnings of Pillow, which tell a user nothing about the picture at hand, are not shown from then on.
+
     Characters that their encoding lacks are shown as `\u7167`, and bytes of a file name that are no text as `\udce9`.
     Where the process was started without one of the three standard files, its number is given to the null device,
     because the next file to be opened would get it, and with it all that a library writes to stderr.
     """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     for number in range(3):
         try:
             os.fstat(number)

@@ -172,3 +172,15 @@ def test_a_name_stays_one_line(capsys):
     """A file name may hold line breaks and codes that steer a terminal."""
     write_line("a\nb\r\nc\x1b[31m\x07\td é.png")
     assert capsys.readouterr().out == "a b c\\x1b[31m\\x07\\td é.png\n"
+
+
+def test_pillow_warns_nobody(run, tmp_path):
+    """Pillow's own warnings, which other readers of pictures than ours may cause."""
+    import warnings
+
+    with warnings.catch_warnings():
+        run("info", tmp_path / "missing")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.warn_explicit("Corrupt EXIF data", UserWarning, "TiffImagePlugin.py", 1, "PIL.TiffImagePlugin")
+            warnings.warn_explicit("ours", UserWarning, "a.py", 1, "teasr_core.a")
+    assert [str(warning.message) for warning in caught] == ["ours"]
