@@ -74,6 +74,8 @@ class TEASRCompareSteps(io.ComfyNode):
                 "TEASRCompareStepsColumn",
                 steps=steps,
                 resized=expansion.resized,
+                mask=expansion.mask,
+                source=image,
                 strength=strength,
                 color_fix=color_fix,
                 color_strength=color_strength,

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..teasr_core.model.recipe import Recipe
 from ..teasr_core.restore import conditioning_image
-from .host.images import rgb_and_alpha, to_host
+from .host.images import between_nodes, rgb_and_alpha, to_host
 from .host.sockets import check_conditioning, check_model
 from .inputs import CATEGORY, max_megapixels_input, size_input, target_size
 from .model.conditioning import Conditioning, with_lq
@@ -94,7 +94,7 @@ class TEASRCondition(io.ComfyNode):
         if branch is not None and branch.start_encoder is not None:
             samples = picture_vae(start_vae(vae, branch.start_encoder), recipe).encode(padded)  # (B, C, 1, h, w)
         latent = {
-            "samples": samples,
+            "samples": between_nodes(samples),
             # ComfyUI's RandomNoise then gives every image the same field (docs/decisions.md#one-noise-field).
             "batch_index": [0] * len(lq),
             NOTES_KEY: RunNotes(size=target).after("encode", started, vae_tile_px=pictures.tile_px, recipe=recipe),

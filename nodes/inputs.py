@@ -212,6 +212,19 @@ def color_strength_input(use_advanced: bool) -> io.Float.Input:
     )
 
 
+def grain_input() -> io.Float.Input:
+    return io.Float.Input(
+        "grain",
+        optional=True,
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        advanced=True,
+        tooltip="This gives the input's own grain back, against waxy skin. It is measured; a clean picture gets none.",
+    )
+
+
 def region_input() -> io.Mask.Input:
     return io.Mask.Input(
         "region",

@@ -14,6 +14,7 @@ from ..teasr_core.sampling.auto_steps import DEFAULT_TOLERANCE
 from .host.running import own_id
 from .inputs import (
     CATEGORY,
+    grain_input,
     mode_input,
     picture_inputs,
     region_input,
@@ -42,6 +43,7 @@ class TEASRUpscale(io.ComfyNode):
                 *restoration_inputs(),
                 tolerance_input(),
                 region_input(),
+                grain_input(),
             ],
             hidden=[io.Hidden.unique_id],
             # Pictures of several sizes may come in as one list. ComfyUI does not unpack what an expanded graph returns,
@@ -80,6 +82,7 @@ class TEASRUpscale(io.ComfyNode):
         fidelity: float = 0.0,
         tolerance: float = DEFAULT_TOLERANCE,
         region: Link | None = None,
+        grain: float = 0.0,
     ) -> io.NodeOutput:
         wires = ModelWires(model, vae, conditioning)
         expansion = Expansion(wires, image, mask, size, max_megapixels, strength > 0, region)
@@ -90,6 +93,9 @@ class TEASRUpscale(io.ComfyNode):
             strength=strength,
             color_fix=color_fix,
             color_strength=color_strength,
+            source=image,
+            grain=grain,
+            seed=seed if grain > 0 else 0,
             shown_on=own_id(cls) or "",
         )
         encoded = expansion.encoded

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from teasr_core.image.labelled_sheet import Cell, comparison_grid  # noqa: E402
 from teasr_core.image.levels import to_levels  # noqa: E402
+from teasr_core.image.region import make_region  # noqa: E402
 from teasr_core.image.resize import resize  # noqa: E402
 from teasr_core.image.target_size import TargetSize  # noqa: E402
 from teasr_core.restore import RestoreOptions, RestoreRequest  # noqa: E402
@@ -140,6 +141,20 @@ def lifted(studio: Studio, part: Part) -> torch.Tensor:
     return image.clamp(0, 1)
 
 
+def in_a_region(studio: Studio, part: Part) -> torch.Tensor:
+    """One picture, restored inside a disc alone; a thin white ring shows where it ends."""
+    side = part.px * SCALE
+    axis = torch.arange(side) + 0.5 - side / 2
+    distance = (axis[:, None] ** 2 + axis[None] ** 2).sqrt() / side  # (side, side)
+    size = TargetSize(side, side)
+    region = make_region((distance < 0.36).float()[None, None], size, size)
+    request = RestoreRequest(RestoreOptions(size), ONE_STEP, region=region)
+    image, report = studio.restorer.restore(studio.low(part), request)
+    print(report.line())
+    image[..., (distance - 0.36).abs() < 1 / side] = 1.0
+    return image
+
+
 def half(part: Part) -> Part:
     return Part(part.photograph, part.left + part.px // 4, part.top + part.px // 4, part.px // 2)
 
@@ -161,6 +176,7 @@ PICTURES: dict[Path, tuple[int, Callable[[Studio], torch.Tensor]]] = {
     ),
     THUMBNAILS / "teasr_step_comparison.jpg": (THUMBNAIL_BYTES, partial(four_steps, part=LEAVES)),
     THUMBNAILS / "teasr_adaptive_steps.jpg": (THUMBNAIL_BYTES, partial(before_after, part=LEAVES, plan=AutoSteps())),
+    THUMBNAILS / "teasr_region.jpg": (THUMBNAIL_BYTES, partial(in_a_region, part=FLOWERS)),
     THUMBNAILS / "teasr_before_after.jpg": (THUMBNAIL_BYTES, partial(before_after, part=BLOCKS)),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.model_management
 import torch
 
 from ...teasr_core.errors import InputError
@@ -42,7 +43,7 @@ def mask_to_alpha(mask: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
             f"mask has shape {tuple(mask.shape)}, the image {(batch, height, width)}: wire the mask that came with "
             "this image, or resize it first"
         )
-    return (1 - check_finite(mask, "mask")[:, None].float()).clamp(0, 1).expand(batch, -1, -1, -1)
+    return (1 - check_finite(mask, "mask")[:, None].to(planes)).clamp(0, 1).expand(batch, -1, -1, -1)
 
 
 def size_of(image: torch.Tensor) -> TargetSize:
@@ -51,8 +52,32 @@ def size_of(image: torch.Tensor) -> TargetSize:
 
 
 def to_host(image: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) -> IMAGE (B, H, W, C) float32, contiguous."""
-    return image.float().movedim(1, -1).contiguous()
+    """(B, C, H, W) -> IMAGE (B, H, W, C), contiguous, as the host wants it between nodes."""
+    return between_nodes(image.movedim(1, -1)).contiguous()
+
+
+def between_nodes(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the device and in the dtype that ComfyUI keeps results in: the CPU and float32 unless it runs with
+    --gpu-only or --fp16-intermediates.
+    """
+    return tensor.to(comfy.model_management.intermediate_device(), intermediate_dtype())
+
+
+def intermediate_dtype() -> torch.dtype:
+    """float16 with --fp16-intermediates, which older hosts do not have."""
+    choose = getattr(comfy.model_management, "intermediate_dtype", None)
+    return torch.float32 if choose is None else choose()
+
+
+def with_alpha_of(image: torch.Tensor, source: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
+    """IMAGE (B, H, W, 3) with a fourth channel where the IMAGE `source` that it was made of has one.
+
+    mask (B or 1, H, W): its transparency at the new size, 1 = transparent.
+    """
+    if source is None or mask is None or source.shape[-1] != 4:
+        return image
+    alpha = (1 - mask.float())[..., None].to(image).expand(*image.shape[:-1], 1)  # (B, H, W, 1)
+    return torch.cat([image, alpha], dim=-1)
 
 
 def from_host(image: torch.Tensor, name: str) -> torch.Tensor:

@@ -13,6 +13,7 @@ from ...teasr_core.codec.block_dct import BLOCK, DCT_CHANNELS, coefficients_to_i
 from ...teasr_core.codec.dct import DctCodec
 from ...teasr_core.errors import InputError
 from ...teasr_core.tiling import TileCallback
+from ..host.images import between_nodes, intermediate_dtype, to_host
 
 
 class DctVAE:
@@ -35,7 +36,7 @@ class DctVAE:
         self.codec = codec
 
     def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
-        return self.encode_image(self.vae_encode_crop_pixels(pixel_samples).movedim(-1, 1))
+        return between_nodes(self.encode_image(self.vae_encode_crop_pixels(pixel_samples).movedim(-1, 1)))
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] with sides that are multiples of 4 -> raw coefficients (B, 48, 1, h, w) float32."""
@@ -55,7 +56,7 @@ class DctVAE:
 
     def decode(self, samples_in: torch.Tensor, vae_options: dict | None = None) -> torch.Tensor:
         """(B, 48, T, h, w) or (B, 48, h, w) -> (B * T, 4h, 4w, 3) clamped to [0, 1]."""
-        return self.decode_image(samples_in).movedim(1, -1).contiguous()
+        return to_host(self.decode_image(samples_in))
 
     def decode_image(self, latent: torch.Tensor) -> torch.Tensor:
         """(B, 48, T, h, w) or (B, 48, h, w) -> (B * T, 3, 4h, 4w) clamped to [0, 1]."""
@@ -80,6 +81,9 @@ class DctVAE:
     @property
     def output_device(self) -> torch.device:
         return comfy.model_management.intermediate_device()
+
+    def vae_output_dtype(self) -> torch.dtype:
+        return intermediate_dtype()
 
     def spacial_compression_encode(self) -> int:
         return BLOCK

@@ -99,7 +99,7 @@ def sheets(columns: Sequence[Column], k: int) -> torch.Tensor:
 
 def cell(column: Column, k: int, index: int) -> Cell:
     """One image at one number of steps, with its sampling time and its sharpness."""
-    image = from_host(column.images[k][index : index + 1], "image")  # (1, 3, H, W)
+    image = from_host(column.images[k][index : index + 1].cpu(), "image")  # (1, 3, H, W)
     seconds = column.seconds[k]
     time = f"{seconds[index]:.2f} s" if seconds else "no model"
     return Cell(image, steps_text(column.steps), f"{time}, sharpness {mean_gradient(image):.2f}")

@@ -14,13 +14,15 @@ from ...teasr_core.image.alpha import resize_alpha
 from ...teasr_core.image.region import Region, decode_in_box
 from ...teasr_core.image.resize import resize
 from ...teasr_core.restore import RestoreOptions, postprocess
-from ..host.images import from_host, rgb_and_alpha, size_of, to_host
+from ..host.images import between_nodes, from_host, rgb_and_alpha, size_of, to_host, with_alpha_of
 from ..host.running import show_on_node
 from ..host.sockets import check_latent
 from ..inputs import (
     color_fix_input,
     color_strength_input,
+    grain_input,
     max_megapixels_input,
+    seed_input,
     size_input,
     strength_input,
     target_size,
@@ -64,7 +66,7 @@ class TEASRUpscaleInput(io.ComfyNode):
             out_mask = torch.zeros(len(resized), target.height, target.width)
         else:
             out_mask = 1 - resize_alpha(alpha.contiguous(), target)[:, 0]  # (B, H', W'), 1 = transparent
-        return io.NodeOutput(to_host(resized), out_mask)
+        return io.NodeOutput(to_host(resized), between_nodes(out_mask))
 
 
 class TEASRUpscaleDecode(io.ComfyNode):
@@ -114,6 +116,8 @@ def decoded_inputs() -> list[io.Input]:
         strength_input(),
         color_fix_input(),
         color_strength_input(use_advanced=True),
+        io.Mask.Input("mask", optional=True, tooltip="This is the picture's transparency at the target size."),
+        io.Image.Input("source", optional=True, tooltip="This is the picture before it was resized."),
     ]
 
 
@@ -128,8 +132,9 @@ class TEASRUpscaleOutput(io.ComfyNode):
             "TEASRUpscale",
             is_input_list=True,
             inputs=[
-                io.Mask.Input("mask", tooltip="This is the picture's transparency at the target size."),
                 *decoded_inputs(),
+                grain_input(),
+                seed_input(),
                 io.String.Input("shown_on", default="", tooltip="This node in the graph shows the report."),
             ],
             outputs=[
@@ -163,11 +168,11 @@ def aligned(inputs: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def with_report(
-    resized: torch.Tensor, mask: torch.Tensor, decoded: torch.Tensor | None, latent: dict[str, Any], **options: Any
+    resized: torch.Tensor, mask: torch.Tensor, latent: dict[str, Any], **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor, str]:
     """(image, mask, report line) of one picture or batch. `options` are those of `result_image`."""
-    image = result_image(resized, decoded, region=region_of(latent), **options)
-    notes = RunNotes(tiles=0) if decoded is None else notes_of(latent)
+    image = result_image(resized, mask=mask, region=region_of(latent), **options)
+    notes = RunNotes(tiles=0) if options["decoded"] is None else notes_of(latent)
     notes = dataclasses.replace(notes, size=size_of(resized))
     return image, mask, notes.report().line()
 
@@ -178,10 +183,20 @@ def result_image(
     strength: float = 1.0,
     color_fix: str = "wavelet",
     color_strength: float = 1.0,
+    mask: torch.Tensor | None = None,
+    source: torch.Tensor | None = None,
+    grain: float = 0.0,
+    seed: int = 0,
     region: Region | None = None,
 ) -> torch.Tensor:
-    """IMAGE (B, H, W, 3) of the size of `resized`. Without `decoded` no model ran, and the image is `resized`."""
-    if decoded is None:
-        return resized
-    options = RestoreOptions(size_of(resized), strength, color_fix, color_strength)
-    return to_host(postprocess(from_host(decoded, "image"), from_host(resized, "resized"), options, region))
+    """IMAGE of the size of `resized`, (B, H, W, 4) where the source has four channels and else (B, H, W, 3).
+
+    Without `decoded` no model ran, and the colours are those of `resized`.
+    """
+    image = resized
+    if decoded is not None:
+        options = RestoreOptions(size_of(resized), strength, color_fix, color_strength, grain=grain, grain_seed=seed)
+        measured = rgb_and_alpha(source)[0] if source is not None and grain > 0 else None
+        planes = from_host(decoded, "image"), from_host(resized, "resized")
+        image = to_host(postprocess(*planes, options, region, measured))
+    return with_alpha_of(image, source, mask)

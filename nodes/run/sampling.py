@@ -17,6 +17,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from ...teasr_core.sampling.auto_steps import AutoSteps
 from ...teasr_core.sampling.sampler import initial_noise, scaled_noise
 from ...teasr_core.sampling.schedule import StepPlan
+from ..host.images import between_nodes
 from ..model.conditioning import Conditioning
 from ..model.dual_branch import HOOKS_KEY, TARGET_SIGMA, TILES, recipe_of
 from ..model.run_start import FIDELITY
@@ -54,7 +55,7 @@ def sample_image(
 ) -> torch.Tensor:
     """One latent (1, C, 1, h, w), the one that SamplerCustomAdvanced gives with RandomNoise, euler and these sigmas."""
     samples = _run(model, job, comfy.samplers.sampler_object("euler"), sigmas, tiles, progress, fidelity)
-    return samples.to(comfy.model_management.intermediate_device(), torch.float32)
+    return between_nodes(samples)
 
 
 def choose_steps(

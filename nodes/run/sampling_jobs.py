@@ -20,6 +20,7 @@ from ...teasr_core.sampling.sampler import check_fidelity
 from ...teasr_core.sampling.schedule import StepPlan, linear_taus
 from ...teasr_core.sampling.smaller_pieces import PieceLimit
 from ...teasr_core.tiling import TilePlan
+from ..host.images import between_nodes
 from ..host.sockets import check_conditioning, check_finite, check_latent, check_model, check_sigmas, check_tensor
 from ..model.conditioning import Conditioning, conditioning_of_image, lq_batch
 from ..model.dual_branch import attached_branch
@@ -81,7 +82,7 @@ class SamplingJobs:
         for k, times in enumerate(sigmas):
             progress.start_image(k)
             if counts[k] == 0:  # nothing of this image is restored
-                sampled.append(SampledLatent(self.jobs[k].latent.float()))
+                sampled.append(SampledLatent(between_nodes(self.jobs[k].latent)))
             else:
                 sampled.append(self._sample_image(k, times, fidelity, progress))
         tile = max(self.tiles.height, self.tiles.width)
@@ -92,7 +93,7 @@ class SamplingJobs:
             tile_px=tile * int(self.model.get_model_object("latent_format").spacial_downscale_ratio),
             steps=max(steps),
             dtype=model_dtype(self.model),
-            reason=reason,
+            reason=reason if any(counts) else "the region is empty: nothing was restored",
             largest_piece=min((one.largest_piece for one in sampled if one.largest_piece is not None), default=None),
             image_seconds=tuple(one.seconds for one in sampled),
         )

@@ -16,7 +16,7 @@ import torch
 from ...teasr_core.errors import InputError, OutputError
 from ...teasr_core.model.recipe import Recipe
 from ...teasr_core.tiling import QWEN_OVERLAP_PX, QWEN_TILE_PX, TilePlan, convert_in_tiles, plan_codec_tiles
-from ..host.images import from_host, to_host
+from ..host.images import from_host
 from ..host.memory import (
     available_bytes,
     has_own_memory,
@@ -189,7 +189,7 @@ class HostVae:
     def _encode_tile(self, image: torch.Tensor) -> torch.Tensor:
         """(1, 3, H, W) -> (1, C, h, w)."""
         height, width = image.shape[-2:]
-        pixels = to_host(image)  # (1, H, W, 3)
+        pixels = image.movedim(1, -1).contiguous()  # (1, H, W, 3)
         if self._takes_tiles:
             side = max(height, width)  # with frames, ComfyUI takes tile_x for the height
             latent = self.vae.encode_tiled(pixels, tile_x=side, tile_y=side, overlap=0)

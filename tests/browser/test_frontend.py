@@ -71,6 +71,7 @@ def test_the_qwen_image_workflow_says_where_its_files_come_from(reports):
         ("teasr_batch_folder", "teasr_batch/photo", 2),
         ("teasr_step_comparison", "teasr_steps", 4),
         ("teasr_adaptive_steps", "teasr_auto", 1),
+        ("teasr_region", "teasr_region", 1),
     ],
 )
 def test_a_workflow_runs(frontend, server, shots, name, prefix, pictures):

@@ -101,7 +101,9 @@ def test_a_black_region_runs_no_model_and_a_white_one_changes_nothing(run, forwa
     inputs = {"step_mode": step_mode, **TILES}
     resized = run(strength=0.0).image
     forwards.clear()
-    assert torch.equal(run(np.zeros((64, 64)), **inputs).image, resized)
+    black = run(np.zeros((64, 64)), **inputs)
+    assert torch.equal(black.image, resized)
+    assert black.report.endswith("the region is empty: nothing was restored")
     assert forwards == []
     assert torch.allclose(run(np.ones((5, 7)), **inputs).image, run(**inputs).image, atol=1e-6)
 

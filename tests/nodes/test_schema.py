@@ -81,6 +81,7 @@ NODES = {
             FIDELITY,
             TOLERANCE,
             ("region", "MASK", None),
+            ("grain", "FLOAT", 0.0),
         ],
         [("image", "IMAGE"), ("mask", "MASK"), ("report", "STRING")],
     ),
@@ -105,6 +106,8 @@ NODES = {
             ("reference", "IMAGE", None),
             ("color_fix", "COMBO", "wavelet"),
             ("color_strength", "FLOAT", 1.0),
+            ("grain", "FLOAT", 0.0),
+            ("grain_seed", "INT", 0),
         ],
         [("image", "IMAGE")],
     ),
@@ -209,7 +212,8 @@ def test_steps_is_a_slider_from_1_to_30_and_seed_is_64_bit(host):
 def test_what_came_after_the_first_release_is_optional_and_behind_the_older_widgets(host):
     """R25: an old prompt validates without it, an old graph's widget values keep their places."""
     for node_id, names in {
-        "TEASRUpscale": ["fidelity", "tolerance", "region"],
+        "TEASRUpscale": ["fidelity", "tolerance", "region", "grain"],
+        "TEASRColorFix": ["grain", "grain_seed"],
         "TEASRSampler": ["fidelity"],
         "TEASRStepSelector": ["tolerance", "model", "conditioning", "latent", "seed"],
     }.items():

@@ -1,0 +1,140 @@
+"""An IMAGE with four channels comes back with four; `mask` stays what it was."""
+
+import pytest
+import torch
+
+from helpers.comfy.upscale_run import upscale_prompt
+
+
+@pytest.fixture
+def rgba(photo):
+    """The small photo with a hole, a soft edge and opaque elsewhere."""
+    alpha = torch.ones(1, 17, 23, 1)
+    alpha[:, 4:9, 4:9] = 0
+    alpha[:, 9, 4:9] = 0.5
+    return torch.cat([photo, alpha], dim=-1)
+
+
+@pytest.fixture
+def run(executor, host):
+    """run(image, **inputs): TEASRUpscale's result on this IMAGE."""
+    go = executor()
+    shown = {}
+
+    class Picture:
+        RETURN_TYPES = ("IMAGE",)
+        FUNCTION = "load"
+        CATEGORY = "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802, the host's name
+            return {"required": {"key": ("INT", {})}}
+
+        def load(self, key):
+            return (shown[key],)
+
+    host.nodes.NODE_CLASS_MAPPINGS["TestPicture"] = Picture
+
+    def call(image, node="TEASRUpscale", **inputs):
+        shown[id(image)] = image
+        prompt = upscale_prompt(**inputs)
+        prompt["in"] = {"class_type": "TestPicture", "inputs": {"key": id(image)}}
+        return go(prompt)
+
+    yield call
+    del host.nodes.NODE_CLASS_MAPPINGS["TestPicture"]
+
+
+@pytest.mark.parametrize("inputs", [{}, {"strength": 0.0}, {"strength": 0.5, "color_fix": "lab"}])
+def test_four_channels_in_four_out(run, rgba, inputs):
+    got = run(rgba, **inputs)
+    assert got.image.shape == (1, 34, 46, 4)
+    assert got.mask.shape == (1, 34, 46)
+    assert torch.allclose(got.image[..., 3], 1 - got.mask, atol=1e-6)
+    assert got.image[0, 11:16, 11:16, 3].max() < 0.1
+    assert (got.image[0, -8:, :, 3] == 1).all()
+
+
+def test_the_colours_are_those_of_the_rgb_picture_with_its_mask(run, rgba, executor):
+    """The same picture as LoadImage gives it, colours and mask apart, has the same colours."""
+    apart = executor()(upscale_prompt(source={"hole": True}.items(), mask=["in", 1]))
+    whole = rgba.clone()
+    whole[:, 9, 4:9, 3] = 1  # that source's hole has hard edges
+    got = run(whole)
+    assert apart.image.shape[-1] == 3
+    assert torch.equal(got.image[..., :3], apart.image)
+    assert torch.equal(got.mask, apart.mask)
+
+
+def test_an_opaque_fourth_channel_stays_opaque_and_changes_no_colour(run, photo):
+    opaque = torch.cat([photo, torch.ones(1, 17, 23, 1)], dim=-1)
+    got = run(opaque)
+    assert (got.image[..., 3] == 1).all()
+    assert not got.mask.any()
+    assert torch.equal(got.image[..., :3], run(photo).image)
+
+
+def test_a_batch_of_four_channels_equals_each_alone(run, rgba):
+    batch = torch.cat([rgba, rgba.flip(2), rgba.flip(1)])
+    together = run(batch)
+    assert together.image.shape == (3, 34, 46, 4)
+    for k in range(3):
+        assert torch.equal(together.image[k : k + 1], run(batch[k : k + 1].clone()).image)
+
+
+def test_grey_and_three_channels_stay_three(run, photo):
+    assert run(photo).image.shape[-1] == run(photo[..., :1].contiguous()).image.shape[-1] == 3
+
+
+def test_the_color_fix_keeps_the_fourth_channel_of_the_picture(host, photo):
+    padded = torch.rand(2, 32, 32, 4)
+    out = host.run("TEASRColorFix", image=padded, reference=photo, color_fix="off")[0]
+    assert torch.equal(out, padded[:, :17, :23])
+    fixed = host.run("TEASRColorFix", image=padded, reference=photo)[0]
+    assert torch.equal(fixed[..., 3], padded[:, :17, :23, 3])
+    assert torch.equal(fixed[..., :3], host.run("TEASRColorFix", image=padded[..., :3], reference=photo)[0])
+
+
+def test_compared_steps_have_four_channels_too(host, executor, rgba):
+    """The results; the labelled sheet is a picture on white."""
+    seen = []
+
+    class Pair:
+        RETURN_TYPES = ()
+        OUTPUT_NODE = True
+        FUNCTION = "keep"
+        CATEGORY = "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802
+            return {"required": {"sheet": ("IMAGE",), "image": ("IMAGE",)}}
+
+        def keep(self, sheet, image):
+            seen.append((sheet, image))
+            return {"ui": {}}
+
+    class Picture:
+        RETURN_TYPES = ("IMAGE",)
+        FUNCTION = "load"
+        CATEGORY = "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802
+            return {"required": {}}
+
+        def load(self):
+            return (rgba,)
+
+    host.nodes.NODE_CLASS_MAPPINGS |= {"TestPair": Pair, "TestRgba": Picture}
+    compare = {"image": ["in", 0], "size": "factor", "size.scale": 2.0, "steps_list": "1,2"}
+    executor()(
+        {
+            "in": {"class_type": "TestRgba", "inputs": {}},
+            "up": {"class_type": "TEASRCompareSteps", "inputs": compare},
+            "out": {"class_type": "TestPair", "inputs": {"sheet": ["up", 0], "image": ["up", 1]}},
+        }
+    )
+    [(sheet, images)] = seen
+    assert sheet.shape[-1] == 3
+    assert images.shape == (2, 34, 46, 4)
+    assert images[0, 11:16, 11:16, 3].max() < 0.1
