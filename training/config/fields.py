@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict
 
 TABLE = ConfigDict(extra="forbid")  # of every dataclass that stands for a TOML table
 
@@ -22,6 +22,17 @@ Weight = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class Word(str):
+    """A text that was given on the command line. For a list it is a list of one, so that no shell needs quotes."""
+
+
+def _list_of_one(value: object) -> object:
+    return (str(value),) if isinstance(value, Word) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_list_of_one)]  # paths or names
 
 
 def alternatives(names: Sequence[str]) -> str:

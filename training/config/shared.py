@@ -11,7 +11,7 @@ from pydantic import Field, Strict, field_validator, with_config
 from teasr_core.errors import ConfigError
 
 from ..degradation.presets import PRESETS
-from .fields import TABLE, Count, Decay, Natural, Number, Positive, Switch, Weight, one_of
+from .fields import TABLE, Count, Decay, Natural, Number, Positive, Switch, Texts, Weight, one_of
 
 PERCEPTUALS = ("none", "lpips-squeeze", "lpips-alex", "lpips-vgg")
 LOSS_SPACES = ("pixel", "latent")
@@ -38,14 +38,14 @@ class RunConfig:
     trackers: tuple[Annotated[str, one_of(TRACKERS)], ...] = ("tensorboard",)  # beside log.jsonl (run/trackers.py)
     use_tensorboard: Switch = True  # false takes tensorboard out of trackers
     project: str = "teasr"  # the name under which wandb and trackio keep the run
-    preview_images: tuple[str, ...] = ()  # held-out photographs; empty = no previews
+    preview_images: Texts = ()  # held-out photographs; empty = no previews
 
 
 @with_config(TABLE)
 @dataclass(frozen=True)
 class DataConfig:
-    folders: tuple[str, ...] = ()  # photographs: folders, searched without recursion, or .txt lists of paths
-    pairs: tuple[str, ...] = ()  # folders of ready pairs, each with test_HR and test_LR
+    folders: Texts = ()  # photographs: folders, searched without recursion, or .txt lists of paths
+    pairs: Texts = ()  # folders of ready pairs, each with test_HR and test_LR
     pair_scales: Mapping[str, Number] = field(default_factory=dict)  # factor -> weight: HR is shrunk for factors below
     # the pair's own; empty = its own alone
     weights: tuple[Weight, ...] = ()  # share of each of folders, then of each of pairs; empty = every image alike

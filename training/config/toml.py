@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from teasr_core.errors import ConfigError
 
+from .fields import Word
 from .sentences import sentence
 
 if sys.version_info >= (3, 11):
@@ -24,10 +25,10 @@ T = TypeVar("T")
 
 
 def read_toml(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A TOML file as plain values, with `section.key=value` overrides applied (TOML syntax, bare words are strings).
+    """A TOML file as plain values, with `section.key=value` overrides applied.
 
-    Without a path, it is the overrides alone. It raises ConfigError for a missing file, bad TOML or an override that
-    names nothing.
+    Overrides have TOML's syntax; a bare word is a text, and for a list of texts a list of one. Without a
+    path, it is the overrides alone. It raises ConfigError for a missing file, bad TOML or an override of nothing.
     """
     try:
         values = {} if path is None else tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -71,6 +72,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    if isinstance(value, str):
+        value = Word(value)
     *sections, key = path.strip().split(".")
     node: Any = values
     for name in sections:
