@@ -135,8 +135,8 @@ def lifted(studio: Studio, part: Part) -> torch.Tensor:
     image = studio.restored(part, ONE_STEP)
     dark = image / 16
     middle = image.shape[-1] // 2
-    image[..., :middle] = (dark * 255).round()[..., :middle] / 255 * 16
-    image[..., middle:] = (dark * 65535).round()[..., middle:] / 65535 * 16
+    image[..., :middle] = to_levels(dark)[..., :middle] / 255 * 16
+    image[..., middle:] = to_levels(dark, 16)[..., middle:] / 65535 * 16
     image[..., middle - 1 : middle + 1] = 1.0
     return image.clamp(0, 1)
 

@@ -100,6 +100,7 @@ class UpscaleRun:
         self.mask = mask
         self.plan = step_plan(args)
         self.report = RunReport(len(to_do) + len(done), [_record(job, "skipped") for job in done])
+        self.left_out: str | None = None  # names files of the folder that are not read
         self.lines = sys.stderr if args.json == STDOUT else sys.stdout
         sizes = [None if args.quiet else expected_size(job.source, args) for job in to_do]
         work = [None if size is None else float(size.width * size.height) for size in sizes]
@@ -119,8 +120,7 @@ class UpscaleRun:
     def leave_out(self, files: Sequence[Path]) -> None:
         """Name and count the files of the input folder that are of no kind that is read."""
         self.report.left_out = [LeftOut(str(path), reason_left_out(path)) for path in files]
-        if note := name_left_out(files, self.args.input):
-            self.progress.say(f"note: {note}", sys.stderr)
+        self.left_out = name_left_out(files, self.args.input)
 
     def restore_all(self) -> None:
         """A bad image does not stop the others; the one image that was named is the command's own error.
@@ -261,13 +261,15 @@ class UpscaleRun:
         elif report.error is not None or not self.args.input.is_dir():
             return
         elif failed:
+            if self.left_out is not None:
+                self.progress.say(f"note: {self.left_out}", self.lines)
             others = "the others are written" if written + skipped else "none is written"
             self.progress.complain(f"error: {failed} of {report.expected} images failed (named above): {others}")
         else:
             passed = f", {skipped} existed already" if skipped else ""
             took = clock_time(report.seconds)
-            left_out = f", {len(report.left_out)} other files left out" if report.left_out else ""
-            self.progress.say(f"{report.expected} images: {written} written{passed}{left_out}, {took}", self.lines)
+            left_out = "" if self.left_out is None else f"; {self.left_out}"
+            self.progress.say(f"{report.expected} images: {written} written{passed}, {took}{left_out}", self.lines)
 
 
 def _share(jobs: list[Job], processes: Processes) -> list[Job]:
