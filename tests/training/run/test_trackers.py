@@ -119,8 +119,8 @@ def test_wandb_keeps_a_resumed_run_in_one(distillation, held_out, monkeypatch):
 
 
 def test_trackio_has_the_run_on_this_computer(distillation, held_out, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read once, at the import
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     config = distillation(run={"trackers": ["trackio"], "project": "tiny", "preview_every": 2, "log_every": 1,
                                "preview_images": [str(held_out)]}, train={"steps": 2})  # fmt: skip
     Distiller(config).train()
