@@ -100,7 +100,16 @@ def test_no_thumbnail_and_no_prompt_is_left_over():
 
 
 def test_the_templates_that_were_promised_are_there():
-    promised = ("quick_start", "4k_tiled", "batch_folder", "step_comparison", "adaptive_steps", "before_after", "16bit")
+    promised = (
+        "quick_start",
+        "4k_tiled",
+        "batch_folder",
+        "step_comparison",
+        "adaptive_steps",
+        "before_after",
+        "16bit",
+        "region",
+    )
     assert {"qwen_image_teasr", *(f"teasr_{name}" for name in promised)} <= set(NAMES)
 
 
