@@ -81,13 +81,13 @@ def _open(name: str, run: RunConfig, config: Mapping[str, Any]) -> Any:
     PartialState(cpu=run.device == "cpu")  # accelerate's logger asks for it
     folder = Path(run.output_dir)
     title = {"name": folder.resolve().name, "resume": "allow"}
-    if name == TENSORBOARD:
-        tracker: Any = tracking.TensorBoardTracker(TENSORBOARD, folder)
-    elif name == WANDB:
-        tracker = tracking.WandBTracker(run.project, dir=str(folder), id=_run_id(folder), **title)
-    else:
-        tracker = tracking.TrackioTracker(run.project, **title)
     try:
+        if name == TENSORBOARD:
+            tracker: Any = tracking.TensorBoardTracker(TENSORBOARD, folder)
+        elif name == WANDB:
+            tracker = tracking.WandBTracker(run.project, dir=str(folder), id=_run_id(folder), **title)
+        else:
+            tracker = tracking.TrackioTracker(run.project, **title)
         tracker.start()
         if name != TENSORBOARD:  # there it would make a second run
             tracker.store_init_configuration(dict(config))
