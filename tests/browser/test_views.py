@@ -42,7 +42,7 @@ def test_the_help_panel_shows_our_page(frontend, locale):
     assert report["errors"] == []
 
 
-@pytest.mark.parametrize("locale", ["de", "es", "fr", "ja", "ko", "ru", "zh"])
+@pytest.mark.parametrize("locale", ["es", "fr", "ja", "ko", "ru", "zh"])  # the frontend does not offer German yet
 def test_translated_names_are_shown(frontend, locale, shots):
     report = frontend("names", QUICK_START, locale=locale, use_vue=True)
     (shots / "names.png").rename(shots / f"names_{locale}.png")

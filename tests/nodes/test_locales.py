@@ -1,4 +1,4 @@
-"""R30: every node speaks eight of the frontend's languages, and the English is the schema's own.
+"""R30: every node speaks eight languages, and the English is the schema's own.
 
 After a change of a tooltip: `TEASR_WRITE_LOCALE=1 python -m pytest tests/nodes/test_locales.py` writes the English file
 anew; the others are translated by hand.
