@@ -17,6 +17,8 @@ QWEN_FILES = (
     "diffusion_models/qwen_image_2512_fp8_e4m3fn.safetensors",
     "vae/qwen_image_vae.safetensors",
     "loras/teasr_qwen_image_2512.safetensors",
+    "diffusion_models/qwen_image_fp8_e4m3fn.safetensors",
+    "loras/odtsr_lora.safetensors",
 )
 
 
