@@ -169,6 +169,7 @@ def write_gguf(path, architecture):
 
 
 def test_gguf_is_named_and_refused(tmp_path):
+    pytest.importorskip("gguf")
     found = detect(write_gguf(tmp_path / "mine.gguf", "qwen_image"))
     assert (found.kind, found.layout) == (Kind.OTHER, "GGUF")
     with pytest.raises(ModelFileError, match=r"mine\.gguf: GGUF file of architecture 'qwen_image' .GGUF.; advice"):
