@@ -15,39 +15,9 @@ def rgba(photo):
     return torch.cat([photo, alpha], dim=-1)
 
 
-@pytest.fixture
-def run(executor, host):
-    """run(image, **inputs): TEASRUpscale's result on this IMAGE."""
-    go = executor()
-    shown = {}
-
-    class Picture:
-        RETURN_TYPES = ("IMAGE",)
-        FUNCTION = "load"
-        CATEGORY = "test"
-
-        @classmethod
-        def INPUT_TYPES(cls):  # noqa: N802, the host's name
-            return {"required": {"key": ("INT", {})}}
-
-        def load(self, key):
-            return (shown[key],)
-
-    host.nodes.NODE_CLASS_MAPPINGS["TestPicture"] = Picture
-
-    def call(image, node="TEASRUpscale", **inputs):
-        shown[id(image)] = image
-        prompt = upscale_prompt(**inputs)
-        prompt["in"] = {"class_type": "TestPicture", "inputs": {"key": id(image)}}
-        return go(prompt)
-
-    yield call
-    del host.nodes.NODE_CLASS_MAPPINGS["TestPicture"]
-
-
 @pytest.mark.parametrize("inputs", [{}, {"strength": 0.0}, {"strength": 0.5, "color_fix": "lab"}])
-def test_four_channels_in_four_out(run, rgba, inputs):
-    got = run(rgba, **inputs)
+def test_four_channels_in_four_out(upscaled, rgba, inputs):
+    got = upscaled(rgba, **inputs)
     assert got.image.shape == (1, 34, 46, 4)
     assert got.mask.shape == (1, 34, 46)
     assert torch.allclose(got.image[..., 3], 1 - got.mask, atol=1e-6)
@@ -55,35 +25,35 @@ def test_four_channels_in_four_out(run, rgba, inputs):
     assert (got.image[0, -8:, :, 3] == 1).all()
 
 
-def test_the_colours_are_those_of_the_rgb_picture_with_its_mask(run, rgba, executor):
+def test_the_colours_are_those_of_the_rgb_picture_with_its_mask(upscaled, rgba, executor):
     """The same picture as LoadImage gives it, colours and mask apart, has the same colours."""
     apart = executor()(upscale_prompt(source={"hole": True}.items(), mask=["in", 1]))
     whole = rgba.clone()
     whole[:, 9, 4:9, 3] = 1  # that source's hole has hard edges
-    got = run(whole)
+    got = upscaled(whole)
     assert apart.image.shape[-1] == 3
     assert torch.equal(got.image[..., :3], apart.image)
     assert torch.equal(got.mask, apart.mask)
 
 
-def test_an_opaque_fourth_channel_stays_opaque_and_changes_no_colour(run, photo):
+def test_an_opaque_fourth_channel_stays_opaque_and_changes_no_colour(upscaled, photo):
     opaque = torch.cat([photo, torch.ones(1, 17, 23, 1)], dim=-1)
-    got = run(opaque)
+    got = upscaled(opaque)
     assert (got.image[..., 3] == 1).all()
     assert not got.mask.any()
-    assert torch.equal(got.image[..., :3], run(photo).image)
+    assert torch.equal(got.image[..., :3], upscaled(photo).image)
 
 
-def test_a_batch_of_four_channels_equals_each_alone(run, rgba):
+def test_a_batch_of_four_channels_equals_each_alone(upscaled, rgba):
     batch = torch.cat([rgba, rgba.flip(2), rgba.flip(1)])
-    together = run(batch)
+    together = upscaled(batch)
     assert together.image.shape == (3, 34, 46, 4)
     for k in range(3):
-        assert torch.equal(together.image[k : k + 1], run(batch[k : k + 1].clone()).image)
+        assert torch.equal(together.image[k : k + 1], upscaled(batch[k : k + 1].clone()).image)
 
 
-def test_grey_and_three_channels_stay_three(run, photo):
-    assert run(photo).image.shape[-1] == run(photo[..., :1].contiguous()).image.shape[-1] == 3
+def test_grey_and_three_channels_stay_three(upscaled, photo):
+    assert upscaled(photo).image.shape[-1] == upscaled(photo[..., :1].contiguous()).image.shape[-1] == 3
 
 
 def test_the_color_fix_keeps_the_fourth_channel_of_the_picture(host, photo):

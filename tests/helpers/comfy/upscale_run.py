@@ -105,6 +105,36 @@ def executor(host, assets, photo):
         mappings.pop(name)
 
 
+@pytest.fixture
+def upscaled(executor, host):
+    """upscaled(image, **inputs): what TEASRUpscale makes of any IMAGE (B, H, W, C): `image`, `mask`, `report`."""
+    go = executor()
+    shown = {}
+
+    class Picture:
+        RETURN_TYPES = ("IMAGE",)
+        FUNCTION = "load"
+        CATEGORY = "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802, the host's name
+            return {"required": {"key": ("INT", {})}}
+
+        def load(self, key):
+            return (shown[key],)
+
+    host.nodes.NODE_CLASS_MAPPINGS["TestPicture"] = Picture
+
+    def call(image, **inputs):
+        shown[id(image)] = image
+        prompt = upscale_prompt(**inputs)
+        prompt["in"] = {"class_type": "TestPicture", "inputs": {"key": id(image)}}
+        return go(prompt)
+
+    yield call
+    del host.nodes.NODE_CLASS_MAPPINGS["TestPicture"]
+
+
 def class_of(prompt, machine, node):
     graph = prompt | machine.caches.outputs.dynprompt.ephemeral_prompt
     return graph[node]["class_type"]
