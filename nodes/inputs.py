@@ -165,14 +165,16 @@ def tile_inputs() -> list[io.Int.Input]:
     ]
 
 
+def _share_input(name: str, default: float, tooltip: str, **options: Any) -> io.Float.Input:
+    """A dial from 0 to 1."""
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.05, tooltip=tooltip, **options)
+
+
 def fidelity_input() -> io.Float.Input:
-    return io.Float.Input(
+    return _share_input(
         "fidelity",
-        optional=True,
         default=0.0,
-        min=0.0,
-        max=1.0,
-        step=0.05,
+        optional=True,
         advanced=True,
         tooltip="0 is the model as trained; towards 1 it starts from less noise, adds less texture and stays closer to "
         "the input.",
@@ -180,12 +182,9 @@ def fidelity_input() -> io.Float.Input:
 
 
 def strength_input() -> io.Float.Input:
-    return io.Float.Input(
+    return _share_input(
         "strength",
         default=1.0,
-        min=0.0,
-        max=1.0,
-        step=0.05,
         display_mode=io.NumberDisplay.slider,
         tooltip="1 is the restored picture, 0 the plain resize (then no model runs).",
     )
@@ -201,25 +200,19 @@ def color_fix_input() -> io.Combo.Input:
 
 
 def color_strength_input(use_advanced: bool) -> io.Float.Input:
-    return io.Float.Input(
+    return _share_input(
         "color_strength",
         default=1.0,
-        min=0.0,
-        max=1.0,
-        step=0.05,
         advanced=use_advanced,
         tooltip="This is how much of the colour fix is applied; 0 is none.",
     )
 
 
 def grain_input() -> io.Float.Input:
-    return io.Float.Input(
+    return _share_input(
         "grain",
-        optional=True,
         default=0.0,
-        min=0.0,
-        max=1.0,
-        step=0.05,
+        optional=True,
         advanced=True,
         tooltip="This gives the input's own grain back, against waxy skin. It is measured; a clean picture gets none.",
     )

@@ -58,22 +58,26 @@ class Pretrainer(TrainingRun):
         perceptual = load_perceptual(config.loss.perceptual, config.loss.perceptual_backbone)
         self.perceptual = None if perceptual is None else perceptual.to(self.device)
         self.model = PretrainModel(config.model, config.run.seed)
-        if list_checkpoints(self.folder):
-            pass  # the checkpoint has the codec, too
-        elif config.model.start:
-            self.codec = load_start(self.model, Path(config.model.start))
-            self.log.note(f"starting from {Path(config.model.start).name}")
-        else:
-            crop_px = min(stage.crop_px for stage in config.stages)
-            self.codec = measure_codec(config.data, config.run.seed, crop_px, self.model.condition_encoder)
-        if config.model.encoder_start and not list_checkpoints(self.folder):
-            start_encoder(self.model.condition_encoder, Path(config.model.encoder_start))
-            self.log.note(f"the condition encoder starts from {Path(config.model.encoder_start).name}")
+        if not list_checkpoints(self.folder):  # a checkpoint has the codec, too
+            self._start()
         self.model.to(self.device)
         bad_steps = BadSteps(self.folder, self.log, config.optim.max_bad_steps, "lr_start or optim.clip_norm")
         self._begin(dict(self.model.named_parameters()), config.optim, bad_steps)
         if config.run.compile:
             compile_blocks(self.model.transformer)
+
+    def _start(self) -> None:
+        """Give a new run its codec, and the weights that the config names."""
+        model, seed = self.config.model, self.config.run.seed
+        if model.start:
+            self.codec = load_start(self.model, Path(model.start))
+            self.log.note(f"starting from {Path(model.start).name}")
+        else:
+            crop_px = min(stage.crop_px for stage in self.config.stages)
+            self.codec = measure_codec(self.config.data, seed, crop_px, self.model.condition_encoder)
+        if model.encoder_start:
+            start_encoder(self.model.condition_encoder, Path(model.encoder_start))
+            self.log.note(f"the condition encoder starts from {Path(model.encoder_start).name}")
 
     @property
     def total_steps(self) -> int:
