@@ -29,8 +29,10 @@ class Job:
     is_in_folder: bool = True
 
 
-def plan_jobs(source: Path, target: Path, is_recursive: bool = False) -> list[Job]:
+def plan_jobs(source: Path, target: Path, is_recursive: bool = False, files: FolderFiles | None = None) -> list[Job]:
     """One job for each image; a folder goes to a folder, each image under its own name. Nothing is written.
+
+    files: what `find_files` found with the same arguments; without it, the folder is read here.
 
     What cannot be written in its own format, such as .bmp, becomes a .png. The order is that of the names, the same on
     every run. InputError for a missing input, a folder without images, an output that cannot be a folder or is the
@@ -41,7 +43,7 @@ def plan_jobs(source: Path, target: Path, is_recursive: bool = False) -> list[Jo
     if source.is_file():
         check_originals([source], [target])
         return [Job(0, source, target, source.name, is_in_folder=False)]
-    files = find_files(source, target, is_recursive)
+    files = find_files(source, target, is_recursive) if files is None else files
     images = files.images
     if not images:
         more = "" if is_recursive else ", or --recursive for those in its subfolders"

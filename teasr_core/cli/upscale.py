@@ -54,7 +54,8 @@ def upscale(args: argparse.Namespace) -> int:
     if args.resume and args.overwrite:
         raise InputError("--resume passes over existing outputs, --overwrite replaces them: give one of the two")
     step_plan(args)
-    jobs = plan_jobs(args.input, args.output, args.recursive)
+    files = find_files(args.input, args.output, args.recursive)
+    jobs = plan_jobs(args.input, args.output, args.recursive, files)
     mask = None
     if args.region is not None:
         check_originals([args.region], [job.target for job in jobs])
@@ -65,7 +66,7 @@ def upscale(args: argparse.Namespace) -> int:
     to_do, done = split_jobs(jobs if processes.can_meet else _share(jobs, processes), args.overwrite, args.resume)
     run = UpscaleRun(args, processes, _share(to_do, processes), _share(done, processes), mask)
     if processes.rank == 0:
-        run.leave_out(find_files(args.input, args.output, args.recursive).others)
+        run.leave_out(files.others)
     try:
         run.begin()
         run.restore_all()
