@@ -8,7 +8,6 @@ the file's recipe (docs/decisions.md#odtsr).
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from teasr_core.errors import ModelFileError
 from teasr_core.model.branch_lora import BLOCK_TARGETS, DEAD_IN_LAST_BLOCK, READABLE_TARGETS, target_paths
 from teasr_core.model.recipe import Recipe
 from teasr_core.weight_files.lora_file import UNKNOWN_BASE, lora_metadata, lora_tensors, parse_lora
+from teasr_core.weight_files.pickle_reader import read_pickled_tensors
 from teasr_core.weight_files.qwen_vae_file import encoder_shapes
 from teasr_core.weight_files.start_encoder import comfy_encoder_key, hash_tensors
 
@@ -136,25 +136,13 @@ def import_tensors(
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise ModelFileError(f"no file at {path}: give the checkpoint net_gen_iter_*.pth of ODTSR")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelFileError(
-            f"{path.name} cannot be read as a checkpoint of plain tensors ({cause}): get the file again"
-        ) from None
-    if not isinstance(stored, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in stored.items()
-    ):
-        raise ModelFileError(f"{path.name} holds {type(stored).__name__}, expected names and tensors alone")
+    stored = read_pickled_tensors(path, "the checkpoint net_gen_iter_*.pth of ODTSR")
     for key, value in stored.items():
         if value.dtype not in DTYPES:
             raise ModelFileError(f"{path.name}: '{key}' is {value.dtype}, expected bf16, fp16 or fp32")
         if not bool(torch.isfinite(value).all()):
             raise ModelFileError(f"{path.name}: '{key}' holds NaN or infinity: take another checkpoint")
-    return dict(stored)
+    return stored
 
 
 def _condition_half(

@@ -32,10 +32,10 @@ from ..run.checkpoint import MODEL_PREFIX, list_checkpoints
 from ..run.log import gain_db
 from ..run.loop import Pictures, TrainingRun, compile_blocks
 from ..run.preview import write_preview
-from .encoder_start import start_encoder
 from .losses import inner, pretrain_losses
 from .model import PretrainModel, load_start, measure_codec
 from .resume import check_resumable
+from .rrdbnet import copy_rrdbnet
 from .schedule import learning_rate
 
 
@@ -76,7 +76,7 @@ class Pretrainer(TrainingRun):
             crop_px = min(stage.crop_px for stage in self.config.stages)
             self.codec = measure_codec(self.config.data, seed, crop_px, self.model.condition_encoder)
         if model.encoder_start:
-            start_encoder(self.model.condition_encoder, Path(model.encoder_start))
+            copy_rrdbnet(self.model.condition_encoder, Path(model.encoder_start))
             self.log.note(f"the condition encoder starts from {Path(model.encoder_start).name}")
 
     @property

@@ -9,7 +9,6 @@ beyond the picture's edge, which is the codec's mean colour and not black.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from teasr_core.codec.block_dct import BLOCK, DCT_CHANNELS
 from teasr_core.codec.condition_encoder.encoder import ConditionEncoder
 from teasr_core.codec.condition_encoder.rrdb import RrdbEncoder
 from teasr_core.errors import ConfigError, ModelFileError
+from teasr_core.weight_files.pickle_reader import read_pickled_tensors
 from teasr_core.weight_files.safetensors_reader import read_tensors
 
 # Names of the encoder's layers, and of those of RRDBNet in BasicSR (Apache-2.0) and Real-ESRGAN (BSD-3-Clause).
@@ -28,7 +28,7 @@ OUTER_LAYERS = {
 NESTED = ("params_ema", "params")  # under which BasicSR saves a state dict
 
 
-def start_encoder(encoder: ConditionEncoder | None, path: Path) -> None:
+def copy_rrdbnet(encoder: ConditionEncoder | None, path: Path) -> None:
     """Copy the weights of the RRDBNet in `path` (.pth or .safetensors) into `encoder`, in place.
 
     The codec must have given the encoder its statistics. Raises ConfigError where the encoder is of another kind or
@@ -83,16 +83,9 @@ def _names(encoder: RrdbEncoder) -> dict[str, str]:
 
 
 def _read(path: Path) -> Mapping[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        cause = "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read as weights"
-        raise ModelFileError(f"model.encoder_start is {path}: {cause}, expected a .pth or .safetensors") from None
-    for key in NESTED:
-        if isinstance(values, dict) and isinstance(values.get(key), dict):
-            values = values[key]
-    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
-        raise ModelFileError(f"model.encoder_start is {path.name}: it holds no state dict, expected RRDBNet's")
-    return values
+        if path.suffix == ".safetensors":
+            return read_tensors(path)[0]
+        return read_pickled_tensors(path, "RRDBNet's weights, a .pth or .safetensors", NESTED)
+    except ModelFileError as error:
+        raise ModelFileError(f"model.encoder_start is {path}: {error}") from None

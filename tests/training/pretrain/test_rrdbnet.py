@@ -11,7 +11,7 @@ from teasr_core.codec.condition_encoder.residual import ResidualEncoder
 from teasr_core.codec.condition_encoder.rrdb import RrdbEncoder
 from teasr_core.codec.dct import DctCodec
 from teasr_core.errors import ConfigError, ModelFileError
-from training.pretrain.encoder_start import start_encoder
+from training.pretrain.rrdbnet import copy_rrdbnet
 
 FEATURES, GROWTH, BLOCKS = 8, 4, 2
 
@@ -83,7 +83,7 @@ def save(network, path, form):
 )
 def test_at_x4_it_begins_as_that_network(tmp_path, network, encoder, name, form):
     """A picture that is constant in each block of 4 px has only DC coefficients: the low-quality pixels themselves."""
-    start_encoder(encoder, save(network, tmp_path / name, form))
+    copy_rrdbnet(encoder, save(network, tmp_path / name, form))
     low = torch.rand(1, 3, 6, 9, generator=tiny.generator(1))
     codec = DctCodec(tiny.codec().mean.flatten().tolist(), tiny.codec().std.flatten().tolist(), encoder)
     found = codec.decode(codec.encode_lq(low.repeat_interleave(4, 2).repeat_interleave(4, 3)))
@@ -97,20 +97,20 @@ def test_another_number_of_blocks_is_refused(tmp_path, encoder):
     with pytest.raises(
         ConfigError, match=r"three.pth: it is no RRDBNet of 2 blocks .*body\.2.*set model.encoder_block"
     ):
-        start_encoder(encoder, path)
+        copy_rrdbnet(encoder, path)
 
 
 def test_a_network_for_another_factor_is_refused(tmp_path, encoder):
     """Real-ESRGAN's x2 network reads 12 channels of unshuffled pixels."""
     with pytest.raises(ConfigError, match="12 input channels"):
-        start_encoder(encoder, save(RrdbNet(colours=12), tmp_path / "x2.pth", "params_ema"))
+        copy_rrdbnet(encoder, save(RrdbNet(colours=12), tmp_path / "x2.pth", "params_ema"))
 
 
 def test_another_width_is_refused_and_nothing_is_changed(tmp_path, network):
     encoder = RrdbEncoder(BLOCKS, 16, 8)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     with pytest.raises(ConfigError, match=r"set model\.encoder_width"):
-        start_encoder(encoder, save(network, tmp_path / "net.pth", ""))
+        copy_rrdbnet(encoder, save(network, tmp_path / "net.pth", ""))
     assert sum(not torch.equal(before[key], value) for key, value in encoder.state_dict().items()) == 0
 
 
@@ -124,11 +124,11 @@ def test_a_file_that_is_none_is_refused(tmp_path, encoder, kind):
     elif kind == "wrong":
         torch.save({"weight": torch.zeros(3)}, path)
     with pytest.raises((ModelFileError, ConfigError), match=r"model\.encoder_start is .*file\.pth"):
-        start_encoder(encoder, path)
+        copy_rrdbnet(encoder, path)
 
 
 def test_another_kind_of_encoder_is_refused(tmp_path, network):
     path = save(network, tmp_path / "net.pth", "")
     for other in (None, ResidualEncoder(48, 8, 2)):
         with pytest.raises(ConfigError, match="encoder_kind = 'rrdb'"):
-            start_encoder(other, path)
+            copy_rrdbnet(other, path)
