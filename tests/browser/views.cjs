@@ -14,12 +14,15 @@ async function templates(page, name, shots) {
   await page.evaluate(() => app.extensionManager.command.execute('Comfy.BrowseTemplates'))
   await page.getByRole('dialog').getByText('teasr', { exact: true }).click()
   await page.getByTestId(`template-workflow-${name}`).waitFor()
-  await page.waitForTimeout(5000) // the thumbnails arrive
-  const listed = await page.evaluate(() =>
-    [...document.querySelectorAll('[data-testid^="template-workflow-"]')].map((card) => ({
-      name: card.dataset.testid.slice('template-workflow-'.length),
-      thumbnails: [...card.querySelectorAll('img')].map((image) => [image.naturalWidth, image.naturalHeight])
+  const listed = []
+  for (const card of await page.locator('[data-testid^="template-workflow-"]').all()) {
+    await card.scrollIntoViewIfNeeded() // a card holds its thumbnail only while it is seen
+    await page.waitForTimeout(1000)
+    listed.push(await card.evaluate((element) => ({
+      name: element.dataset.testid.slice('template-workflow-'.length),
+      thumbnails: [...element.querySelectorAll('img')].map((image) => [image.naturalWidth, image.naturalHeight])
     })))
+  }
   await shot(page, shots, 'templates')
   await page.getByTestId(`template-workflow-${name}`).click()
   await page.waitForFunction(() => app.graph.nodes.some((node) => node.type.startsWith('TEASR')))
