@@ -11,7 +11,8 @@ from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QWEN_IMAGE, QwenArchitecture
 from teasr_core.weight_files.base_file import shipped_base
 
-from ..config.distill import BUILTIN, DistillConfig, check_distill
+from ..config.distill import DistillConfig, check_distill
+from ..config.shared import BUILTIN
 from ..config.toml import from_mapping, read_toml
 from ..frozen_base.settings import memory_problem
 from ..memory.costs import VAE_BASE_DIM, Problem

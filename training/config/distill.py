@@ -16,11 +16,19 @@ from ..memory.config import MemoryConfig
 from ..objective.losses import MAX_OFFSET, MAX_RECTIFICATION
 from ..objective.objective import LAYOUTS
 from .fields import TABLE, Count, CropPx, Positive, Switch, one_of
-from .shared import LOSS_SPACES, PERCEPTUALS, DataConfig, DistillOptimConfig, RunConfig, check_data, check_optim
+from .shared import (
+    BUILTIN,
+    LOSS_SPACES,
+    PERCEPTUALS,
+    DataConfig,
+    DistillOptimConfig,
+    RunConfig,
+    check_data,
+    check_optim,
+)
 from .stage import PERCEPTUAL_CROP_PX, BoundaryTime
 from .toml import from_mapping, read_toml
 
-BUILTIN = "builtin"
 INITS = ("kaiming", "gaussian", "orthogonal")
 DTYPES = ("fp32", "bf16")  # of the adapter, and beside "auto" of the base
 

@@ -39,7 +39,8 @@ class ModelConfig:
     encoder_kind: Annotated[str, one_of(("residual", "rrdb"))] = "residual"  # teasr_core/codec/condition_encoder/
     encoder_blocks: Natural = 0  # blocks of the condition encoder; 0 = none
     encoder_width: Count = 64  # its features; the growth of an rrdb encoder is half of them
-    encoder_start: str = ""  # RRDBNet weights (x4, such as RealESRGAN_x4plus.pth) that an rrdb encoder starts from
+    encoder_start: str = ""  # what the encoder starts from: a base file that has one, "builtin" for the shipped base,
+    # or for an rrdb encoder RRDBNet weights (x4, such as RealESRGAN_x4plus.pth)
     start: str = ""  # base file whose transformer, prompt and, where it has one, encoder the run starts from
 
 

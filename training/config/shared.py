@@ -13,6 +13,7 @@ from teasr_core.errors import ConfigError
 from ..degradation.presets import PRESETS
 from .fields import TABLE, Count, Decay, Natural, Number, Positive, Switch, Texts, Weight, one_of
 
+BUILTIN = "builtin"  # the shipped file, where a setting names one
 PERCEPTUALS = ("none", "lpips-squeeze", "lpips-alex", "lpips-vgg")
 LOSS_SPACES = ("pixel", "latent")
 OPTIMISER_KINDS = ("adamw", "adamw-8bit", "adamw-cpu", "prodigy", "adafactor")

@@ -25,7 +25,8 @@ from teasr_core.weight_files.lora_file import LoraFile, check_base, read_lora
 from teasr_core.weight_files.qwen_file import read_qwen
 from teasr_core.whole_file import file_sha256
 
-from ..config.distill import BUILTIN, AdapterConfig, DistillConfig
+from ..config.distill import AdapterConfig, DistillConfig
+from ..config.shared import BUILTIN
 from ..frozen_base.new_adapter import lora_scale
 
 KEPT = ("gelu", "velocity_scale")  # of a recipe: what a run goes on with

@@ -10,7 +10,8 @@ import torch
 from teasr_core.weight_files import base_file
 from teasr_core.weight_files.file_kind import Kind, detect
 
-from ..config.distill import BUILTIN, DistillConfig
+from ..config.distill import DistillConfig
+from ..config.shared import BUILTIN
 from .settings import TrainingBase
 from .teasr_base import _teasr_base
 

@@ -13,7 +13,7 @@ from teasr_core.codec.condition_encoder.load import make_condition_encoder
 from teasr_core.codec.dct import DctCodec
 from teasr_core.errors import ConfigError
 from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
-from teasr_core.weight_files.base_file import codec_from_json, codec_to_json, read_base
+from teasr_core.weight_files.base_file import BaseFile, codec_from_json, codec_to_json, read_base
 
 from ..config.pretrain import ModelConfig, architecture_of, encoder_config
 from ..config.shared import DataConfig
@@ -61,16 +61,31 @@ def load_start(model: PretrainModel, path: Path) -> DctCodec:
     model.transformer.load_state_dict(dict(base.tensors))
     with torch.no_grad():
         model.prompt_embeds.copy_(base.prompt_embeds)
-    given, own = base.codec.condition_encoder, model.condition_encoder
-    if given is not None:
-        size = None if own is None else own.config()
-        if own is None or given.config() != size:
-            raise ConfigError(
-                f"model.start has a condition encoder of {given.config()}, [model] asks for {size or 'none'}: set "
-                f"encoder_blocks = {given.blocks}, encoder_width = {given.width} and encoder_kind = '{given.kind}'"
-            )
-        own.load_state_dict(given.state_dict())
-    return codec_from_json(codec_to_json(base.codec), own)
+    if base.codec.condition_encoder is not None:
+        _copy_encoder(base.codec.condition_encoder, model, "model.start")
+    return codec_from_json(codec_to_json(base.codec), model.condition_encoder)
+
+
+def load_encoder(model: PretrainModel, base: BaseFile) -> DctCodec:
+    """Give `model` the condition encoder of `base`, in place; a codec with the file's statistics and that encoder.
+
+    ConfigError where the sizes differ, or where the file has no encoder.
+    """
+    if base.codec.condition_encoder is None:
+        raise ConfigError(f"model.encoder_start is {base.path.name}, a base file without a condition encoder")
+    _copy_encoder(base.codec.condition_encoder, model, "model.encoder_start")
+    return codec_from_json(codec_to_json(base.codec), model.condition_encoder)
+
+
+def _copy_encoder(given: ConditionEncoder, model: PretrainModel, setting: str) -> None:
+    own = model.condition_encoder
+    if own is None or given.config() != own.config():
+        raise ConfigError(
+            f"{setting} has a condition encoder of {given.config()}, [model] asks for "
+            f"{'none' if own is None else own.config()}: set encoder_blocks = {given.blocks}, encoder_width = "
+            f"{given.width} and encoder_kind = '{given.kind}'"
+        )
+    own.load_state_dict(given.state_dict())
 
 
 def measure_codec(

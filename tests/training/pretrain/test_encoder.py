@@ -1,16 +1,19 @@
 """Pretraining with a condition encoder: first it alone, then the transformer behind it; starting from a base file."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from helpers.tiny import model as tiny
 from helpers.tiny.run import ALL_ROLES, MODEL
 from teasr_core.errors import ConfigError
 from teasr_core.weight_files.base_file import encoder_tensors, read_base
+from teasr_core.weight_files.safetensors_reader import read_tensors
 from training.config.pretrain import ModelConfig, StageConfig, load_config
 from training.export.base import export_base
 from training.objective.texture import lattice_loss
@@ -183,6 +186,39 @@ def test_a_run_starts_from_a_base_file(encoder_run, tmp_path):
     trainer.train(last_step=1)
     Pretrainer(run)  # resumes, and does not start again
     assert trainer.step == 1
+
+
+def test_an_encoder_may_come_from_a_base_file_with_another_transformer(encoder_run, tmp_path):
+    path = tiny.write_base(tmp_path / "other.safetensors", encoder=tiny.condition_encoder())
+    own = dataclasses.replace(TINY, encoder_blocks=2, encoder_width=8, num_layers=1)
+    trainer = Pretrainer(encoder_run(model=dataclasses.replace(own, encoder_start=str(path))))
+    base, z = read_base(path), tiny.latents()[1]
+    assert torch.equal(trainer.model.condition_encoder(z), base.codec.condition_encoder(z))
+    assert torch.equal(trainer.codec.std, base.codec.std)
+    assert trainer.model.architecture.num_layers == 1
+
+
+@pytest.mark.parametrize("source", ["none", "other", "builtin"])
+def test_an_encoder_that_is_not_there_or_of_another_size_is_refused(encoder_run, tmp_path, source):
+    width = 16 if source == "other" else 8
+    path = tiny.write_base(tmp_path / "base.safetensors", encoder=tiny.condition_encoder() if width == 16 else None)
+    start = source if source == "builtin" else str(path)
+    model = dataclasses.replace(TINY, encoder_blocks=2, encoder_width=width, encoder_start=start)
+    with pytest.raises(ConfigError, match=r"model\.encoder_start (is|has a condition encoder of) "):
+        Pretrainer(encoder_run(model=model))
+
+
+def test_encoder_and_transformer_of_other_statistics_are_refused(encoder_run, tmp_path):
+    """The transformer would read a latent that it was not trained on."""
+    start = tiny.write_base(tmp_path / "start.safetensors", encoder=tiny.condition_encoder())
+    tensors, metadata = read_tensors(start)
+    codec = json.loads(metadata["teasr.codec"])
+    codec["std"] = [2 * value for value in codec["std"]]
+    other = tmp_path / "other.safetensors"
+    save_file(tensors, other, metadata | {"teasr.codec": json.dumps(codec)})
+    model = dataclasses.replace(TINY, encoder_blocks=2, encoder_width=8, start=str(start), encoder_start=str(other))
+    with pytest.raises(ConfigError, match="other statistics of the latent"):
+        Pretrainer(encoder_run(model=model))
 
 
 def test_a_new_encoder_may_go_before_an_old_transformer(encoder_run, tmp_path):
