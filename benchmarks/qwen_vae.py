@@ -1,10 +1,10 @@
 """What does it save to treat Qwen-Image's VAE as a network for single pictures (teasr_core/codec/single_frame.py)?
 
-    python -m benchmarks.qwen_vae [--sides 256,512,1024] [--tasks encode,decode] [--width 96] [--repeats 2]
+    python -m benchmarks.qwen_vae [--sides 256,512,1024] [--tasks encode,decode] [--width 96] [--repeats 2] [--pairs 1]
 
 A VAE of the published size with random weights, in float32. Each figure comes from a process of its own, so that
 peak memory is the item's alone. Seconds are those of the processor, summed over its threads: what else runs on the
-machine changes them less than the clock.
+machine changes them less than the clock. With several --pairs the two take turns, and the ratios are medians of pairs.
     encode, decode    seconds of the whole VAE / seconds of the one for single pictures
     decode_gradient   the same for a decode with its backward to the latent
     *_peak            peak resident memory of the whole VAE / of the other
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS), help="a decode with its gradient needs much memory")
     parser.add_argument("--width", type=int, default=96, help="base width of the VAE; 96 is the published one")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=1, help="measure both so many times, in turn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--one", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--cut", action="store_true", help=argparse.SUPPRESS)
@@ -78,16 +80,21 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one, sides[0], options.width, options.repeats, options.cut)))
         return
-    ratios: dict[str, dict[str, float]] = {}
-    for side in sides:
-        ratios[str(side)] = {}
-        for task in tasks:
-            whole, cut = (in_a_process(options, task, side, is_cut) for is_cut in (False, True))
-            ratios[str(side)][task] = round(whole["seconds"] / cut["seconds"], 2)
-            ratios[str(side)][f"{task}_peak"] = round(whole["mib"] / cut["mib"], 2)
-            print(f"{side} px, {task}: {whole['seconds']:.2f} s and {whole['mib']:.0f} MiB, for single pictures "
-                  f"{cut['seconds']:.2f} s and {cut['mib']:.0f} MiB", flush=True)  # fmt: skip
-    print(json.dumps({"width": options.width, "threads": options.threads, **ratios}))
+    found: dict[str, dict[str, list[float]]] = {str(side): {} for side in sides}
+    for _ in range(options.pairs):
+        for side in sides:
+            for task in tasks:
+                whole, cut = (in_a_process(options, task, side, is_cut) for is_cut in (False, True))
+                of_side = found[str(side)]
+                of_side.setdefault(task, []).append(whole["seconds"] / cut["seconds"])
+                of_side.setdefault(f"{task}_peak", []).append(whole["mib"] / cut["mib"])
+                print(f"{side} px, {task}: {whole['seconds']:.2f} s and {whole['mib']:.0f} MiB, for single pictures "
+                      f"{cut['seconds']:.2f} s and {cut['mib']:.0f} MiB", flush=True)  # fmt: skip
+    ratios = {
+        side: {name: round(statistics.median(values), 2) for name, values in of_side.items()}
+        for side, of_side in found.items()
+    }
+    print(json.dumps({"width": options.width, "threads": options.threads, "pairs": options.pairs, **ratios}))
 
 
 if __name__ == "__main__":

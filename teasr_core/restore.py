@@ -28,7 +28,7 @@ from .sampling.auto_steps import AutoSteps
 from .sampling.sampler import StepCallback, check_fidelity, initial_noise, noised, sample, scaled_noise
 from .sampling.schedule import StepPlan, starting_at
 from .sampling.smaller_pieces import SteppingDown
-from .sampling.tiled_velocity import TiledVelocity
+from .sampling.tiled_velocity import TiledVelocity, towards
 from .tiling import TileCallback, plan_tiles
 
 # A result that varies less than this is one flat colour but for the codec's rounding.
@@ -257,7 +257,9 @@ def latent_sampler(
 
         wanted = None if request.region is None else request.region.in_latent(height, width, downscale)
         computed = len(tiles.corners(wanted))
-        tiled = TiledVelocity(fitting, tiles, callbacks.on_tile, wanted) if tiles.count > 1 else fitting
+        # Outside the region the picture stays what it was, without the noise that fidelity may mix into z_lq below.
+        cut = TiledVelocity(fitting, tiles, callbacks.on_tile, wanted, elsewhere=towards(z_lq))
+        tiled = cut if tiles.count > 1 else fitting
 
         def start(less_noise: float = 0.0) -> torch.Tensor:
             """What sampling starts from, (1, C, h, w) at the recipe's start time."""

@@ -40,6 +40,9 @@ def main() -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"stopped; what is done is in {args.out}, and the same command goes on", file=sys.stderr)
+        return 130
 
 
 def _list() -> int:

@@ -71,14 +71,20 @@ def measure(host: SimpleNamespace, is_tiny: bool) -> dict[str, Any]:
     conditioning = [[torch.randn(1, PROMPT_TOKENS, width), reference]]
     calls = {"stock": sampler(host, stock, conditioning, latent), "teasr": sampler(host, adapted, conditioning, latent)}
     times: dict[str, list[float]] = {name: [] for name in calls}
+    is_cuda = device.type == "cuda"
+    if is_cuda:  # making the models is not part of the peak
+        torch.cuda.reset_peak_memory_stats(device)
     for index in range(ROUNDS + 1):
         for name, call in calls.items():
+            synchronise = torch.cuda.synchronize if is_cuda else lambda: None
+            synchronise()
             started = time.perf_counter()
-            call()  # its result is on the CPU
+            call()
+            synchronise()
             if index:  # the first round loads the model and warms up
                 times[name].append((time.perf_counter() - started) / STEPS)
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if is_cuda else 0.0
     return {
         **{f"{name}_seconds": value for name, value in seconds.items()},
         "ratio": seconds["teasr"] / seconds["stock"],

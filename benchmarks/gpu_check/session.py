@@ -1,13 +1,16 @@
 """Items within a budget of time: each in a process of its own, saved when it is done, done items not run again.
 
 The file holds {"machine", "is_tiny", "items": {name: {"state", "seconds", "figures" or "reason"}}}. A state is "done",
-"skipped" (this machine cannot do it), "failed" or "late" (stopped by its timeout); only done items are kept
-when the command is run again. What no time was left for is in no file and named at the end.
+"skipped" (this machine cannot do it), "failed" or "late" (stopped by its timeout). When the command is run again, done
+items stay as they are, and the others are tried after those that were never tried: an item that fails each time
+does not keep the rest from running. What no time was left for is in no file and named at the end.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +25,8 @@ from teasr_core.whole_file import write_whole
 from .items import TIMEOUT_FACTOR, Item
 
 ROOT = Path(__file__).parents[2]
-LEAST_TIMEOUT = 120.0  # seconds; starting a process with torch takes many on a cold disk or a busy machine
+LEAST_TIMEOUT = 120.0  # seconds; starting a process with torch takes many on a cold disk
+TINY_TIMEOUT = 600.0  # of any item at tiny size: a busy CPU may take minutes to start a process
 MACHINE_SECONDS = 20.0
 
 
@@ -59,13 +63,13 @@ class Session:
                 f"{self.path} holds results of '{name}' at {size} size, this is '{self.machine['name']}'"
                 f"{' at tiny size' if self.is_tiny else ''}: give another --out"
             )
-        self.items = {key: value for key, value in items.items() if value["state"] == "done"}
+        self.items = items
 
     def run(self, items: Sequence[Item]) -> dict[str, str]:
         """Run what is not done and fits, in this order. Returns why each of the others was left out, by name."""
         left_out: dict[str, str] = {}
-        for item in items:
-            if item.name in self.items:
+        for item in sorted(items, key=lambda item: self._state(item) not in ("", "done")):
+            if self._state(item) == "done":
                 self.note(f"{item.name}: done before")
                 continue
             estimate = item.seconds(self.machine["tflops"], self.is_tiny)
@@ -76,8 +80,8 @@ class Session:
                 left_out[item.name] = f"takes about {estimate:.0f} s, {max(0.0, self._left()):.0f} s are left"
             else:
                 self.note(f"{item.name}: {item.title}, about {estimate:.0f} s")
-                timeout = min(max(LEAST_TIMEOUT, TIMEOUT_FACTOR * estimate), self._left())
-                self.items[item.name] = self._run(item, timeout)
+                enough = TINY_TIMEOUT if self.is_tiny else max(LEAST_TIMEOUT, TIMEOUT_FACTOR * estimate)
+                self.items[item.name] = self._run(item, min(enough, self._left()))
                 self._save()
             if item.name in left_out:
                 self.note(f"{item.name}: left out, it {left_out[item.name]}")
@@ -86,11 +90,15 @@ class Session:
     def _left(self) -> float:
         return self.deadline - time.monotonic()
 
+    def _state(self, item: Item) -> str:
+        """That of an earlier run or of this one; empty for an item that was never tried."""
+        return str(self.items.get(item.name, {}).get("state", ""))
+
     def _run(self, item: Item, timeout: float) -> dict[str, Any]:
         started = time.monotonic()
         command = self.command_of(item, self.device, self.is_tiny)
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=timeout)
+            done = run_limited(command, timeout)
         except subprocess.TimeoutExpired:  # the process is killed by then
             return self._told(item, started, {"state": "late", "reason": f"stopped after {timeout:.0f} s"})
         except OSError as error:
@@ -98,8 +106,7 @@ class Session:
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         figures: Mapping[str, Any] = json.loads(lines[-1]) if lines and not done.returncode else {}
         if not figures:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            return self._told(item, started, {"state": "failed", "reason": last[:300]})
+            return self._told(item, started, {"state": "failed", "reason": failure(done)})
         if "skipped" in figures:
             return self._told(item, started, {"state": "skipped", "reason": figures["skipped"]})
         return self._told(item, started, {"state": "done", "figures": figures})
@@ -113,6 +120,33 @@ class Session:
     def _save(self) -> None:
         values = {"machine": self.machine, "is_tiny": self.is_tiny, "items": self.items}
         write_whole((json.dumps(values, indent=1) + "\n").encode(), self.path)
+
+
+def run_limited(command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run a process with its output captured. It and all that it started are killed after `timeout` seconds, or when
+    this process is interrupted: a child that lived on would keep the card's memory and the pipes. TimeoutExpired.
+    """
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            else:  # Windows
+                process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def failure(done: subprocess.CompletedProcess[str]) -> str:
+    """What a process that failed said last, in one line."""
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}; signal 9 is what a machine sends whose memory has run out"
+    lines = done.stderr.strip().splitlines()
+    return lines[-1][:300] if lines else f"exit code {done.returncode}"
 
 
 def command_of(item: Item, device: str, is_tiny: bool, comfyui: Path, comfyui_python: str) -> list[str]:

@@ -70,7 +70,10 @@ def _call_rows(item: Item, figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _missing(item: Item, results: Mapping[str, Mapping[str, Any]], left_out: Mapping[str, str]) -> str:
     state = _state(results, item)
-    reason = f"it {left_out[item.name]}" if item.name in left_out else f"{state}, {results[item.name]['reason']}"
+    reasons = [f"it {left_out[item.name]}"] if item.name in left_out else []
+    if state:
+        reasons.append(f"{state}, {results[item.name]['reason']}")
+    reason = "; before: ".join(reasons)
     return f"- `{item.name}` ({item.title}, for {item.page}): {reason}"
 
 

@@ -79,7 +79,7 @@ def machine(device: torch.device, is_tiny: bool, _options: Mapping[str, Any]) ->
 
 def train(device: torch.device, is_tiny: bool, options: Mapping[str, Any]) -> dict[str, Any]:
     """`bench` of a preset with one micro-step, decoding and perceptual network included."""
-    path, overrides = config_file(f"distill/{options['preset']}"), ["train.accumulation=1"]
+    path, overrides = config_file(f"distill/{options['preset']}"), plan_overrides(options)
     if not is_tiny:
         return to_json(run(_sized(path, overrides, is_tiny, steps=1, use_decode=True), note=_note))
     full = _sized(path, overrides, False)  # held as at full size
@@ -88,6 +88,12 @@ def train(device: torch.device, is_tiny: bool, options: Mapping[str, Any]) -> di
     overrides += [*TINY_OVERRIDES, *groups, f"memory.checkpointing={plan.checkpointing}"]
     found = _sized(path, overrides, is_tiny, steps=1, use_decode=True)
     return to_json(run(found, note=_note))
+
+
+def plan_overrides(options: Mapping[str, Any]) -> list[str]:
+    """What a training item changes of its preset."""
+    budget = [f"memory.vram_gb={options['vram_gb']}"] if "vram_gb" in options else []
+    return ["train.accumulation=1", *budget]
 
 
 def weights(device: torch.device, is_tiny: bool, options: Mapping[str, Any]) -> dict[str, Any]:

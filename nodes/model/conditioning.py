@@ -44,6 +44,11 @@ def lq_batch(conditioning: Conditioning) -> int:
     return max((latent.shape[0] for entry in conditioning for latent in entry[1].get(LQ_KEY, [])), default=1)
 
 
+def lq_of(conditioning: Conditioning) -> torch.Tensor | None:
+    """The LQ latent (B, C, 1, h, w) that `with_lq` attached, or None."""
+    return next((latent for entry in conditioning for latent in entry[1].get(LQ_KEY, [])), None)
+
+
 def conditioning_of_image(conditioning: Conditioning, k: int) -> Conditioning:
     """The conditioning of image k of a batch: its own LQ latent, and its own prompt if each image has one."""
 

@@ -88,7 +88,7 @@ class DualBranch:
                 "another ModelSampling node replaced the built-in model's own sampling: it predicts a residual, not a "
                 "velocity; remove the ModelSampling node behind TEASRLoadBuiltin"
             )
-        z_lq = lq_latent(x, kwargs)  # (B, C, 1, H, W)
+        z_lq = picture = lq_latent(x, kwargs)  # (B, C, 1, H, W)
         condition_noise: ConditionNoise | None = options.get(CONDITION_NOISE)
         if condition_noise is not None:
             z_lq = condition_noise.mixed(z_lq, len(x))
@@ -112,7 +112,7 @@ class DualBranch:
                 "a ControlNet or concatenated latent cannot be cut into tiles: set tile_px to the image size"
             )
         # Denoised images blend as velocities do, because one is an affine function of the other at fixed z_t and t.
-        velocity = tiles.cut(denoise, 2 * executor.class_obj.diffusion_model.patch_size)
+        velocity = tiles.cut(denoise, 2 * executor.class_obj.diffusion_model.patch_size, picture)
         return velocity(x, t, z_lq, target_sigma(t, options))
 
     def _hooks(

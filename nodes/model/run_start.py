@@ -44,7 +44,15 @@ class RunStart:
     recipe: Recipe
 
     def __call__(
-        self, executor: Any, noise: torch.Tensor, latent: Any, sampler: Any, sigmas: torch.Tensor, *args: Any, **kw: Any
+        self,
+        executor: Any,
+        noise: torch.Tensor,
+        latent: Any,
+        sampler: Any,
+        sigmas: torch.Tensor,
+        denoise_mask: torch.Tensor | None = None,
+        *args: Any,
+        **kw: Any,
     ) -> Any:
         check_falling(sigmas)
         guider = executor.class_obj
@@ -56,7 +64,9 @@ class RunStart:
             field = noise if noise.ndim == 5 else noise[:, :, None]
             if time > 0:
                 options[CONDITION_NOISE] = ConditionNoise(field, time)
-        return executor(noise, latent, sampler, sigmas, *args, **kw)
+        if denoise_mask is not None and self.recipe.uses_start_latent:
+            noise, latent = towards_lq(guider, noise, latent, float(sigmas[0]))
+        return executor(noise, latent, sampler, sigmas, denoise_mask, *args, **kw)
 
     def _check_start(self, guider: Any, sigmas: torch.Tensor) -> None:
         start = self.recipe.start_time
@@ -82,6 +92,23 @@ def wrong_start(recipe: Recipe) -> str:
         "TEASRCondition made the latent for another MODEL, whose LoRA has a second VAE encoder: wire the MODEL that "
         "samples into its `model`, or none"
     )
+
+
+def towards_lq(
+    guider: Any, noise: torch.Tensor, latent: torch.Tensor, time: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Another noise and latent (B, C, 1, H, W) that start at the same place: the latent is then that of the LQ image.
+
+    Where a noise mask keeps the picture, ComfyUI leads the straight path from this noise to this latent. The latent of
+    a second VAE encoder would be another picture to the decoder. What does not fit is left to the checks of the model.
+    """
+    lq = next((one for entries in guider.conds.values() for entry in entries for one in entry.get(LQ_KEY, [])), None)
+    if lq is None or lq.shape[1:] != latent.shape[1:] or len(lq) not in (1, len(latent)):
+        return noise, latent
+    normalised = guider.model_patcher.get_model_object("latent_format").process_in
+    lq = lq.to(latent).expand_as(latent)
+    shift = (1 - time) / time * (normalised(latent) - normalised(lq))  # (B, C, 1, H, W)
+    return noise + shift.to(noise), lq
 
 
 def check_channels(guider: Any) -> None:

@@ -26,17 +26,13 @@ class ModelTiles:
     limit: PieceLimit = field(default_factory=PieceLimit)
     wanted: torch.Tensor | None = None
 
-    def cut(self, denoise: Velocity, multiple: int) -> Velocity:
+    def cut(self, denoise: Velocity, multiple: int, low_quality: torch.Tensor) -> Velocity:
         """`denoise`, which gives clean latents, evaluated tile by tile.
 
-        The sides of smaller pieces are multiples of `multiple`.
+        The sides of smaller pieces are multiples of `multiple`. Where no tile is computed, the clean latent is
+        `low_quality` (B, C, 1, H, W).
         """
         fitting = SteppingDown(denoise, multiple, release, None, self.limit, is_out_of_memory)
         if self.plan.count == 1:
             return fitting
-        return TiledVelocity(fitting, self.plan, self.on_tile, self.wanted, elsewhere=low_quality)
-
-
-def low_quality(z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
-    """The clean latent where no tile was computed: that of the low-quality picture."""
-    return z_lq
+        return TiledVelocity(fitting, self.plan, self.on_tile, self.wanted, elsewhere=lambda *_: low_quality)

@@ -18,7 +18,7 @@ from ...teasr_core.sampling.auto_steps import AutoSteps
 from ...teasr_core.sampling.sampler import initial_noise, scaled_noise
 from ...teasr_core.sampling.schedule import StepPlan
 from ..host.images import between_nodes
-from ..model.conditioning import Conditioning
+from ..model.conditioning import Conditioning, lq_of
 from ..model.dual_branch import HOOKS_KEY, TARGET_SIGMA, TILES, recipe_of
 from ..model.run_start import FIDELITY
 from ..model.tiles import ModelTiles
@@ -35,7 +35,7 @@ class ImageJob:
     """One image of a batch as ComfyUI samples it.
 
     latent (1, C, 1, h, w): the resized picture. Sampling starts from noise alone, so that the latent counts only
-    outside the noise mask; where the recipe starts below 1, it is mixed with the noise.
+    outside the noise mask; where the recipe starts below 1, it is a second encoder's and is mixed with the noise.
     """
 
     positive: Conditioning
@@ -43,6 +43,12 @@ class ImageJob:
     latent: torch.Tensor
     noise_mask: torch.Tensor | None
     seed: int
+
+    @property
+    def unrestored(self) -> torch.Tensor:
+        """What stays where nothing is restored (1, C, 1, h, w): the LQ latent."""
+        lq = lq_of(self.positive)
+        return self.latent if lq is None else lq
 
 
 def sample_image(

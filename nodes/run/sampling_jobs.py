@@ -82,7 +82,7 @@ class SamplingJobs:
         for k, times in enumerate(sigmas):
             progress.start_image(k)
             if counts[k] == 0:  # nothing of this image is restored
-                sampled.append(SampledLatent(between_nodes(self.jobs[k].latent)))
+                sampled.append(SampledLatent(between_nodes(self.jobs[k].unrestored)))
             else:
                 sampled.append(self._sample_image(k, times, fidelity, progress))
         tile = max(self.tiles.height, self.tiles.width)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from ..model.flow import velocity_from_output
+from ..model.flow import broadcast_time
 from ..model.velocity import Velocity
 from ..tiling import TileCallback, TilePlan, tile_weight
 
 
+def towards(clean: torch.Tensor) -> Velocity:
+    """The velocity of the straight path from any z_t at a time above 0 to the latent `clean` (B, C, H, W)."""
+    return lambda z_t, t_cur, z_lq, t_tar: (z_t - clean) / broadcast_time(t_cur, z_t)
+
+
 def towards_lq(z_t: torch.Tensor, t_cur: torch.Tensor, z_lq: torch.Tensor, t_tar: torch.Tensor) -> torch.Tensor:
     """The velocity (B, C, H, W) of the straight path that ends at the low-quality latent."""
-    return velocity_from_output("lq_residual", torch.zeros_like(z_lq), z_t, z_lq, t_cur)
+    return towards(z_lq)(z_t, t_cur, z_lq, t_tar)
 
 
 class TiledVelocity:

@@ -9,6 +9,7 @@ from typing import Any
 from teasr_core.errors import TeasrError
 
 from .finding import MISSING, OK, Finding
+from .memory_plan import plan_findings
 
 
 def base_findings(config: Any) -> Iterator[Finding]:
@@ -25,6 +26,7 @@ def base_findings(config: Any) -> Iterator[Finding]:
             yield _part(name, Path(getattr(base, name)))
     if config.adapter.start:
         yield from _start(config)
+    yield from plan_findings(config)
 
 
 def _transformer(config: Any) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from ..config.distill import DistillConfig
 from ..memory.apply import prepare
 from ..memory.costs import FileWeights
 from ..memory.groups import BLOCK_GROUPS, BLOCKS, GroupPlan, group_of
+from ..memory.planner import MemoryPlan
 from ..memory.quantise import packed_bytes
 from ..memory.quantised_linear import FrozenLinear, replace_linears
 from ..memory.vae_decode import decode_checkpointed
@@ -50,11 +51,7 @@ def load_qwen_base(
     """
     check_settings(path, config, prompt is not None)
     source = read_qwen(path)
-    if source.is_fingerprint_fp8:
-        raise ModelFileError(
-            f"{path.name} keeps even its small tensors in fp8: a LoRA could not tell its base by them, give the bf16 "
-            "file; fp8 is made while it is loaded ([memory])"
-        )
+    check_fingerprint(source)
     if prompt is None:
         prompt = read_prompt(Path(config.base.prompt))  # (T, text_width)
         if prompt.shape[1] != source.architecture.text_width:
@@ -63,7 +60,7 @@ def load_qwen_base(
                 f"{source.architecture.text_width}: make the prompt file with this model's text encoder"
             )
     dtype = base_dtype(config, "bf16")
-    found = memory_plan(config, source.architecture, prompt.shape[0], file_weights(source))
+    found = qwen_plan(source, config, prompt.shape[0])
     note(found.format_table())
     vae = load_qwen_vae(Path(config.base.vae or path), DTYPES[found.decode_dtype], device).vae
     codec = CheckpointedVaeCodec(vae)
@@ -82,6 +79,20 @@ def load_qwen_base(
         base_fingerprint=fingerprint(source.fingerprint_tensors()),
         storage=source.kind.storage if any(plan.precision == "file" for plan in found.groups.values()) else "",
     )
+
+
+def check_fingerprint(source: QwenSource) -> None:
+    """ModelFileError for a file whose small tensors, by which a LoRA knows its base, were rounded too."""
+    if source.is_fingerprint_fp8:
+        raise ModelFileError(
+            f"{source.kind.path.name} keeps even its small tensors in fp8: a LoRA could not tell its base by them, "
+            "give the bf16 file; fp8 is made while it is loaded ([memory])"
+        )
+
+
+def qwen_plan(source: QwenSource, config: DistillConfig, prompt_tokens: int) -> MemoryPlan:
+    """How a run holds the weights of this file; errors as `memory_plan`."""
+    return memory_plan(config, source.architecture, prompt_tokens, file_weights(source))
 
 
 def load_packed(

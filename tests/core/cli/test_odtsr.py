@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -9,8 +10,9 @@ from PIL import Image
 from helpers.tiny import odtsr as tiny
 from teasr_core.cli.commands import main
 from teasr_core.image.levels import to_levels
+from teasr_core.image.region import make_region
 from teasr_core.image.target_size import TargetSize
-from teasr_core.restore import RestoreOptions, RestoreRequest
+from teasr_core.restore import RestoreOptions, RestoreRequest, latent_sampler
 from teasr_core.restorer import load_qwen_restorer
 from teasr_core.sampling.auto_steps import AutoSteps
 from teasr_core.sampling.schedule import manual_plan
@@ -111,6 +113,51 @@ def test_automatic_steps_start_where_the_file_says(files):
     report = restorer.restore(tiny.picture(64), RestoreRequest(options, AutoSteps(10.0), tiny.SEED)).report
     start = restorer.recipe.start_time
     assert report.steps == 1 and times == pytest.approx([start, start / 2, start, start], abs=1e-7)
+
+
+def corner():
+    """(1, 1, 96, 96): 20 px of the corner are white, in which only the first of the four tiles has a pixel."""
+    mask = torch.zeros(1, 1, 96, 96)
+    mask[..., :20, :20] = 1
+    return mask
+
+
+@pytest.mark.parametrize("fidelity", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 3, 30])
+def test_the_latent_outside_a_region_is_the_picture_without_noise(files, steps, fidelity):
+    """Fidelity below 1 mixes noise into the condition, and the tiles that are left out must not end there."""
+    restorer = load_qwen_restorer(files.base, files.lora, files.vae, "fp32")
+    codec, size, image = restorer.base.codec, TargetSize(96, 96), tiny.picture(96)
+    lq, start = codec.encode_lq(image), codec.encode_start(image)
+    sampled = []
+    for region in (make_region(corner(), size, size), None):
+        options = RestoreOptions(size, fidelity=fidelity)
+        request = RestoreRequest(options, manual_plan(steps), tiny.SEED, region=region)
+        sampler = latent_sampler(restorer.velocity, request, 4, *restorer.tile(0, 0), None, 8, restorer.recipe)
+        sampled.append(sampler(lq, start)[0])
+    part, whole = sampled
+    assert tiny.difference(part[..., 8:, :], lq[..., 8:, :]) <= 1e-6
+    assert tiny.difference(part[..., :, 8:], lq[..., :, 8:]) <= 1e-6
+    assert tiny.difference(part[..., :3, :3], lq[..., :3, :3]) > 0.1
+    assert steps > 1 or torch.equal(part[..., :3, :3], whole[..., :3, :3])
+
+
+@pytest.mark.parametrize("options", [
+    ["--fidelity", "0.5"], ["--fidelity", "1", "--steps", "3", "--color-fix", "lab"],
+    ["--step-mode", "auto", "--tolerance", "10", "--fidelity", "0.5"],
+    ["--grain", "1", "--steps", "2", "--fidelity", "0.5"],
+], ids=" ".join)  # fmt: skip
+def test_a_region_of_a_transparent_picture_changes_no_pixel_outside(files, picture, tmp_path, options):
+    pixels = np.dstack([np.asarray(Image.open(picture)), np.full((96, 96), 255, np.uint8)])
+    pixels[60:80, 60:80, 3] = 128
+    Image.fromarray(pixels).save(picture)
+    Image.fromarray((corner()[0, 0].numpy() * 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    code, output = upscale(files, picture, "--region", tmp_path / "mask.png", *options)
+    assert code == 0
+    found = np.asarray(Image.open(output))
+    assert found.shape == (96, 96, 4)
+    assert (found[20:60, :60] == pixels[20:60, :60]).all() and (found[..., 3] == pixels[..., 3]).all()
+    assert np.abs(found[:16, :16, :3].astype(int) - pixels[:16, :16, :3]).max() > 12
 
 
 def test_info_says_how_it_is_run(files, capsys):

@@ -101,6 +101,11 @@ def picture(side: int) -> torch.Tensor:
     return (smooth * 255).round() / 255
 
 
+def image(tiles: str) -> torch.Tensor:
+    """The picture of so many tiles (a key of SIDES) as ComfyUI has it, (1, H, W, 3)."""
+    return picture(SIDES[tiles]).movedim(1, -1)
+
+
 @dataclass(frozen=True)
 class Files:
     """The files of a user: base and VAE as ComfyUI has them, ODTSR's checkpoint, and what `import-odtsr` made of it."""

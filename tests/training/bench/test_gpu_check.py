@@ -12,7 +12,7 @@ from benchmarks.gpu_check.__main__ import main
 from benchmarks.gpu_check.items import HELD, INFERENCE, PLANS, Item, ordered
 from benchmarks.gpu_check.session import ROOT, Session, command_of
 from benchmarks.gpu_check.table import markdown
-from benchmarks.gpu_check.work import WORK
+from benchmarks.gpu_check.work import WORK, plan_overrides
 from teasr_core.errors import InputError
 from training.bench.settings import bench_settings
 from training.bench.step import FULL, PLAIN
@@ -51,7 +51,8 @@ def test_the_memory_that_a_plan_asks_for_covers_it(item):
 
 
 def full_plan(item):
-    full = bench_settings(config_file(f"distill/{item.options['preset']}"), ["train.accumulation=1"], "qwen-image")
+    path = config_file(f"distill/{item.options['preset']}")
+    full = bench_settings(path, plan_overrides(item.options), "qwen-image")
     return memory_plan(full.config, full.architecture, full.prompt_tokens)
 
 
@@ -66,7 +67,10 @@ def test_every_inference_item_runs(item):
 
 
 def test_the_plans_are_the_presets_from_large_to_small():
-    memory = [read_toml(config_file(f"distill/{plan.options['preset']}"), ())["memory"]["vram_gb"] for plan in PLANS]
+    memory = [
+        read_toml(config_file(f"distill/{plan.options['preset']}"), plan_overrides(plan.options))["memory"]["vram_gb"]
+        for plan in PLANS
+    ]
     assert memory == sorted(memory, reverse=True)
     names = [item.name for item in ordered(float("inf"), float("inf"))]
     assert len(set(names)) == len(names) == len(PLANS) + len(INFERENCE) + len(HELD)
@@ -74,6 +78,7 @@ def test_the_plans_are_the_presets_from_large_to_small():
 
 @pytest.mark.parametrize(("gib", "host", "first"), [
     (140, 200, "h200"), (79, 200, "a100-80"), (47, 100, "48gb"), (23.5, 60, "24gb"), (15, 64, "16gb"),
+    (14.6, 64, "16gb_in_11"),
     (23.5, 20, "h200"),  # none does
 ])  # fmt: skip
 def test_the_largest_plan_that_fits_comes_first(gib, host, first):
@@ -145,6 +150,39 @@ def test_the_budget_is_kept(tmp_path, monkeypatch):
     }
     assert left_out["good"].startswith("takes about 400 s, ") and left_out["good"].endswith(" s are left")
     assert left_out["cannot"] == "needs 80 GiB on the card, 23.5 are free"
+
+
+def test_what_failed_comes_after_what_was_never_tried(tmp_path):
+    path = tmp_path / "out.json"
+    session(path)[0].run([item("bad"), item("cannot")])
+    again, notes = session(path)
+    again.run([item("bad"), item("cannot"), item("good")])
+    assert [line.split(":")[0] for line in notes if ", about" in line] == ["good", "bad", "cannot"]
+    third, _ = session(path)
+    left_out = third.run([item("bad", setup=400), item("good")])
+    text = markdown(MACHINE, third.items, [item("bad", setup=400)], left_out)
+    assert re.search(r"it takes about 400 s, \d+ s are left; before: failed, ValueError: it broke", text)
+
+
+def test_a_process_that_is_stopped_takes_its_children_along(tmp_path, monkeypatch):
+    """A child holds the pipes and the card's memory: reading on until it ends would break the limit of time."""
+    monkeypatch.setattr("benchmarks.gpu_check.session.LEAST_TIMEOUT", 2.0)
+    mark = tmp_path / "mark"
+    child = f"import time; time.sleep(6); open({str(mark)!r}, 'w')"
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    made, _ = session(tmp_path / "out.json", bodies=BODIES | {"slow": parent})
+    started = time.monotonic()
+    made.run([item("slow", setup=0.5)])
+    assert made.items["slow"]["state"] == "late" and time.monotonic() - started < 6
+    time.sleep(8)
+    assert not mark.exists()
+
+
+def test_a_process_that_the_machine_kills_is_named(tmp_path):
+    body = "import os, signal; print('{\"value\": 1}', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    made, _ = session(tmp_path / "out.json", bodies=BODIES | {"bad": body})
+    made.run([item("bad"), item("good")])
+    assert made.items["bad"]["reason"].startswith("killed by signal 9") and made.items["good"]["state"] == "done"
 
 
 def test_results_of_another_machine_or_size_are_refused(tmp_path):

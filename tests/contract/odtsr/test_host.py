@@ -5,69 +5,23 @@ the record). Everything here runs through ComfyUI's own loaders, samplers and VA
 """
 
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from contract import qwen_on_disk
-from helpers.comfy.upscale_run import executor, upscale_prompt  # noqa: F401, a fixture
 
 pytest.importorskip("diffusers", reason="diffusers is not installed in this environment: pip install diffusers")
 from helpers.tiny import odtsr as tiny
 
+LORA = "odtsr_on_the_shelf.safetensors"
 TOLERANCE = 1e-5
 CASES = [(tiles, fidelity) for tiles in tiny.SIDES for fidelity in tiny.FIDELITIES]
-LORA = "odtsr_on_the_shelf.safetensors"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return tiny.write_files(tmp_path_factory.mktemp("odtsr"))
-
-
-@pytest.fixture
-def files(host, made, tmp_path, shelf):
-    """The files in ComfyUI's folders: the LoRA in `loras`, the second encoder in a folder of `vae`."""
-    (tmp_path / "vae" / "sub").mkdir(parents=True)
-    host.folder_paths.add_model_folder_path("vae", str(tmp_path / "vae"))
-    shutil.copy(made.lora, shelf / LORA)
-    encoder = shutil.copy(made.encoder, tmp_path / "vae" / "sub" / made.encoder.name)
-    host.folder_paths.filename_list_cache.clear()
-    yield SimpleNamespace(lora=shelf / LORA, encoder=tmp_path / "vae" / "sub" / made.encoder.name, vae=made.vae)
-    shutil.rmtree(tmp_path / "vae")
-    host.folder_paths.filename_list_cache.clear()
-    assert encoder
-
-
-@pytest.fixture
-def graph(host, files, unet_loader, ours):
-    """model, conditioning and VAE as the graph has them."""
-    from comfy.sd import VAE
-    from comfy.utils import load_torch_file
-
-    base = unet_loader("odtsr_base.safetensors", tiny.base())
-    model, conditioning = host.run("TEASRApplyLoRA", model=base, lora_name=LORA)
-    vae = VAE(sd=load_torch_file(str(files.vae)), dtype=torch.float32)
-    return SimpleNamespace(base=base, model=model, conditioning=conditioning, vae=vae)
-
-
-def picture(tiles):
-    return tiny.picture(tiny.SIDES[tiles]).movedim(1, -1)  # IMAGE (1, H, W, 3)
-
-
-def condition(host, graph, tiles, **inputs):
-    wires = {"vae": graph.vae, "conditioning": graph.conditioning, "model": graph.model, **inputs}
-    return host.run("TEASRCondition", image=picture(tiles), size={"size": "factor", "scale": 1.0}, **wires)
-
-
-def normalised(graph, samples):
-    return graph.model.get_model_object("latent_format").process_in(samples)[:, :, 0]
 
 
 @pytest.mark.parametrize(("tiles", "fidelity"), CASES)
-def test_the_blocks_make_what_their_code_makes(host, graph, tiles, fidelity):
-    made = condition(host, graph, tiles)
+def test_the_blocks_make_what_their_code_makes(host, graph, condition, normalised, tiles, fidelity):
+    made = condition(tiles)
     sigmas = host.run("TEASRStepSelector", steps=1, model=graph.model)[0]
     sampled = host.run(
         "TEASRSampler", model=graph.model, conditioning=made[0], latent=made[2], sigmas=sigmas, seed=tiny.SEED,
@@ -77,60 +31,26 @@ def test_the_blocks_make_what_their_code_makes(host, graph, tiles, fidelity):
     record = tiny.recorded()
     expected = record[f"{tiles} {fidelity} picture"].clamp(0, 1)
     errors = [
-        tiny.difference(normalised(graph, sampled["samples"]), record[f"{tiles} {fidelity} latent"]),
+        tiny.difference(normalised(sampled["samples"]), record[f"{tiles} {fidelity} latent"]),
         tiny.difference(decoded.movedim(-1, 1)[..., ::3, ::3], expected),
     ]
     print("relative error in ComfyUI:", tiles, fidelity, errors)
     assert max(errors) <= TOLERANCE
 
 
-@pytest.fixture
-def photo(request):
-    """What the executor's source gives."""
-    return picture(request.node.callspec.params["tiles"])
-
-
-@pytest.fixture
-def assets():
-    """The built-in model, which the executor's fixture asks for and which is not used here."""
-
-
 @pytest.mark.parametrize(("tiles", "fidelity"), CASES)
-def test_the_one_node_makes_the_same(host, graph, executor, tiles, fidelity):  # noqa: F811
+def test_the_one_node_makes_the_same(restored, tiles, fidelity):
     """TEASRUpscale with three wires and no input of its own for any of this."""
-
-    class Loader:
-        RETURN_TYPES = ("MODEL", "VAE", "CONDITIONING")
-        FUNCTION = "load"
-        CATEGORY = "test"
-
-        @classmethod
-        def INPUT_TYPES(cls):  # noqa: N802, the host's name
-            return {"required": {}}
-
-        def load(self):
-            return graph.model, graph.vae, graph.conditioning
-
-    run = executor()
-    host.nodes.NODE_CLASS_MAPPINGS["TestLoader"] = Loader
-    try:
-        prompt = upscale_prompt(builtin=False, **{"size.scale": 1.0})
-        prompt["load"] = {"class_type": "TestLoader", "inputs": {}}
-        prompt["up"]["inputs"] |= {"model": ["load", 0], "vae": ["load", 1], "conditioning": ["load", 2]}
-        prompt["up"]["inputs"] |= {"steps": 1, "seed": tiny.SEED, "color_fix": "off", "fidelity": fidelity}
-        found = run(prompt)
-    finally:
-        del host.nodes.NODE_CLASS_MAPPINGS["TestLoader"]
-    assert not run.errors
+    found = restored(tiny.image(tiles), fidelity=fidelity)
     expected = tiny.recorded()[f"{tiles} {fidelity} picture"].clamp(0, 1)
     assert tiny.difference(found.image.movedim(-1, 1)[..., ::3, ::3], expected) <= TOLERANCE
     assert {"one tile": "1 tile,", "four tiles": "4 tiles of 64 px"}[tiles] in found.report
 
 
-def test_stock_nodes_make_what_fidelity_0_makes(host, graph):
+def test_stock_nodes_make_what_fidelity_0_makes(host, graph, condition):
     """SamplerCustomAdvanced with euler starts from `latent` and the noise, as ComfyUI does at any sigma below 1."""
     nodes = host.nodes_custom_sampler
-    made = condition(host, graph, "one tile")
+    made = condition("one tile")
     sigmas = host.run("TEASRStepSelector", steps=2, model=graph.model)[0]
     ours = host.run(
         "TEASRSampler", model=graph.model, conditioning=made[0], latent=made[2], sigmas=sigmas, seed=3
@@ -149,8 +69,8 @@ def test_the_sigmas_start_where_the_file_says(host, graph, steps):
     assert host.run("TEASRStepSelector", steps=steps)[0][0] == 1
 
 
-def test_automatic_steps_work(host, graph):
-    made = condition(host, graph, "one tile")
+def test_automatic_steps_work(host, graph, condition):
+    made = condition("one tile")
     sigmas, steps, reason = host.run(
         "TEASRStepSelector", mode="auto", tolerance=10.0, model=graph.model, conditioning=made[0], latent=made[2],
         seed=1,
@@ -167,20 +87,20 @@ def refused(host):
     return pytest.raises(host.pack("teasr_core.errors").TeasrError)
 
 
-def test_sigmas_from_1_are_refused(host, graph):
+def test_sigmas_from_1_are_refused(host, graph, condition):
     with refused(host) as caught:
-        sample(host, graph, condition(host, graph, "one tile"), torch.tensor([1.0, 0.0]))
+        sample(host, graph, condition("one tile"), torch.tensor([1.0, 0.0]))
     assert "starts at 0.4361: wire the MODEL into TEASRStepSelector" in str(caught.value)
 
 
-def test_a_condition_that_did_not_know_the_model_is_refused(host, graph):
+def test_a_condition_that_did_not_know_the_model_is_refused(host, graph, condition):
     with refused(host) as caught:
-        sample(host, graph, condition(host, graph, "one tile", model=None))
+        sample(host, graph, condition("one tile", model=None))
     assert "odtsr_vae.safetensors" in str(caught.value) and "TEASRCondition's `model`" in str(caught.value)
 
 
-def test_a_condition_for_another_model_is_refused(host, graph, apply_lora):
-    made = condition(host, graph, "one tile")
+def test_a_condition_for_another_model_is_refused(host, graph, condition, apply_lora):
+    made = condition("one tile")
     other = apply_lora(graph.base, tiny.base())
     with refused(host) as caught:
         host.run(
@@ -214,23 +134,23 @@ def test_another_encoder_is_refused(host, graph, files, made):
     assert "is no second encoder" in str(caught.value)
 
 
-def test_a_vae_of_another_kind_is_refused(host, graph):
+def test_a_vae_of_another_kind_is_refused(host, graph, condition):
     _, builtin_vae, _ = host.run("TEASRLoadBuiltin")
     with refused(host) as caught:
-        condition(host, graph, "one tile", vae=builtin_vae)
+        condition("one tile", vae=builtin_vae)
     assert "second encoder of Qwen-Image's VAE" in str(caught.value)
 
 
-def test_the_wired_vae_is_left_as_it_was(host, graph):
+def test_the_wired_vae_is_left_as_it_was(host, graph, condition):
     before = {name: value.clone() for name, value in graph.vae.get_sd().items()}
-    condition(host, graph, "one tile")
+    condition("one tile")
     assert all(torch.equal(value, before[name]) for name, value in graph.vae.get_sd().items())
 
 
-def test_what_teasrs_own_loras_make_is_unchanged_by_the_wire(host, graph, apply_lora):
+def test_what_teasrs_own_loras_make_is_unchanged_by_the_wire(host, graph, condition, apply_lora):
     other = apply_lora(graph.base, tiny.base())
-    plain = condition(host, graph, "one tile", model=None, conditioning=other.conditioning)
-    wired = condition(host, graph, "one tile", model=other.model, conditioning=other.conditioning)
+    plain = condition("one tile", model=None, conditioning=other.conditioning)
+    wired = condition("one tile", model=other.model, conditioning=other.conditioning)
     assert torch.equal(plain[2]["samples"], wired[2]["samples"])
     sigmas = host.run("TEASRStepSelector", steps=3)[0]
     assert torch.equal(sigmas, host.run("TEASRStepSelector", steps=3, model=other.model)[0])
