@@ -3,14 +3,16 @@
 import sys
 
 from .cli.exit_codes import BAD_INPUT
+from .cli.terminal import lasting_streams, write_line
 
 
 def start() -> int:
     try:
         from .cli.commands import main
     except ModuleNotFoundError as error:  # such as torch
-        fix = "run pip install '.[standalone]' in a checkout of TEASR"
-        print(f"error: the package '{error.name}' is not installed: {fix}", file=sys.stderr)
+        fix = 'run pip install ".[standalone]" in a checkout of TEASR'
+        with lasting_streams():
+            write_line(f"error: the package '{error.name}' is not installed: {fix}", sys.stderr)
         return BAD_INPUT
     return main()
 

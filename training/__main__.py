@@ -4,21 +4,23 @@ import argparse
 import sys
 
 from teasr_core.cli.exit_codes import BAD_INPUT
+from teasr_core.cli.terminal import lasting_streams, write_line
 
 
 def start() -> int:
     try:
         from .cli.commands import main
     except ModuleNotFoundError as error:  # such as torch
-        return _doctor_or_refusal(error)
+        with lasting_streams():
+            return _doctor_or_refusal(error)
     return main()
 
 
 def _doctor_or_refusal(error: ModuleNotFoundError) -> int:
     """Run `doctor`, which works without the packages that it misses. Any other command names the package."""
     if sys.argv[1:2] != ["doctor"]:
-        fix = "pip install -e '.[training]'; `python -m training doctor` lists what is missing"
-        print(f"error: the package '{error.name}' is not installed: {fix}", file=sys.stderr)
+        fix = 'pip install -e ".[training]"; `python -m training doctor` lists what is missing'
+        write_line(f"error: the package '{error.name}' is not installed: {fix}", sys.stderr)
         return BAD_INPUT
     from .cli.doctor import add_doctor
 

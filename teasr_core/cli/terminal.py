@@ -14,6 +14,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
+# What ends a command: SIGTERM, Ctrl-C, and a terminal that is closed. Windows has no SIGHUP.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+
 
 class LastingStream(io.TextIOBase):
     """A text stream that can always be written to.
@@ -78,10 +81,12 @@ def lasting_streams() -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             with suppress(OSError, ValueError):  # a stream that is broken already
                 stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = (LastingStream(stream) for stream in before)
+    sys.stdout, sys.stderr = lasting = [LastingStream(stream) for stream in before]
     try:
         yield
     finally:
+        for stream in lasting:
+            stream.flush()  # what Python would write when it exits, where a failure changes the exit code
         sys.stdout, sys.stderr = before
 
 
@@ -110,24 +115,23 @@ def _nowhere() -> TextIO:
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt in this block, once; handlers are put back afterwards.
+    """STOP_SIGNALS raise KeyboardInterrupt in this block, once; handlers are put back afterwards.
 
-    A launcher answers Ctrl-C with a SIGTERM of its own, which must not disturb the ending: from the first signal on
-    SIGTERM is ignored. A second Ctrl-C still counts. A signal that was ignored before (nohup, a shell's background
-    job) stays ignored; outside the main thread, where Python takes no handlers, nothing is changed.
+    A launcher answers Ctrl-C with a SIGTERM of its own, and a shell and its terminal both send SIGHUP, which must not
+    disturb the ending: from the first signal on only a second Ctrl-C counts. A signal that was ignored before (nohup, a
+    shell's background job) stays ignored; outside the main thread, where Python takes no handlers, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(_number: int, _frame: FrameType | None) -> NoReturn:
-        for number, handler in ((signal.SIGTERM, signal.SIG_IGN), (signal.SIGINT, signal.default_int_handler)):
-            if number in before:
-                signal.signal(number, handler)
+        for number in before:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, stop) or signal.SIG_DFL
     try:

@@ -29,14 +29,17 @@ PRELOADED = (
 
 
 class Forks:
-    """The helper process. `log`: file for what it and its children print."""
+    """The helper process.
 
-    def __init__(self, log: Path) -> None:
+    log: file for what it and its children print. modules: what it imports besides, once for all children.
+    """
+
+    def __init__(self, log: Path, *modules: str) -> None:
         self.log = log
         path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
         with log.open("w") as output:
             self._helper = subprocess.Popen(
-                [sys.executable, "-u", "-m", "helpers.forks"],
+                [sys.executable, "-u", "-m", "helpers.forks", *modules],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 text=True, bufsize=1, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
@@ -70,7 +73,7 @@ class Forks:
 
 def _serve() -> None:
     """Answer requests, a line each. One thread, and nothing of torch runs here before a fork."""
-    for name in PRELOADED:
+    for name in (*PRELOADED, *sys.argv[1:]):
         importlib.import_module(name)
     codes: dict[int, int] = {}  # of forks that have ended
     for line in iter(sys.stdin.readline, ""):

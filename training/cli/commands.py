@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from teasr_core.cli.commands import OneLineParser, one_line
 from teasr_core.cli.exit_codes import BAD_INPUT, INTERRUPTED
-from teasr_core.cli.terminal import lasting_streams, write_line
+from teasr_core.cli.terminal import lasting_streams, stop_signals, write_line
 from teasr_core.errors import TeasrError
 
 from ..config.presets import config_file
@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with lasting_streams():
         args = _parse(argv)
         try:
-            return args.run(args)
+            with stop_signals():
+                return args.run(args)
         except TeasrError as error:
             write_line(f"error: {one_line(error)}", sys.stderr)
             return BAD_INPUT

@@ -15,7 +15,7 @@ from teasr_core.model.branch_lora import BLOCK_TARGETS, READABLE_TARGETS
 from ..memory.config import MemoryConfig
 from ..objective.losses import MAX_OFFSET, MAX_RECTIFICATION
 from ..objective.objective import LAYOUTS
-from .fields import TABLE, Count, CropPx, Positive, Switch, one_of
+from .fields import TABLE, Count, CropPx, Positive, Switch, Weight, one_of
 from .shared import (
     BUILTIN,
     LOSS_SPACES,
@@ -31,8 +31,6 @@ from .toml import from_mapping, read_toml
 
 INITS = ("kaiming", "gaussian", "orthogonal")
 DTYPES = ("fp32", "bf16")  # of the adapter, and beside "auto" of the base
-
-LossWeight = Annotated[float, Strict(), Field(ge=0)]
 
 
 @with_config(TABLE)
@@ -84,15 +82,15 @@ class DistillLossConfig:
     perceptual: Annotated[str, one_of(PERCEPTUALS)] = "none"
     perceptual_backbone: str = ""  # local file with the ImageNet features of that network (objective/lpips.py)
     perceptual_windows: Switch = False  # LPIPS at random offsets: no lattice along the tokens
-    data: LossWeight = 1.0
-    lpips: LossWeight = 1.0
-    lattice: LossWeight = 0.0  # against what repeats from token to token (`texture.lattice_loss`)
-    flow: LossWeight = 1.0
-    cons: LossWeight = 1.0
+    data: Weight = 1.0
+    lpips: Weight = 1.0
+    lattice: Weight = 0.0  # against what repeats from token to token (`texture.lattice_loss`)
+    flow: Weight = 1.0
+    cons: Weight = 1.0
     boundary_time: BoundaryTime = 0.0  # cons steps from below it to 0 have flow's target (`losses.with_boundary`)
-    adv: LossWeight = 1.0
-    rectify: LossWeight = 0.25
-    w_max: LossWeight = MAX_RECTIFICATION  # cap of w(s); inf = the paper's
+    adv: Weight = 1.0
+    rectify: Weight = 0.25
+    w_max: Annotated[float, Strict(), Field(ge=0)] = MAX_RECTIFICATION  # cap of w(s); inf = the paper's
 
 
 @with_config(TABLE)

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from teasr_core.cli.terminal import STOP_SIGNALS
 from teasr_core.errors import InputError
 from teasr_core.image.resize import resize
 from teasr_core.image.target_size import TargetSize
@@ -176,8 +177,8 @@ def batches(
 
 def _quiet_worker(_worker: int) -> None:
     # A terminal signals the whole process group; the workers must live until the trainer has saved and stopped.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 

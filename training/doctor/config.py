@@ -138,7 +138,7 @@ def _trainer_finding(command: str, is_distill: bool) -> Finding:
         _trainer(is_distill)
     except Exception as error:  # a broken installation raises anything
         cause = " ".join(str(error).split()) or type(error).__name__
-        return Finding(MISSING, command, f"the trainer does not import ({cause})", "pip install -e '.[training]'")
+        return Finding(MISSING, command, f"the trainer does not import ({cause})", 'pip install -e ".[training]"')
     return Finding(OK, command, "the trainer imports")
 
 

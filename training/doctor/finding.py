@@ -17,6 +17,6 @@ class Finding:
     fix: str = ""
 
     def line(self) -> str:
-        """E.g. `missing lpips        not installed: the perceptual loss -> pip install 'lpips>=0.1.4'`."""
+        """E.g. `missing lpips        not installed: the perceptual loss -> pip install "lpips>=0.1.4"`."""
         text = f"{self.level:<7} {self.name:<12} {self.text}" + (f" -> {self.fix}" if self.fix else "")
         return " ".join(text.splitlines())

@@ -27,7 +27,7 @@ class Package:
 
     @property
     def install(self) -> str:
-        return f"pip install '{self.distributions[0]}{f'>={self.oldest}' if self.oldest else ''}'"
+        return f'pip install "{self.distributions[0]}{f">={self.oldest}" if self.oldest else ""}"'
 
 
 _OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")

@@ -161,7 +161,7 @@ def _classes() -> tuple[Any, Any]:
         from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
     except ImportError as error:
         raise InputError(
-            f"cache-prompt needs transformers ({_cause(error)}): pip install 'transformers>=4.57'"
+            f'cache-prompt needs transformers ({_cause(error)}): pip install "transformers>=4.57"'
         ) from None
     return Qwen2Tokenizer, Qwen2_5_VLForConditionalGeneration
 

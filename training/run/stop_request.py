@@ -6,8 +6,7 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-# Windows has no SIGHUP.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+from teasr_core.cli.terminal import STOP_SIGNALS
 
 
 class StopRequest:
@@ -22,7 +21,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         is_main = threading.current_thread() is threading.main_thread()
-        heeded = [n for n in SIGNALS if is_main and signal.getsignal(n) is not signal.SIG_IGN]
+        heeded = [n for n in STOP_SIGNALS if is_main and signal.getsignal(n) is not signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._make) for number in heeded}
         return self
 

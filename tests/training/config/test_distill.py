@@ -139,6 +139,23 @@ def test_an_impossible_value_is_named(load, override):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_no_number_is_infinite_or_nan_but_two_limits(load, value):
+    """inf as a limit means none."""
+    numbers = {
+        f"{section}.{name}"
+        for section, fields in to_mapping(DistillConfig()).items()
+        for name, default in fields.items()
+        if isinstance(default, float)
+    }
+    limits = {"optim.clip_norm", "loss.w_max"} if value == "inf" else set()
+    assert len(numbers) > 15 and limits < numbers
+    for name in numbers - limits:
+        with pytest.raises(ConfigError, match=rf"^{name} is {value}: expected [^\n]*$"):
+            load("", f"{name}={value}")
+    load("", *(f"{name}={value}" for name in limits))
+
+
 def test_values_that_do_not_go_together(load):
     assert load("", "adapter.dtype=bf16", "optim.kind=adamw-cpu").adapter.dtype == "bf16"
     with pytest.raises(ConfigError, match=r"adapter\.start is 'a\.safetensors' and adapter\.trainable is"):

@@ -152,6 +152,19 @@ def test_values_out_of_range_are_named(load, override):
     assert WRONG[override] in refused(load, "[[stages]]\n", override)
 
 
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_no_number_is_infinite_or_nan_but_one_limit(load, value):
+    """clip_norm = inf means no clipping."""
+    config = to_mapping(PretrainConfig())
+    tables = {**{name: config[name] for name in ("data", "model", "optim")}, "stages.0": config["stages"][0]}
+    numbers = {f"{table}.{name}" for table, fields in tables.items() for name in fields
+               if isinstance(fields[name], float)}  # fmt: skip
+    assert len(numbers) > 25
+    for name in numbers - ({"optim.clip_norm"} if value == "inf" else set()):
+        shown = name.replace(".0.", "[0].")
+        assert refused(load, "[[stages]]\n", f"{name}={value}").startswith(f"{shown} is {value}: expected ")
+
+
 def test_every_number_of_the_optimiser_is_checked():
     named = {override.split("=")[0] for override in WRONG}
     assert {f"optim.{field}" for field in to_mapping(PretrainConfig())["optim"]} <= named

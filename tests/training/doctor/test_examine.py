@@ -95,7 +95,7 @@ def test_it_runs_on_a_python_with_nothing_installed():
     bare = run("doctor", "training/configs/pretrain/smoke.toml")
     assert (bare.returncode, bare.stderr) == (2, "")
     for module in ("torch", "numpy", "PIL", "safetensors", "diffusers", "cv2", "scipy"):
-        assert re.search(rf"^missing {module} +not installed: .* -> pip install '", bare.stdout, re.M), module
+        assert re.search(rf"^missing {module} +not installed: .* -> pip install \"", bare.stdout, re.M), module
     assert re.search(r"^note    pyiqa ", bare.stdout, re.M)
     other = run("pretrain", "training/configs/pretrain/smoke.toml")
     assert (other.returncode, other.stdout, len(other.stderr.splitlines())) == (2, "", 1)
@@ -108,11 +108,11 @@ def test_it_runs_on_a_python_with_nothing_installed():
 def test_a_package_that_is_missing_old_or_broken(tmp_path, monkeypatch):
     absent = Package("teasr_absent", ("teasr-absent",), "1.2", "a test")
     assert package_finding(absent, True) == Finding(
-        MISSING, "teasr_absent", "not installed: a test", "pip install 'teasr-absent>=1.2'"
+        MISSING, "teasr_absent", "not installed: a test", 'pip install "teasr-absent>=1.2"'
     )
     assert package_finding(absent, False).level == NOTE
     old = package_finding(Package("numpy", ("numpy",), "999.1", "arrays"), True)
-    assert (old.level, old.fix) == (MISSING, "pip install 'numpy>=999.1'")
+    assert (old.level, old.fix) == (MISSING, 'pip install "numpy>=999.1"')
     assert "expected 999.1 or newer: arrays" in old.text
     (tmp_path / "teasr_broken.py").write_text("raise OSError('libGL.so.1: cannot open\\nshared object file')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,7 +1,6 @@
 """`cache-prompt` gives what diffusers' own pipeline gives, from files on disk alone, and refuses what is not whole."""
 
 import json
-import re
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.tiny.text_encoder import WIDTH, write_text_encoder, write_tokenizer
 from teasr_core.errors import InputError, ModelFileError, OutputError
 from teasr_core.weight_files.lora_file import PROMPT_KEY
 from teasr_core.weight_files.safetensors_reader import read_tensors
@@ -24,59 +24,13 @@ from training.frozen_base.prompt_file import (
     write_prompt,
 )
 
-pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[training]'")
-
-WIDTH = 16
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-
-
-def build_tokenizer(folder, text=TEMPLATE):
-    """A byte-level BPE trained on `text`, small enough for a test; every word of the template is one token."""
-    from tokenizers import pre_tokenizers, trainers
-    from transformers import Qwen2Tokenizer
-
-    backend = Qwen2Tokenizer()._tokenizer
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(
-        re.split("|".join(map(re.escape, SPECIAL)), text),
-        trainers.BpeTrainer(
-            vocab_size=600, min_frequency=1, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    model = json.loads(backend.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
-        vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], additional_special_tokens=SPECIAL[1:]
-    )
-    tokenizer.save_pretrained(folder)
-    return model
-
-
-def build_model(folder, vocab_size=400):
-    """A Qwen2.5-VL of two layers with random weights."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "hidden_size": WIDTH, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "vocab_size": vocab_size, "initializer_range": 0.2,
-            "rope_parameters": {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6},
-        },
-        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16},
-        image_token_id=vocab_size - 1, video_token_id=vocab_size - 2,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+pytest.importorskip("transformers", reason="transformers is not installed: pip install -e .[training]")
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> Path:
     """A diffusers folder with text_encoder/ and tokenizer/."""
-    root = tmp_path_factory.mktemp("qwen_image")
-    build_tokenizer(root / "tokenizer")
-    build_model(root / "text_encoder")
-    (root / "model_index.json").write_text("{}")
-    return root
+    return write_text_encoder(tmp_path_factory.mktemp("qwen_image"))
 
 
 @pytest.fixture
@@ -245,7 +199,7 @@ def test_damaged_or_incomplete_weights_are_refused(copy):
 
 
 def test_another_tokenizer_is_refused(copy):
-    build_tokenizer(copy / "tokenizer", "of other words")
+    write_tokenizer(copy / "tokenizer", "of other words")
     with pytest.raises(ModelFileError, match=r"into \d+ tokens, expected 34"):
         encode_prompt(find_encoder(copy))
     (copy / "tokenizer" / "tokenizer.json").write_text("{")

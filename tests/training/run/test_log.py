@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from helpers.tiny.distill_run import log_lines, newest, write_toml
+from teasr_core.cli.terminal import STOP_SIGNALS
 from training.cli.commands import main
 from training.config.shared import RunConfig
 from training.run.log import RunLog
-from training.run.stop_request import SIGNALS, StopRequest
+from training.run.stop_request import StopRequest
 from training.run.trackers import Trackers
 
 
@@ -46,7 +47,7 @@ def test_a_run_goes_on_whatever_its_terminal_does(distillation, tmp_path, monkey
         stream.close()  # what it still held goes nowhere, without an error
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_each_signal_is_a_request(number):
     before = signal.getsignal(number)
     with StopRequest() as request:
@@ -57,7 +58,7 @@ def test_each_signal_is_a_request(number):
 
 
 def test_a_closed_terminal_is_among_them_where_there_are_any():
-    assert (getattr(signal, "SIGHUP", None) in SIGNALS) == hasattr(signal, "SIGHUP")
+    assert (getattr(signal, "SIGHUP", None) in STOP_SIGNALS) == hasattr(signal, "SIGHUP")
 
 
 def test_a_signal_that_was_ignored_stays_ignored():
