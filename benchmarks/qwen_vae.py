@@ -1,6 +1,7 @@
 """What does it save to treat Qwen-Image's VAE as a network for single pictures (teasr_core/codec/single_frame.py)?
 
     python -m benchmarks.qwen_vae [--sides 256,512,1024] [--tasks encode,decode] [--width 96] [--repeats 2] [--pairs 1]
+        [--count]
 
 A VAE of the published size with random weights, in float32. Each figure comes from a process of its own, so that
 peak memory is the item's alone. Seconds are those of the processor, summed over its threads: what else runs on the
@@ -8,6 +9,7 @@ machine changes them less than the clock. With several --pairs the two take turn
     encode, decode    seconds of the whole VAE / seconds of the one for single pictures
     decode_gradient   the same for a decode with its backward to the latent
     *_peak            peak resident memory of the whole VAE / of the other
+With --count the ratios are of floating-point operations, counted on tensors without data: no size takes long.
 The last line is JSON.
 """
 
@@ -19,8 +21,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from teasr_core.codec.qwen_vae import LATENT_MEAN, LATENT_STD
 from teasr_core.codec.single_frame import keep_first_frame
@@ -31,27 +35,46 @@ TASKS = ("encode", "decode", "decode_gradient")
 
 def measure(task: str, side: int, width: int, repeats: int, is_cut: bool) -> dict[str, float]:
     """Fewest seconds of the processor and peak memory (MiB) of one task in this process."""
+    torch.manual_seed(0)
+    work = prepared(task, side, width, is_cut)
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.process_time()
+        work()
+        best = min(best, time.process_time() - started)
+    return {"seconds": best, "mib": peak_memory_mb() or 0.0}
+
+
+def operations(task: str, side: int, width: int, is_cut: bool) -> float:
+    """The floating-point operations of one task, of convolutions and matrix products, counted without computing."""
+    with torch.device("meta"):
+        work = prepared(task, side, width, is_cut)
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def prepared(task: str, side: int, width: int, is_cut: bool) -> Callable[[], None]:
+    """A VAE with random weights and one task of it, as a call."""
     from diffusers import AutoencoderKLQwenImage
 
-    torch.manual_seed(0)
     vae = AutoencoderKLQwenImage(base_dim=width, latents_mean=list(LATENT_MEAN), latents_std=list(LATENT_STD)).eval()
     vae.requires_grad_(False)
     if is_cut:
         keep_first_frame(vae)
     image = torch.rand(1, 3, 1, side, side)
     latent = torch.randn(1, 16, 1, side // 8, side // 8, requires_grad=task == "decode_gradient")
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.process_time()
+
+    def work() -> None:
         with torch.set_grad_enabled(task == "decode_gradient"):
             if task == "encode":
                 vae.encoder(image)
-            else:
-                result = vae.decoder(vae.post_quant_conv(latent))
-                if task == "decode_gradient":
-                    result.square().mean().backward()
-        best = min(best, time.process_time() - started)
-    return {"seconds": best, "mib": peak_memory_mb() or 0.0}
+                return
+            result = vae.decoder(vae.post_quant_conv(latent))
+            if task == "decode_gradient":
+                result.square().mean().backward()
+
+    return work
 
 
 def in_a_process(options: argparse.Namespace, task: str, side: int, is_cut: bool) -> dict[str, float]:
@@ -62,6 +85,15 @@ def in_a_process(options: argparse.Namespace, task: str, side: int, is_cut: bool
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def count_ratios(tasks: Sequence[str], side: int, width: int) -> dict[str, float]:
+    ratios = {}
+    for task in tasks:
+        whole, cut = (operations(task, side, width, is_cut) for is_cut in (False, True))
+        ratios[task] = round(whole / cut, 2)
+        print(f"{side} px, {task}: {whole / 1e12:.2f} TFLOP, for single pictures {cut / 1e12:.2f}", flush=True)
+    return ratios
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", default="256,512,1024", help="sides of the pictures in pixels")
@@ -69,6 +101,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96, help="base width of the VAE; 96 is the published one")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=1, help="measure both so many times, in turn")
+    parser.add_argument("--count", action="store_true", help="count operations, and measure nothing")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--one", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--cut", action="store_true", help=argparse.SUPPRESS)
@@ -79,6 +112,10 @@ def main() -> None:
         parser.error(f"--tasks names {', '.join(sorted(unknown))}: expected some of {', '.join(TASKS)}")
     if options.one:
         print(json.dumps(measure(options.one, sides[0], options.width, options.repeats, options.cut)))
+        return
+    if options.count:
+        counted = {str(side): count_ratios(tasks, side, options.width) for side in sides}
+        print(json.dumps({"width": options.width, "counted": True, **counted}))
         return
     found: dict[str, dict[str, list[float]]] = {str(side): {} for side in sides}
     for _ in range(options.pairs):

@@ -80,8 +80,12 @@ class Session:
                 left_out[item.name] = f"takes about {estimate:.0f} s, {max(0.0, self._left()):.0f} s are left"
             else:
                 self.note(f"{item.name}: {item.title}, about {estimate:.0f} s")
-                enough = TINY_TIMEOUT if self.is_tiny else max(LEAST_TIMEOUT, TIMEOUT_FACTOR * estimate)
-                self.items[item.name] = self._run(item, min(enough, self._left()))
+                enough, left = max(LEAST_TIMEOUT, TIMEOUT_FACTOR * estimate), self._left()
+                enough = TINY_TIMEOUT if self.is_tiny else enough
+                found = self._run(item, min(enough, left))
+                if found["state"] == "late" and left < enough:
+                    found["reason"] += f", all that was left: give it more with --minutes and --only {item.name}"
+                self.items[item.name] = found
                 self._save()
             if item.name in left_out:
                 self.note(f"{item.name}: left out, it {left_out[item.name]}")

@@ -148,6 +148,9 @@ def test_the_budget_is_kept(tmp_path, monkeypatch):
         "reason": "stopped after 2 s",
         "seconds": made.items["slow"]["seconds"],
     }
+    made.deadline = time.monotonic() + 1.5
+    made.run([item("slow")])
+    assert made.items["slow"]["reason"].endswith("give it more with --minutes and --only slow")
     assert left_out["good"].startswith("takes about 400 s, ") and left_out["good"].endswith(" s are left")
     assert left_out["cannot"] == "needs 80 GiB on the card, 23.5 are free"
 
