@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import InputError
-from ..whole_file import cause_of
+from ..whole_file import cause_of, helper_file
 
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # another process has the lock
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # this file system knows none
@@ -29,8 +29,7 @@ def claim(target: Path) -> Iterator[bool]:
     Where the file system knows no locks, every process is told True. InputError where the folder of `target` cannot be
     written.
     """
-    digest = zlib.crc32(os.fsencode(target.name))  # a name of full length would be refused if it grew
-    path = target.with_name(f".{target.stem[:32]}.{digest:08x}.lock")
+    path = helper_file(target, f"{zlib.crc32(os.fsencode(target.name)):08x}", ".lock")
     try:
         descriptor = _open_locked(path)
     except OSError as error:

@@ -25,6 +25,7 @@ from ..picture_files.write import check_output, save_picture
 from ..restore import RestoreOptions
 from ..restorer import Restorer
 from ..sampling.schedule import manual_plan, parse_steps, steps_text
+from ..whole_file import FileNames
 from .exit_codes import DONE, SOME_FAILED
 from .jobs import check_originals, make_folder, no_image
 from .options import one_line
@@ -236,10 +237,11 @@ def plan_saved(
     if folder is None:
         return {}
     saved: dict[tuple[Path, int], Path] = {}
+    names = FileNames()
     for source in sources:
         for count in steps:
             target = folder / f"{source.stem}_steps{count}.png"
-            if target in saved.values():
+            if names.add(target) is not None:
                 raise InputError(f"two images are called {source.stem}: rename one, so that both can be saved")
             check_output(target, has_alpha=True, overwrite=overwrite, is_folder_ours=True)
             saved[source, count] = target

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..picture_files.find import FolderFiles, list_folder, name_left_out
 from ..picture_files.formats import expected_formats
 from ..picture_files.write import WRITABLE_EXTENSIONS, check_free, check_output
-from ..whole_file import nearest_existing
+from ..whole_file import FileNames, folded, nearest_existing
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,12 @@ def plan_jobs(source: Path, target: Path, is_recursive: bool = False, files: Fol
     if target.resolve() == source.resolve():
         raise InputError(f"{target} is the input folder: give another folder, so that no original is replaced")
     jobs: dict[Path, Job] = {}
+    names = FileNames()
     for index, path in enumerate(images):
         inside = path.relative_to(source)
         output = target / (inside if path.suffix.lower() in WRITABLE_EXTENSIONS else inside.with_suffix(".png"))
-        if output in jobs:
-            raise InputError(f"{jobs[output].name} and {inside} would both become {output.name}: rename one")
+        if (other := names.add(output)) is not None:
+            raise InputError(f"{jobs[other].name} and {inside} would both become {output.name}: rename one")
         jobs[output] = Job(index, path, output, str(inside))
     check_originals(images, jobs)
     return list(jobs.values())
@@ -78,10 +79,13 @@ def no_image(folder: Path, files: FolderFiles, more: str = "") -> InputError:
 
 def check_originals(sources: Iterable[Path], targets: Iterable[Path]) -> None:
     """Raises InputError when one of `targets` is one of `sources`, by whatever path or link: no flag replaces those."""
-    originals = {source.resolve(): source for source in sources}
+    originals: dict[str, list[Path]] = {}
+    for source in sources:
+        originals.setdefault(folded(source.resolve()), []).append(source)
     for target in targets:
-        original = originals.get(target.resolve())
-        if original is not None:
+        for original in originals.get(folded(target.resolve()), []):
+            if target.resolve() != original.resolve() and not (target.exists() and target.samefile(original)):
+                continue
             raise InputError(f"{target} is the input {original}: give another output, so that no original is replaced")
 
 

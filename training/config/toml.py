@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ else:
 
 T = TypeVar("T")
 
+_PATHS = "in double quotes a backslash begins an escape, so write a path in single quotes, or with /"
+_IS_ESCAPE = re.compile(r"Unescaped|[Hh]ex|Escaped|Unicode")  # tomllib's words for a backslash that is no escape
+
 
 def read_toml(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A TOML file as plain values, with `section.key=value` overrides applied.
@@ -37,9 +41,11 @@ def read_toml(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): give a TOML file in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        hint = f"; {_PATHS}" if _IS_ESCAPE.search(str(error)) else ""
+        raise ConfigError(f"{path} is not valid TOML: {error}{hint}") from None
     for override in overrides:
         _apply_override(values, override)
+    _refuse_control_characters(values, "")
     return values
 
 
@@ -70,7 +76,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override '{override}' has no '=': write section.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as error:
+        if '"' in text and "\\" in text:
+            raise ConfigError(f"override '{override}' is not valid TOML ({error}): {_PATHS}") from None
         value = text
     if isinstance(value, str):
         value = Word(value)
@@ -86,3 +94,15 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not isinstance(node, dict):
         raise ConfigError(f"override '{override}': '{'.'.join(sections)}' is not a table")
     node[key] = value
+
+
+def _refuse_control_characters(value: Any, where: str) -> None:
+    r"""ConfigError for a text such as "C:\temp" in double quotes, which TOML reads with a tab in it."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_control_characters(item, f"{where}.{key}" if where else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_control_characters(item, f"{where}[{index}]")
+    elif isinstance(value, str) and any(ord(character) < 32 for character in value):
+        raise ConfigError(f"{where} is {str(value)!a}, with a control character such as a tab: {_PATHS}")

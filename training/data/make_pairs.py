@@ -20,7 +20,7 @@ from teasr_core.errors import InputError
 from teasr_core.picture_files.formats import expected_formats
 from teasr_core.picture_files.picture import Picture
 from teasr_core.picture_files.write import save_picture
-from teasr_core.whole_file import nearest_existing, write_whole
+from teasr_core.whole_file import FileNames, nearest_existing, write_whole
 
 from ..degradation.degrade import PRESETS, degrade
 from ..degradation.ops import to_uint8
@@ -163,6 +163,10 @@ def _check_outputs(output: Path, names: Sequence[str], use_overwrite: bool) -> N
     existing = nearest_existing(output)
     if not existing.is_dir():
         raise InputError(f"{existing} is a file: give a folder for the pairs")
+    known = FileNames()
+    for name in names:
+        if (other := known.add(output / HR_FOLDER / f"{name}.png")) is not None:
+            raise InputError(f"{other.stem} and {name} would both become {other.name}: rename one")
     taken = [path for path in _outputs(output, names) if path.exists()]
     if taken and not use_overwrite:
         raise InputError(

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from teasr_core.errors import InputError
 from teasr_core.weight_files.safetensors_writer import write_atomically
-from teasr_core.whole_file import cause_of, nearest_existing
+from teasr_core.whole_file import cause_of, check_name, nearest_existing
 
 
 def check_output(output: Path, source: Path, use_overwrite: bool = True) -> None:
@@ -21,6 +21,7 @@ def check_output(output: Path, source: Path, use_overwrite: bool = True) -> None
         raise InputError(f"{output} is the file to read: give another name for the output")
     if output.is_dir() or (output.exists() and not use_overwrite):
         raise InputError(f"{output} exists already: give another name or pass --overwrite")
+    check_name(output)
     nearest = nearest_existing(output.parent)
     if not nearest.is_dir():
         raise InputError(f"{output} cannot be written: {nearest} is a file, expected a folder; give another name")

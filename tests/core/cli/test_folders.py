@@ -232,6 +232,21 @@ def test_a_folder_of_results_that_cannot_be_made(folder, upscale, tmp_path):
     assert sorted(bytes_in(tmp_path / "out")) == ["a.png", "b.png", "c.jpg", "x"]
 
 
+@pytest.mark.parametrize("alike", [("A.png", "a.PNG"), ("\u00c4.png", "A\u0308.png")])
+def test_two_outputs_that_would_be_one_file(upscale, folder, tmp_path, monkeypatch, alike):
+    """Where the folder takes both names for one, as on Windows and macOS, it is found before the work."""
+    for name in alike:
+        tiny.write_picture(folder / name)
+    if not all(name in os.listdir(folder) for name in alike):
+        pytest.skip("this file system holds only one of them")
+    with monkeypatch.context() as patch:
+        patch.setattr("teasr_core.whole_file.are_one_file", lambda a, b: True)
+        code, _, err = upscale()
+    assert code == 2 and "would both become" in err and len(err.splitlines()) == 1
+    assert upscale()[0] == 0  # this one holds both
+    assert set(alike) <= set(os.listdir(tmp_path / "out"))
+
+
 # Interruption
 
 

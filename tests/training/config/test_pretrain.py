@@ -1,6 +1,6 @@
 """Training configuration: strict, helpful, and every shipped file loads."""
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
@@ -224,6 +224,32 @@ def test_overrides_set_values_in_toml_syntax(load):
 )
 def test_bad_overrides_are_named(load, override, part):
     assert part in refused(load, "[run]\nseed = 1\n[[stages]]\nsteps = 5\n", override)
+
+
+# Windows' paths
+
+
+@pytest.mark.parametrize(
+    "text", [r"['C:\photos','D:\temp\new']", r"C:\photos", r"'C:\photos'", r"['\\server\share\photos']"]
+)
+def test_backslashes_in_single_quotes_and_bare_words_stay(load, text):
+    found = load("", rf"data.folders={text}").data.folders
+    assert found[0] == str(PureWindowsPath(found[0])) and PureWindowsPath(found[0]).name == "photos"
+    assert "\t" not in "".join(found) and all("'" not in path for path in found)
+    in_file = text if text.startswith("[") else rf"['{text.strip(chr(39))}']"
+    assert load(f"[data]\nfolders = {in_file}").data.folders == found
+
+
+@pytest.mark.parametrize("path", [r"C:\photos", r"C:\users\me", r"C:\temp", r"D:\new\best"])
+def test_backslashes_in_double_quotes_are_explained(load, path):
+    for message in (
+        refused(load, "", f'data.folders=["{path}"]'),
+        refused(load, "", f'run.output_dir="{path}"'),
+        refused(load, f'[data]\nfolders = ["{path}"]'),
+    ):
+        assert "write a path in single quotes, or with /" in message
+    doubled = path.replace("\\", "\\\\")
+    assert load("", f'data.folders=["{doubled}"]').data.folders == (path,)
 
 
 # Files
