@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from ..errors import InputError
+from ..image.levels import to_levels
 from ..memory import is_out_of_memory
 from .containers.bmp import read_bmp
 from .containers.jpeg import NO_END, load_without_end, read_jpeg
@@ -28,6 +29,8 @@ from .picture import Picture
 from .read_16bit import decode_16bit, is_16bit, planar_16bit
 from .stored import DAMAGED_XMP, Stored
 from .xmp import clean_xmp
+
+NEUTRAL_GREY = 0.5  # shows through the transparent parts of a picture for the trainer
 
 _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO], Stored]], ...] = (
     (lambda head: head.startswith(SIGNATURE), read_png),
@@ -72,6 +75,18 @@ def load_picture(path: str | Path, allow_large: bool = False) -> Picture:
             raise
         cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} is damaged ({cause}); expected a whole image; export or copy it again") from error
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Read a picture as (H, W, 3) uint8 RGB, upright, with alpha laid on neutral grey and 16 bits rounded to 8.
+
+    Raises InputError where `load_picture` does.
+    """
+    picture = load_picture(path)
+    rgb = picture.rgb  # (1, 3, H, W)
+    if picture.alpha is not None:
+        rgb = NEUTRAL_GREY + (rgb - NEUTRAL_GREY) * picture.alpha
+    return np.ascontiguousarray(to_levels(rgb[0]).permute(1, 2, 0).numpy())
 
 
 def read_size(path: str | Path, allow_large: bool = False) -> tuple[int, int] | None:

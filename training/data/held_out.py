@@ -7,10 +7,10 @@ import numpy as np
 
 from teasr_core.errors import InputError
 from teasr_core.image.luma import gradient_map
+from teasr_core.picture_files.read import read_rgb
 
 from ..degradation.degrade import Degradation, degrade
 from ..degradation.ops import to_uint8
-from .photographs import read_rgb
 
 CROP_PX = 512
 CANDIDATES = 8

@@ -19,13 +19,14 @@ from teasr_core.cli.progress import progress_bar
 from teasr_core.errors import InputError
 from teasr_core.picture_files.formats import expected_formats
 from teasr_core.picture_files.picture import Picture
+from teasr_core.picture_files.read import read_rgb
 from teasr_core.picture_files.write import save_picture
 from teasr_core.whole_file import FileNames, nearest_existing, write_whole
 
 from ..degradation.degrade import PRESETS, degrade
 from ..degradation.ops import to_uint8
 from .held_out import SCALE, EvalPair, load_eval_pairs
-from .photographs import HR_FOLDER, LR_FOLDER, images_by_stem, left_out_lines, read_rgb
+from .photographs import HR_FOLDER, LR_FOLDER, images_by_stem, left_out_lines
 
 TABLE_NAME = "pairs.tsv"
 MAX_PAIR_SCALE = 16

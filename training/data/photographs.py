@@ -17,29 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from teasr_core.errors import InputError
-from teasr_core.image.levels import to_levels
 from teasr_core.picture_files.find import find_images, list_folder, name_left_out
 from teasr_core.picture_files.formats import expected_formats
-from teasr_core.picture_files.read import load_picture, read_size
+from teasr_core.picture_files.read import read_rgb, read_size
 
 LIST_EXTENSION = ".txt"
 HR_FOLDER, LR_FOLDER = "test_HR", "test_LR"  # the layout of StableSR's published test sets
 TARGET_FOLDER = "test_target"  # beside them: what another restorer made of each LR, of HR's size
-NEUTRAL_GREY = 0.5  # shows through the transparent parts of a picture
 _SCAN_THREADS = 8
 _NAMES_SHOWN = 10
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """Read a picture as (H, W, 3) uint8 RGB, upright, with alpha laid on neutral grey and 16 bits rounded to 8.
-
-    Raises InputError where `load_picture` does.
-    """
-    picture = load_picture(path)
-    rgb = picture.rgb  # (1, 3, H, W)
-    if picture.alpha is not None:
-        rgb = NEUTRAL_GREY + (rgb - NEUTRAL_GREY) * picture.alpha
-    return np.ascontiguousarray(to_levels(rgb[0]).permute(1, 2, 0).numpy())
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:

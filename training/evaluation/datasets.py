@@ -20,9 +20,10 @@ import numpy as np
 from teasr_core.errors import InputError
 from teasr_core.image.target_size import MAX_SCALE, MIN_SCALE, TargetSize, size_by_factor
 from teasr_core.picture_files.find import list_folder, reason_left_out
+from teasr_core.picture_files.read import read_rgb
 
 from ..data.held_out import SCALE, load_eval_pairs, read_eval_list
-from ..data.photographs import HR_FOLDER, LR_FOLDER, images_by_stem, read_rgb
+from ..data.photographs import HR_FOLDER, LR_FOLDER, images_by_stem
 from ..degradation.degrade import PRESETS
 from .protocol import FEW_PICTURES, FEW_PICTURES_FROM
 

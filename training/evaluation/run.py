@@ -18,8 +18,8 @@ from PIL import Image
 from teasr_core.cli.progress import progress_bar
 from teasr_core.errors import InputError
 from teasr_core.image.target_size import TargetSize
+from teasr_core.picture_files.read import read_rgb
 
-from ..data.photographs import read_rgb
 from .datasets import EvalDataset, EvalPicture
 from .metrics.registry import Metric, Metrics
 from .models import EvalModel, EvalSettings, RestoreFn

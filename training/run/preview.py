@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from teasr_core.codec.protocol import Codec
 from teasr_core.errors import InputError
@@ -18,6 +17,7 @@ from teasr_core.image.luma import psnr_y
 from teasr_core.image.resize import resize
 from teasr_core.image.target_size import TargetSize
 from teasr_core.model.qwen_velocity import QwenVelocity
+from teasr_core.picture_files.read import read_rgb
 from teasr_core.sampling.sampler import initial_noise, sample
 from teasr_core.sampling.schedule import linear_taus, steps_text
 
@@ -35,9 +35,9 @@ def check_preview_images(photographs: Sequence[str]) -> None:
     """InputError for the first of `run.preview_images` that no preview can be made of."""
     for name in photographs:
         try:
-            width, height = _read(Path(name)).size
-        except Exception as error:  # Pillow's readers raise many types on damaged bytes
-            cause = "there is no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error})"
+            height, width = read_rgb(Path(name)).shape[:2]
+        except InputError as error:
+            cause = f"it cannot be read ({error})" if Path(name).exists() else "there is no such file"
             raise InputError(f"run.preview_images names '{name}': {cause}, expected a photograph") from None
         if min(width, height) < CROP_PX:
             raise InputError(
@@ -65,7 +65,7 @@ def write_preview(
     device = velocity.prompt_embeds.device
     rows: list[list[Cell]] = []
     for index, photograph in enumerate(photographs):
-        hq = _centre(_read(photograph))  # (128, 128, 3)
+        hq = _centre(read_rgb(photograph))  # (128, 128, 3)
         lq = degrade(hq, LIGHT, SCALE, np.random.default_rng([0, index]))
         image = resize(_tensor(lq), TargetSize(CROP_PX, CROP_PX))  # (1, 3, 128, 128)
         z_lq = codec.encode_lq(image.to(device))  # (1, C, h, w)
@@ -95,14 +95,10 @@ def _figures(
             yield "lpips", float(perceptual(a, b))
 
 
-def _read(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def _centre(photo: Image.Image) -> np.ndarray:
-    x, y = (photo.width - CROP_PX) // 2, (photo.height - CROP_PX) // 2
-    return np.asarray(photo.crop((x, y, x + CROP_PX, y + CROP_PX)), dtype=np.float32) / 255
+def _centre(photo: np.ndarray) -> np.ndarray:
+    """photo: (H, W, 3) uint8. Returns (128, 128, 3) float32 in [0, 1]."""
+    y, x = ((side - CROP_PX) // 2 for side in photo.shape[:2])
+    return photo[y : y + CROP_PX, x : x + CROP_PX].astype(np.float32) / 255
 
 
 def _enlarged(image: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,12 @@ import torch
 from PIL import ExifTags, Image
 
 from teasr_core.picture_files.picture import Picture
-from teasr_core.picture_files.read import load_picture
+from teasr_core.picture_files.read import load_picture, read_rgb
 from teasr_core.picture_files.write import save_picture
 from training.config.shared import DataConfig
 from training.config.toml import read_toml
 from training.data.dataset import CropDataset
-from training.data.photographs import images_by_stem, list_source, read_rgb, scan_photographs
+from training.data.photographs import images_by_stem, list_source, scan_photographs
 from training.data.sources import open_sources
 
 TURNED = 6  # EXIF: the picture is shown a quarter turn clockwise

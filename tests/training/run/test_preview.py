@@ -11,10 +11,12 @@ from helpers.tiny.run import MODEL, write_photos
 from teasr_core.codec.dct import DctCodec
 from teasr_core.errors import InputError
 from teasr_core.image.labelled_sheet import GAP_PX, TEXT_PX
+from teasr_core.picture_files.picture import Picture
+from teasr_core.picture_files.write import save_picture
 from training.distill.trainer import Distiller
 from training.pretrain.model import PretrainModel
 from training.pretrain.trainer import Pretrainer
-from training.run.preview import CROP_PX, write_preview
+from training.run.preview import CROP_PX, check_preview_images, write_preview
 
 
 def large_photos(folder: Path) -> list[Path]:
@@ -41,6 +43,28 @@ def test_an_untrained_model_shows_the_lq_image_at_every_step(tmp_path):
     for steps in restored:
         assert np.abs(steps - lq).mean() < 3  # JPEG, and bf16 in the network
     assert np.abs(hq - lq).mean() > 0.5
+
+
+def test_a_photograph_is_read_as_everywhere_else(tmp_path):
+    """Upright, 16 bits as the nearest 8, and transparent parts grey: the same preview as of the plain picture."""
+    state = np.random.default_rng(0)
+    pixels = state.integers(0, 256, (140, 170, 3), dtype=np.uint8)
+    alpha = np.full((140, 170, 1), 255, np.uint8)
+    alpha[:70] = 0
+    seen = np.where(alpha == 0, np.uint8(128), pixels)
+    Image.fromarray(seen).save(tmp_path / "plain.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter clockwise
+    Image.fromarray(np.rot90(np.dstack([pixels, alpha]))).save(tmp_path / "turned.png", exif=exif)
+    deep = torch.from_numpy(seen.astype(np.float32) / 255).permute(2, 0, 1)[None]
+    save_picture(Picture(deep, bit_depth=16), tmp_path / "deep.tif")
+    check_preview_images([str(tmp_path / name) for name in ("plain.png", "turned.png", "deep.tif")])
+    velocity, codec = PretrainModel(MODEL, seed=0).eval().velocity(), DctCodec([0.0] * 48, [0.5] * 48)
+    drawn = []
+    for name in ("plain.png", "turned.png", "deep.tif"):
+        write_preview(tmp_path / "preview.jpg", velocity, codec, [tmp_path / name])
+        drawn.append((tmp_path / "preview.jpg").read_bytes())
+    assert drawn[1] == drawn[0] and drawn[2] == drawn[0]
 
 
 def test_previews_do_not_change_the_run(config, tmp_path):
