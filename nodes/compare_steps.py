@@ -11,7 +11,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..teasr_core.sampling.schedule import parse_steps
-from .inputs import CATEGORY, picture_inputs, restoration_inputs
+from .inputs import CATEGORY, grain_input, picture_inputs, restoration_inputs
 from .parts.expansion import Expansion, Link, ModelWires
 
 DEFAULT_STEPS = "1,2,4,8"
@@ -35,6 +35,7 @@ class TEASRCompareSteps(io.ComfyNode):
                     tooltip="Write the numbers of steps, 1 to 30, with commas, such as 1,2,4,8. Name each once.",
                 ),
                 *restoration_inputs(),
+                grain_input(),
             ],
             # The outputs are lists for the reason that TEASRUpscale gives.
             outputs=[
@@ -63,6 +64,7 @@ class TEASRCompareSteps(io.ComfyNode):
         overlap_px: int = 0,
         color_strength: float = 1.0,
         fidelity: float = 0.0,
+        grain: float = 0.0,
     ) -> io.NodeOutput:
         numbers = parse_steps(steps_list)
         wires = ModelWires(model, vae, conditioning)
@@ -79,6 +81,8 @@ class TEASRCompareSteps(io.ComfyNode):
                 strength=strength,
                 color_fix=color_fix,
                 color_strength=color_strength,
+                grain=grain,
+                seed=seed if grain > 0 else 0,
             )
             column.set_input("before", columns)
             if encoded is not None:

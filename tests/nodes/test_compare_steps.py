@@ -26,6 +26,15 @@ def test_the_images_are_the_upscalers_at_each_number(executor):
         assert torch.equal(got.mask[k : k + 1], run(upscale_prompt(steps=steps)).image)
 
 
+def test_each_number_gets_the_upscalers_grain(executor):
+    """Of the same seed; 0 changes no bit."""
+    run = executor()
+    plain, none, grained = (run(compare_prompt("1,2", **more)).mask for more in ({}, {"grain": 0.0}, {"grain": 1.0}))
+    assert torch.equal(plain, none) and not torch.equal(plain, grained)
+    for k, steps in enumerate((1, 2)):
+        assert torch.equal(grained[k : k + 1], run(upscale_prompt(steps=steps, grain=1.0)).image)
+
+
 def test_one_load_and_one_encode_serve_all(executor):
     run = executor()
     run(compare_prompt("1,2,4", builtin=False))

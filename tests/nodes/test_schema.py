@@ -97,6 +97,7 @@ NODES = {
             ("color_strength", "FLOAT", 1.0),
             *OTHER_MODEL,
             FIDELITY,
+            ("grain", "FLOAT", 0.0),
         ],
         [("image", "IMAGE"), ("images", "IMAGE")],
     ),
@@ -213,6 +214,7 @@ def test_what_came_after_the_first_release_is_optional_and_behind_the_older_widg
     """R25: an old prompt validates without it, an old graph's widget values keep their places."""
     for node_id, names in {
         "TEASRUpscale": ["fidelity", "tolerance", "region", "grain"],
+        "TEASRCompareSteps": ["fidelity", "grain"],
         "TEASRColorFix": ["grain", "grain_seed"],
         "TEASRSampler": ["fidelity"],
         "TEASRStepSelector": ["tolerance", "model", "conditioning", "latent", "seed"],
