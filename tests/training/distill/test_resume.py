@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.tiny import model as tiny
 from helpers.tiny.distill_run import assert_equal, changed, newest
+from teasr_core.cli.terminal import STOP_SIGNALS
 from teasr_core.errors import ConfigError, ModelFileError
 from teasr_core.weight_files.base_file import base_metadata
 from teasr_core.weight_files.lora_file import PROMPT_KEY
@@ -18,7 +19,6 @@ from training.distill.resume import check_resumable
 from training.distill.schedule import loss_weights, rectify_ramp
 from training.distill.trainer import Distiller
 from training.run.checkpoint import list_checkpoints
-from training.run.stop_request import SIGNALS
 
 # Exactly
 
@@ -63,7 +63,7 @@ def test_four_steps_equal_two_and_two(distillation, options):
         assert any(value.dtype == torch.uint8 for value in wanted[0].values())
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_a_signal_saves_after_the_step_and_the_run_resumes(distillation, signum):
     whole, parts = (distillation(name, train={"steps": 4}) for name in ("whole", "parts"))
     Distiller(whole).train()

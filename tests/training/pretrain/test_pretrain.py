@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from helpers.tiny.run import ALL_ROLES
+from teasr_core.cli.terminal import STOP_SIGNALS
 from teasr_core.errors import ConfigError, ModelFileError
 from training.config.pretrain import load_config
 from training.pretrain.resume import check_resumable
 from training.pretrain.trainer import Pretrainer
 from training.run.bad_steps import DivergedError
 from training.run.checkpoint import list_checkpoints, load_checkpoint
-from training.run.stop_request import SIGNALS
 
 
 def checkpoint(config, step=None):
@@ -112,7 +112,7 @@ def test_a_finished_run_does_nothing_more(config):
     assert equal(checkpoint(run), wanted)
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_a_signal_saves_after_the_step_and_the_run_resumes(config, monkeypatch, signum):
     whole, parts = config("whole"), config("parts")
     Pretrainer(whole).train()
