@@ -125,7 +125,7 @@ def four_steps(studio: Studio, part: Part) -> torch.Tensor:
     """A square of four labelled results; each cell is a strip, as high as the labels leave room for."""
     cells = []
     for n in (1, 2, 4, 8):
-        middle = studio.restored(part, manual_plan(n))[..., 88:192, 88:232]  # (1, 3, 104, 144)
+        middle = studio.restored(part, manual_plan(n))[..., 78:202, 88:232]  # (1, 3, 124, 144)
         cells.append(Cell(middle.contiguous(), steps_text(n)))
     return comparison_grid([cells[:2], cells[2:]])
 

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from ..model.qwen_velocity import QwenVelocity
 
 ASSETS = Path(__file__).parents[1] / "assets"
-BASE_NAME = "teasr_builtin_v1_base.safetensors"
-LORA_NAME = "teasr_builtin_v1_lora.safetensors"
-BASE_ID = "teasr_builtin_v1"
+BASE_NAME = "teasr_builtin_v2_base.safetensors"
+LORA_NAME = "teasr_builtin_v2_lora.safetensors"
+BASE_ID = "teasr_builtin_v2"
 
 FORMATS = ("1", "2")
 

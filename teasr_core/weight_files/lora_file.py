@@ -127,7 +127,7 @@ def check_base(
     if missing or unknown:
         raise LoraFileError(
             f"{lora.name} was made for another architecture: {len(missing)} of {len(wanted)} layers missing "
-            f"{missing[:2]}, {len(unknown)} unknown {unknown[:2]}; load the base it names ('{lora.base}')"
+            f"{missing[:2]}, {len(unknown)} unknown {unknown[:2]}; {_advice(lora)}"
         )
     for path in wanted:
         a, b = lora.tensors[f"{path}.lora_A.weight"], lora.tensors[f"{path}.lora_B.weight"]
@@ -135,7 +135,7 @@ def check_base(
         if (b.shape[0], a.shape[1]) != shape:
             raise LoraFileError(
                 f"{lora.name}: '{path}' is {(b.shape[0], a.shape[1])}, the model has {shape}: "
-                f"it was made for another model, load the base it names ('{lora.base}')"
+                f"it was made for another model; {_advice(lora)}"
             )
     if lora.prompt_embeds is not None and lora.prompt_embeds.shape[-1] != architecture.text_width:
         raise LoraFileError(
@@ -152,6 +152,12 @@ def check_base(
             f"{lora.name} was trained on '{lora.base}' ({lora.base_fingerprint[:12]}), this model is "
             f"{found_print[:12]}: load that base, or set allow_other_base if yours is a fine-tune of it"
         )
+
+
+def _advice(lora: LoraFile) -> str:
+    return (
+        f"load the base it names ('{lora.base}'), or train it again: an update may have brought another built-in model"
+    )
 
 
 def lora_metadata(

@@ -12,9 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from teasr_core.weight_files.base_file import ASSETS, LORA_NAME
+
 ROOT = Path(__file__).parents[3]
 FOLDER = Path(__file__).parents[2] / "frozen"
-ASSETS = ROOT / "teasr_core" / "assets"
 PICTURE, LORA = "teasr_frozen_v1.png", "teasr_frozen_v1.safetensors"
 FACTS = ("default", "min", "max", "step", "forceInput", "control_after_generate")
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
@@ -30,13 +31,13 @@ def read(name: str) -> Any:
 def install(server: Any) -> None:
     """The picture and the LoRA that the frozen prompts name, in the server's folders."""
     shutil.copy(FOLDER / "v1_source.png", server.folder / "input" / PICTURE)
-    shutil.copy(ASSETS / "teasr_builtin_v1_lora.safetensors", server.folder / "models" / "loras" / LORA)
+    shutil.copy(ASSETS / LORA_NAME, server.folder / "models" / "loras" / LORA)
 
 
 def weights_hash() -> str:
     """Of the built-in model and its LoRA: the frozen pictures are theirs."""
     digest = hashlib.sha256()
-    for path in sorted(ASSETS.glob("teasr_builtin_v1_*.safetensors")):
+    for path in sorted(ASSETS.glob("*.safetensors")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -232,7 +232,7 @@ def test_the_presets_are_read(path):
 def test_what_the_command_line_says_wins():
     found = bench_settings(None, ["memory.vram_gb=10"], vram_gb=24, layers=3, heads=8)
     assert found.config.memory.vram_gb == 24
-    assert (found.architecture.num_layers, found.architecture.num_heads, found.architecture.head_dim) == (3, 8, 32)
+    assert (found.architecture.num_layers, found.architecture.num_heads, found.architecture.head_dim) == (3, 8, 16)
 
 
 @pytest.mark.parametrize(
