@@ -5,7 +5,11 @@ import pytest
 from helpers.comfy import frozen_v1
 
 # Widgets that came after the first release. An old graph opens with their defaults, which do nothing.
-ADDED_WIDGETS = {"TEASRUpscale": {"grain": 0}, "TEASRColorFix": {"grain": 0, "grain_seed": 0}}
+ADDED_WIDGETS = {
+    "TEASRUpscale": {"grain": 0},
+    "TEASRCompareSteps": {"grain": 0},
+    "TEASRColorFix": {"grain": 0, "grain_seed": 0},
+}
 
 
 @pytest.mark.parametrize("use_vue", [False, True], ids=["classic", "nodes 2.0"])
