@@ -72,17 +72,14 @@ class TEASRCompareSteps(io.ComfyNode):
         graph, encoded = expansion.graph, expansion.encoded
         columns: Link | None = None
         for steps in numbers:
-            column = graph.node(
+            column = expansion.add_result(
                 "TEASRCompareStepsColumn",
+                grain,
+                seed,
                 steps=steps,
-                resized=expansion.resized,
-                mask=expansion.mask,
-                source=image,
                 strength=strength,
                 color_fix=color_fix,
                 color_strength=color_strength,
-                grain=grain,
-                seed=seed if grain > 0 else 0,
             )
             column.set_input("before", columns)
             if encoded is not None:

@@ -86,16 +86,13 @@ class TEASRUpscale(io.ComfyNode):
     ) -> io.NodeOutput:
         wires = ModelWires(model, vae, conditioning)
         expansion = Expansion(wires, image, mask, size, max_megapixels, strength > 0, region)
-        result = expansion.graph.node(
+        result = expansion.add_result(
             "TEASRUpscaleOutput",
-            resized=expansion.resized,
-            mask=expansion.mask,
+            grain,
+            seed,
             strength=strength,
             color_fix=color_fix,
             color_strength=color_strength,
-            source=image,
-            grain=grain,
-            seed=seed if grain > 0 else 0,
             shown_on=own_id(cls) or "",
         )
         encoded = expansion.encoded

@@ -72,11 +72,11 @@ def measure(host: SimpleNamespace, is_tiny: bool) -> dict[str, Any]:
     calls = {"stock": sampler(host, stock, conditioning, latent), "teasr": sampler(host, adapted, conditioning, latent)}
     times: dict[str, list[float]] = {name: [] for name in calls}
     is_cuda = device.type == "cuda"
+    synchronise = torch.cuda.synchronize if is_cuda else lambda: None
     if is_cuda:  # making the models is not part of the peak
         torch.cuda.reset_peak_memory_stats(device)
     for index in range(ROUNDS + 1):
         for name, call in calls.items():
-            synchronise = torch.cuda.synchronize if is_cuda else lambda: None
             synchronise()
             started = time.perf_counter()
             call()

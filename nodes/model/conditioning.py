@@ -5,6 +5,7 @@ See docs/decisions.md#conditioning.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import node_helpers
@@ -39,14 +40,19 @@ def with_lq(conditioning: Conditioning, lq: torch.Tensor, start_encoder_sha256: 
     return node_helpers.conditioning_set_values(conditioning, values)
 
 
+def lq_latents(values: Iterable[Mapping[str, Any]]) -> Iterator[torch.Tensor]:
+    """The LQ latents (B, C, 1, h, w) among the values of a conditioning's entries, a node's or a running guider's."""
+    return (latent for entry in values for latent in entry.get(LQ_KEY, []))
+
+
 def lq_batch(conditioning: Conditioning) -> int:
     """How many LQ images the conditioning carries. It is 1 if there is none: the model then says what is missing."""
-    return max((latent.shape[0] for entry in conditioning for latent in entry[1].get(LQ_KEY, [])), default=1)
+    return max((len(latent) for latent in lq_latents(entry[1] for entry in conditioning)), default=1)
 
 
 def lq_of(conditioning: Conditioning) -> torch.Tensor | None:
     """The LQ latent (B, C, 1, h, w) that `with_lq` attached, or None."""
-    return next((latent for entry in conditioning for latent in entry[1].get(LQ_KEY, [])), None)
+    return next(lq_latents(entry[1] for entry in conditioning), None)
 
 
 def conditioning_of_image(conditioning: Conditioning, k: int) -> Conditioning:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ from ...teasr_core.errors import InputError
 from ...teasr_core.model.recipe import Recipe
 from ...teasr_core.sampling.sampler import noised
 from ..host.sockets import check_falling
-from .conditioning import LQ_KEY, START_KEY
+from .conditioning import LQ_KEY, START_KEY, lq_latents
 
 # Transformer options: the fidelity of a MODEL whose recipe gives it a meaning, and the noise that follows from it.
 FIDELITY = "teasr_fidelity"
@@ -75,10 +77,9 @@ class RunStart:
                 f"the sigmas begin at {float(sigmas[0]):.4g}, this MODEL's LoRA starts at {start:.4g}: wire the "
                 "MODEL into TEASRStepSelector's `model` too, and its sigmas here"
             )
-        for entries in guider.conds.values():
-            for entry in entries:
-                if entry.get(LQ_KEY) and entry.get(START_KEY, "") != self.recipe.start_encoder_sha256:
-                    raise InputError(wrong_start(self.recipe))
+        for entry in _entries(guider):
+            if entry.get(LQ_KEY) and entry.get(START_KEY, "") != self.recipe.start_encoder_sha256:
+                raise InputError(wrong_start(self.recipe))
 
 
 def wrong_start(recipe: Recipe) -> str:
@@ -102,7 +103,7 @@ def towards_lq(
     Where a noise mask keeps the picture, ComfyUI leads the straight path from this noise to this latent. The latent of
     a second VAE encoder would be another picture to the decoder. What does not fit is left to the checks of the model.
     """
-    lq = next((one for entries in guider.conds.values() for entry in entries for one in entry.get(LQ_KEY, [])), None)
+    lq = next(lq_latents(_entries(guider)), None)
     if lq is None or lq.shape[1:] != latent.shape[1:] or len(lq) not in (1, len(latent)):
         return noise, latent
     normalised = guider.model_patcher.get_model_object("latent_format").process_in
@@ -114,10 +115,14 @@ def towards_lq(
 def check_channels(guider: Any) -> None:
     """InputError if the LQ latent is of another VAE than the MODEL's."""
     channels = guider.model_patcher.get_model_object("latent_format").latent_channels
-    for entries in guider.conds.values():
-        for lq in (lq for entry in entries for lq in entry.get(LQ_KEY, [])):
-            if lq.shape[1] != channels:
-                raise InputError(
-                    f"the LQ latent has {lq.shape[1]} channels, the MODEL works on {channels}: wire the VAE that "
-                    "belongs to this MODEL into TEASRCondition"
-                )
+    for lq in lq_latents(_entries(guider)):
+        if lq.shape[1] != channels:
+            raise InputError(
+                f"the LQ latent has {lq.shape[1]} channels, the MODEL works on {channels}: wire the VAE that "
+                "belongs to this MODEL into TEASRCondition"
+            )
+
+
+def _entries(guider: Any) -> Iterator[dict[str, Any]]:
+    """The entries of all conditionings that a guider runs with."""
+    return itertools.chain.from_iterable(guider.conds.values())

@@ -13,7 +13,7 @@ from ...teasr_core.image.labelled_sheet import Cell, comparison_grid
 from ...teasr_core.image.luma import mean_gradient
 from ...teasr_core.sampling.schedule import steps_text
 from ..host.images import from_host, to_host
-from ..inputs import grain_input, seed_input, steps_input
+from ..inputs import steps_input
 from ..run.run_notes import notes_of
 from .expansion import part_schema
 from .upscale_parts import aligned, decoded_inputs, result_image
@@ -47,8 +47,6 @@ class TEASRCompareStepsColumn(io.ComfyNode):
                 Columns.Input("before", optional=True, tooltip="These are the columns to the left."),
                 steps_input(),
                 *decoded_inputs(),
-                grain_input(),
-                seed_input(),
             ],
             outputs=[Columns.Output(display_name="columns")],
         )

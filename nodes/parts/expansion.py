@@ -68,7 +68,7 @@ class Encoded:
 class Expansion:
     """A graph that begins with one picture at its target size.
 
-    resized, mask: links to the picture and its mask at the target size.
+    image: link to the picture as it came. resized, mask: links to it and its mask at the target size.
     encoded: links to the encoded picture and its model, or None where the graph needs no model.
     """
 
@@ -85,7 +85,7 @@ class Expansion:
         self.graph = GraphBuilder()
         source = self.graph.node("TEASRUpscaleInput", image=image, max_megapixels=max_megapixels, **size_values(size))
         source.set_input("mask", mask)
-        self.resized, self.mask = source.out(0), source.out(1)
+        self.image, self.resized, self.mask = image, source.out(0), source.out(1)
         self.encoded = self._encode(wires) if needs_model else None
         self.wires = wires
         if self.encoded is not None and region is not None:
@@ -97,6 +97,21 @@ class Expansion:
         if self.wires.model is not None:
             selector.set_input("model", self.wires.model)
         return selector.out(0)
+
+    def add_result(self, part: str, grain: float, seed: int, **inputs: Any) -> Any:
+        """Add the node `part`, which takes `decoded_inputs` and turns the decoded picture into the result.
+
+        The seed is that of the grain: without grain another seed need not run the part again.
+        """
+        return self.graph.node(
+            part,
+            resized=self.resized,
+            mask=self.mask,
+            source=self.image,
+            grain=grain,
+            seed=seed if grain > 0 else 0,
+            **inputs,
+        )
 
     def add_decode(self, encoded: Encoded, sampled: Link, result: Any) -> None:
         """Decode `sampled`, and wire the latent and the picture into the node `result`."""

@@ -118,6 +118,8 @@ def decoded_inputs() -> list[io.Input]:
         color_strength_input(use_advanced=True),
         io.Mask.Input("mask", optional=True, tooltip="This is the picture's transparency at the target size."),
         io.Image.Input("source", optional=True, tooltip="This is the picture before it was resized."),
+        grain_input(),
+        seed_input(),
     ]
 
 
@@ -133,8 +135,6 @@ class TEASRUpscaleOutput(io.ComfyNode):
             is_input_list=True,
             inputs=[
                 *decoded_inputs(),
-                grain_input(),
-                seed_input(),
                 io.String.Input("shown_on", default="", tooltip="This node in the graph shows the report."),
             ],
             outputs=[

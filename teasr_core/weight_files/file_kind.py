@@ -57,6 +57,11 @@ class KindOfFile:
     config: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
 
+    @property
+    def is_qwen(self) -> bool:
+        """Whether it is to be read as a Qwen-Image transformer. What a GGUF file holds may be unknown until then."""
+        return self.kind is Kind.QWEN_TRANSFORMER or self.layout == "GGUF"
+
     def describe(self) -> str:
         """One clause, e.g. `x.safetensors: Qwen-Image transformer (single file, bf16)`."""
         what = f"{self.model} {self.kind.value}" if self.kind in (Kind.QWEN_TRANSFORMER, Kind.QWEN_VAE) else self.model

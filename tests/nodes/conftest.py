@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers.comfy.upscale_run import executor, upscaled  # noqa: F401, fixtures
+from helpers.comfy.upscale_run import add_node, executor, upscaled  # noqa: F401, fixtures
 
 TEXT_WIDTH = 24
 LAYERS = 2

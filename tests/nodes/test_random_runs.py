@@ -10,26 +10,18 @@ RUNS = random_runs.random_runs(60)
 
 
 @pytest.fixture
-def ask(host, executor):
+def ask(executor, add_node):
     """ask(run, last): what TEASRUpscale makes of it; `last` sends the last picture of the batch alone."""
 
-    class RandomSource:
+    def load(index, last):
         """IMAGE and MASK of one of RUNS; alpha as a fourth channel in one half of the runs, as a mask in the other."""
+        picture = RUNS[index].picture()[-1 if last else 0 :].movedim(1, -1)  # (B, H, W, C)
+        if picture.shape[-1] == 4 and index % 2:
+            return picture[..., :3].contiguous(), 1 - picture[..., 3]
+        return picture.contiguous(), torch.zeros(1, 64, 64)  # LoadImage's mask of an opaque picture
 
-        RETURN_TYPES = ("IMAGE", "MASK")
-        FUNCTION = "load"
-        CATEGORY = "test"
-
-        @classmethod
-        def INPUT_TYPES(cls):  # noqa: N802, the host's name
-            return {"required": {"index": ("INT", {"default": 0}), "last": ("BOOLEAN", {"default": False})}}
-
-        def load(self, index, last):
-            picture = RUNS[index].picture()[-1 if last else 0 :].movedim(1, -1)  # (B, H, W, C)
-            if picture.shape[-1] == 4 and index % 2:
-                return picture[..., :3].contiguous(), 1 - picture[..., 3]
-            return picture.contiguous(), torch.zeros(1, 64, 64)  # LoadImage's mask of an opaque picture
-
+    inputs = {"index": ("INT", {"default": 0}), "last": ("BOOLEAN", {"default": False})}
+    add_node("TestRandomSource", ("IMAGE", "MASK"), inputs, load)
     machine = executor()
 
     def make(index, last=False):
@@ -54,9 +46,7 @@ def ask(host, executor):
         assert found is not None, (run, machine.errors)
         return found
 
-    host.nodes.NODE_CLASS_MAPPINGS["TestRandomSource"] = RandomSource
-    yield make
-    del host.nodes.NODE_CLASS_MAPPINGS["TestRandomSource"]
+    return make
 
 
 def test_random_runs_through_the_one_node(host, ask):

@@ -44,25 +44,14 @@ def run(executor):
 
 
 @pytest.fixture(autouse=True)
-def _mask_node(host):
-    class Mask:
-        """A MASK of rows in JSON; a batch where they are nested once more."""
+def _mask_node(add_node):
+    """A MASK of rows in JSON; a batch where they are nested once more."""
 
-        RETURN_TYPES = ("MASK",)
-        FUNCTION = "make"
-        CATEGORY = "test"
+    def make(rows):
+        mask = torch.tensor(json.loads(rows), dtype=torch.float32)
+        return (mask if mask.ndim == 3 else mask[None],)
 
-        @classmethod
-        def INPUT_TYPES(cls):  # noqa: N802, the host's name
-            return {"required": {"rows": ("STRING", {})}}
-
-        def make(self, rows):
-            mask = torch.tensor(json.loads(rows), dtype=torch.float32)
-            return (mask if mask.ndim == 3 else mask[None],)
-
-    host.nodes.NODE_CLASS_MAPPINGS["TestMask"] = Mask
-    yield
-    del host.nodes.NODE_CLASS_MAPPINGS["TestMask"]
+    add_node("TestMask", ("MASK",), {"rows": ("STRING", {})}, make)
 
 
 def corner(height=17, width=23):

@@ -65,37 +65,16 @@ def test_the_color_fix_keeps_the_fourth_channel_of_the_picture(host, photo):
     assert torch.equal(fixed[..., :3], host.run("TEASRColorFix", image=padded[..., :3], reference=photo)[0])
 
 
-def test_compared_steps_have_four_channels_too(host, executor, rgba):
+def test_compared_steps_have_four_channels_too(executor, add_node, rgba):
     """The results; the labelled sheet is a picture on white."""
     seen = []
 
-    class Pair:
-        RETURN_TYPES = ()
-        OUTPUT_NODE = True
-        FUNCTION = "keep"
-        CATEGORY = "test"
+    def keep(sheet, image):
+        seen.append((sheet, image))
+        return {"ui": {}}
 
-        @classmethod
-        def INPUT_TYPES(cls):  # noqa: N802
-            return {"required": {"sheet": ("IMAGE",), "image": ("IMAGE",)}}
-
-        def keep(self, sheet, image):
-            seen.append((sheet, image))
-            return {"ui": {}}
-
-    class Picture:
-        RETURN_TYPES = ("IMAGE",)
-        FUNCTION = "load"
-        CATEGORY = "test"
-
-        @classmethod
-        def INPUT_TYPES(cls):  # noqa: N802
-            return {"required": {}}
-
-        def load(self):
-            return (rgba,)
-
-    host.nodes.NODE_CLASS_MAPPINGS |= {"TestPair": Pair, "TestRgba": Picture}
+    add_node("TestPair", (), {"sheet": ("IMAGE",), "image": ("IMAGE",)}, keep)
+    add_node("TestRgba", ("IMAGE",), {}, lambda: (rgba,))
     compare = {"image": ["in", 0], "size": "factor", "size.scale": 2.0, "steps_list": "1,2"}
     executor()(
         {

@@ -13,23 +13,10 @@ def vae(host):
 
 
 @pytest.fixture
-def wired(host, qwen, vae, write_lora):
+def wired(add_node, qwen, vae, write_lora):
     """wired(**inputs): `upscale_prompt` with loader -> TEASRApplyLoRA -> TEASRUpscale."""
 
-    class Loader:
-        """Load Diffusion Model and Load VAE in one."""
-
-        RETURN_TYPES = ("MODEL", "VAE")
-        FUNCTION = "load"
-        CATEGORY = "test"
-
-        @classmethod
-        def INPUT_TYPES(cls):  # noqa: N802, the host's name
-            return {"required": {}}
-
-        def load(self):
-            return qwen, vae
-
+    add_node("TestLoader", ("MODEL", "VAE"), {}, lambda: (qwen, vae))  # Load Diffusion Model and Load VAE in one
     lora = {"lora_name": write_lora(qwen, "wired.safetensors"), "lora_strength": 1.0, "allow_other_base": False}
 
     def make(**inputs):
@@ -40,9 +27,7 @@ def wired(host, qwen, vae, write_lora):
         return prompt
 
     make.lora = lora
-    host.nodes.NODE_CLASS_MAPPINGS["TestLoader"] = Loader
-    yield make
-    del host.nodes.NODE_CLASS_MAPPINGS["TestLoader"]
+    return make
 
 
 @pytest.fixture

@@ -2,68 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from teasr_core.errors import TeasrError
 
 from .finding import MISSING, OK, Finding
 from .memory_plan import plan_findings
 
+if TYPE_CHECKING:
+    from teasr_core.weight_files.base_file import BaseFile
+    from teasr_core.weight_files.qwen_file import QwenSource
+
 
 def base_findings(config: Any) -> Iterator[Finding]:
     """Examine transformer, VAE and prompt; a finding has the text of the error that `distill` would raise."""
-    base = config.base
-    if base.path == "builtin":
-        yield from _settings(config)
-    elif not Path(base.path).exists():
-        yield Finding(MISSING, "base.path", f"nothing at {base.path}", "get it, or correct base.path")
-    else:
-        yield from _transformer(config)
+    base = yield from _opened(config.base.path)
+    if base is not None:
+        yield from _settings(config, base)
     for name in ("vae", "prompt"):
-        if getattr(base, name):
-            yield _part(name, Path(getattr(base, name)))
+        if getattr(config.base, name):
+            yield _part(name, Path(getattr(config.base, name)))
     if config.adapter.start:
         yield from _start(config)
-    yield from plan_findings(config)
+    if base is not None:
+        yield from plan_findings(config, base)
 
 
-def _transformer(config: Any) -> Iterator[Finding]:
-    path = Path(config.base.path)
-    try:
-        from teasr_core.weight_files.base_file import read_base
-        from teasr_core.weight_files.file_kind import Kind, detect
-        from teasr_core.weight_files.qwen_file import read_qwen
-
-        found = detect(path, "transformer")
-        is_qwen = found.kind is Kind.QWEN_TRANSFORMER or found.layout == "GGUF"
-        _ = read_qwen(path) if is_qwen else read_base(path)
-    except TeasrError as error:
-        yield Finding(MISSING, "base.path", str(error), "get it, or correct base.path")
-        return
-    except ImportError:
-        yield Finding(OK, "base.path", f"{path} is there, not read without its packages")
-        return
-    yield Finding(OK, "base.path", f"{path} is there")
-    yield from _settings(config, is_qwen)
-
-
-def _settings(config: Any, is_qwen: bool = False) -> Iterator[Finding]:
-    """A finding for a setting that does not fit the base; none where all settings do."""
+def _opened(name: str) -> Generator[Finding, None, BaseFile | QwenSource | None]:
+    """Open what `base.path` names; None, mostly with a finding, where it cannot be opened here."""
+    path, is_builtin = Path(name), name == "builtin"  # `builtin_finding` speaks of the shipped base
+    if not is_builtin and not path.exists():
+        yield Finding(MISSING, "base.path", f"nothing at {path}", "get it, or correct base.path")
+        return None
     try:
         from teasr_core.weight_files.base_file import read_base, shipped_base
+        from teasr_core.weight_files.file_kind import detect
+        from teasr_core.weight_files.qwen_file import read_qwen
+
+        if is_builtin:
+            return shipped_base()
+        base = read_qwen(path) if detect(path, "transformer").is_qwen else read_base(path)
+    except TeasrError as error:
+        if is_builtin:
+            yield Finding(MISSING, "base", str(error), "correct the config")
+        else:
+            yield Finding(MISSING, "base.path", str(error), "get it, or correct base.path")
+        return None
+    except ImportError:
+        if not is_builtin:
+            yield Finding(OK, "base.path", f"{path} is there, not read without its packages")
+        return None
+    yield Finding(OK, "base.path", f"{path} is there")
+    return base
+
+
+def _settings(config: Any, base: BaseFile | QwenSource) -> Iterator[Finding]:
+    """A finding for a setting that does not fit the base; none where all settings do."""
+    try:
+        from teasr_core.weight_files.base_file import BaseFile
 
         from ..frozen_base.settings import base_dtype, check_dtc
 
-        path = config.base.path
-        if is_qwen:
+        if isinstance(base, BaseFile):
+            check_dtc(base, config)
+            base_dtype(config, "fp32")
+        else:
             from ..frozen_base.qwen_base import check_settings
 
-            check_settings(Path(path), config, has_prompt=bool(config.adapter.start))
-        else:
-            check_dtc(shipped_base() if path == "builtin" else read_base(Path(path)), config)
-        base_dtype(config, "bf16" if is_qwen else "fp32")
+            check_settings(Path(config.base.path), config, has_prompt=bool(config.adapter.start))
+            base_dtype(config, "bf16")
     except ImportError:
         return  # named among the packages
     except TeasrError as error:

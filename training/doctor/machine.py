@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from teasr_core.whole_file import nearest_existing
 
@@ -78,12 +78,19 @@ def _accelerator(device: torch.device) -> Finding:
     return Finding(OK, str(device), f"{name}, {memory}, dtype auto is {dtype_name(choose_dtype('auto', device))}")
 
 
-def memory_finding() -> Finding:
+def host_memory() -> Any:
+    """psutil's memory of the host in bytes, with `available` and `total`; None without psutil."""
     try:
         import psutil
     except ImportError:
+        return None
+    return psutil.virtual_memory()
+
+
+def memory_finding() -> Finding:
+    memory = host_memory()
+    if memory is None:
         return Finding(NOTE, "memory", "unknown without psutil", "pip install psutil")
-    memory = psutil.virtual_memory()
     return Finding(OK, "memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free")
 
 

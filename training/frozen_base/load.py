@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from teasr_core.weight_files import base_file
-from teasr_core.weight_files.file_kind import Kind, detect
+from teasr_core.weight_files.file_kind import detect
 
 from ..config.distill import DistillConfig
 from ..config.shared import BUILTIN
@@ -29,8 +29,7 @@ def load_training_base(
     if config.base.path == BUILTIN:
         return _teasr_base(base_file.shipped_base(), config, device, note, prompt)
     path = Path(config.base.path)
-    found = detect(path, "transformer")
-    if found.kind is Kind.QWEN_TRANSFORMER or found.layout == "GGUF":  # what GGUF it is may be unknown here
+    if detect(path, "transformer").is_qwen:
         from .qwen_base import load_qwen_base
 
         return load_qwen_base(path, config, device, note, prompt)

@@ -13,10 +13,11 @@ from teasr_core.codec.condition_encoder.load import make_condition_encoder
 from teasr_core.codec.dct import DctCodec
 from teasr_core.errors import ConfigError
 from teasr_core.model.qwen_velocity import QwenVelocity, build_transformer
-from teasr_core.weight_files.base_file import BaseFile, codec_from_json, codec_to_json, read_base
+from teasr_core.weight_files.base_file import BaseFile, codec_from_json, codec_to_json, read_base, shipped_base
+from teasr_core.weight_files.file_kind import Kind, detect
 
 from ..config.pretrain import ModelConfig, architecture_of, encoder_config
-from ..config.shared import DataConfig
+from ..config.shared import BUILTIN, DataConfig
 from ..data.dataset import batches
 from .initialise import initialise
 
@@ -64,6 +65,15 @@ def load_start(model: PretrainModel, path: Path) -> DctCodec:
     if base.codec.condition_encoder is not None:
         _copy_encoder(base.codec.condition_encoder, model, "model.start")
     return codec_from_json(codec_to_json(base.codec), model.condition_encoder)
+
+
+def encoder_base(name: str) -> BaseFile | None:
+    """The base file that `model.encoder_start` names; None where it names the weights of an RRDBNet, or nothing."""
+    if name == BUILTIN:
+        return shipped_base()
+    path = Path(name)
+    is_base = path.suffix == ".safetensors" and path.is_file() and detect(path).kind is Kind.TEASR_BASE
+    return read_base(path) if is_base else None
 
 
 def load_encoder(model: PretrainModel, base: BaseFile) -> DctCodec:

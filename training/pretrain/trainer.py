@@ -18,11 +18,9 @@ from typing import Any
 import torch
 
 from teasr_core.errors import ConfigError
-from teasr_core.weight_files.base_file import ASSETS, BASE_NAME, codec_from_json, codec_to_json, read_base
-from teasr_core.weight_files.file_kind import Kind, detect
+from teasr_core.weight_files.base_file import codec_from_json, codec_to_json
 
 from ..config.pretrain import PretrainConfig
-from ..config.shared import BUILTIN
 from ..config.stage import split_roles
 from ..config.toml import to_mapping
 from ..data.dataset import batches
@@ -35,7 +33,7 @@ from ..run.log import gain_db
 from ..run.loop import Pictures, TrainingRun, compile_blocks
 from ..run.preview import write_preview
 from .losses import inner, pretrain_losses
-from .model import PretrainModel, load_encoder, load_start, measure_codec
+from .model import PretrainModel, encoder_base, load_encoder, load_start, measure_codec
 from .resume import check_resumable
 from .rrdbnet import copy_rrdbnet
 from .schedule import learning_rate
@@ -70,31 +68,25 @@ class Pretrainer(TrainingRun):
 
     def _start(self) -> None:
         """Give a new run its codec, and the weights that the config names."""
-        model, seed = self.config.model, self.config.run.seed
+        model, encoder = self.config.model, encoder_base(self.config.model.encoder_start)
         if model.start:
             self.codec = load_start(self.model, Path(model.start))
             self.log.note(f"starting from {Path(model.start).name}")
-        else:
+        elif encoder is None:
             crop_px = min(stage.crop_px for stage in self.config.stages)
-            self.codec = measure_codec(self.config.data, seed, crop_px, self.model.condition_encoder)
-        if model.encoder_start:
-            self._start_encoder(Path(model.encoder_start))
-
-    def _start_encoder(self, path: Path) -> None:
-        """Give the condition encoder the weights that `model.encoder_start` names."""
-        if str(path) == BUILTIN:
-            path = ASSETS / BASE_NAME
-        if path.suffix == ".safetensors" and path.is_file() and detect(path).kind is Kind.TEASR_BASE:
-            codec = load_encoder(self.model, read_base(path))
-            if self.config.model.start and codec_to_json(codec) != codec_to_json(self.codec):
+            self.codec = measure_codec(self.config.data, self.config.run.seed, crop_px, self.model.condition_encoder)
+        if encoder is not None:
+            codec = load_encoder(self.model, encoder)
+            if model.start and codec_to_json(codec) != codec_to_json(self.codec):
                 raise ConfigError(
-                    f"model.start and model.encoder_start {path.name} were made with other statistics of the latent: "
-                    "give files of one model, or one of the two settings"
+                    f"model.start and model.encoder_start {encoder.path.name} were made with other statistics of the "
+                    "latent: give files of one model, or one of the two settings"
                 )
             self.codec = codec
-        else:
-            copy_rrdbnet(self.model.condition_encoder, path)
-        self.log.note(f"the condition encoder starts from {path.name}")
+            self.log.note(f"the condition encoder starts from {encoder.path.name}")
+        elif model.encoder_start:
+            copy_rrdbnet(self.model.condition_encoder, Path(model.encoder_start))
+            self.log.note(f"the condition encoder starts from {Path(model.encoder_start).name}")
 
     @property
     def total_steps(self) -> int:

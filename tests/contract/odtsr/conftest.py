@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.comfy.upscale_run import executor, upscale_prompt  # noqa: F401, a fixture
+from helpers.comfy.upscale_run import add_node, executor, upscale_prompt  # noqa: F401, fixtures
 
 LORA = "odtsr_on_the_shelf.safetensors"
 
@@ -62,21 +62,14 @@ def photo(tiny):
 
 
 @pytest.fixture
-def restored(host, tiny, graph, executor):  # noqa: F811
+def restored(tiny, graph, executor, add_node):  # noqa: F811
     """restored(image, region, **inputs): what TEASRUpscale makes of an IMAGE at its own size, without colour fix."""
     run, shown = executor(), []
 
-    class Loader:
-        RETURN_TYPES = ("MODEL", "VAE", "CONDITIONING", "IMAGE", "MASK")
-        FUNCTION = "load"
-        CATEGORY = "test"
+    def load(index):
+        return graph.model, graph.vae, graph.conditioning, *shown[index]
 
-        @classmethod
-        def INPUT_TYPES(cls):  # noqa: N802, the host's name
-            return {"required": {"index": ("INT", {})}}
-
-        def load(self, index):
-            return graph.model, graph.vae, graph.conditioning, *shown[index]
+    add_node("TestLoader", ("MODEL", "VAE", "CONDITIONING", "IMAGE", "MASK"), {"index": ("INT", {})}, load)
 
     def restore(image, region=None, **inputs):
         shown.append((image, region))
@@ -91,9 +84,7 @@ def restored(host, tiny, graph, executor):  # noqa: F811
         assert not run.errors
         return found
 
-    host.nodes.NODE_CLASS_MAPPINGS["TestLoader"] = Loader
-    yield restore
-    del host.nodes.NODE_CLASS_MAPPINGS["TestLoader"]
+    return restore
 
 
 @pytest.fixture

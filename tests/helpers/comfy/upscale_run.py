@@ -9,6 +9,33 @@ import torch
 
 
 @pytest.fixture
+def add_node(host, monkeypatch):
+    """add_node(name, outputs, inputs, call): a node type for this test, made as ComfyUI's first ones are.
+
+    outputs: the types of its sockets; none make an output node. inputs: name -> (type, options), as INPUT_TYPES has
+    them. call: it gets the inputs by name and returns the outputs as a tuple.
+    """
+
+    def add(name, outputs, inputs, call):
+        class Node:
+            RETURN_TYPES = outputs
+            OUTPUT_NODE = not outputs
+            FUNCTION = "run"
+            CATEGORY = "test"
+
+            @classmethod
+            def INPUT_TYPES(cls):  # noqa: N802, the host's name
+                return {"required": inputs}
+
+            def run(self, **values):
+                return call(**values)
+
+        monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, name, Node)
+
+    return add
+
+
+@pytest.fixture
 def executor(host, assets, photo):
     """executor(cache): a PromptExecutor and what it did. `run(prompt)` returns the outputs of the node "out"."""
     results = []
@@ -106,24 +133,11 @@ def executor(host, assets, photo):
 
 
 @pytest.fixture
-def upscaled(executor, host):
+def upscaled(executor, add_node):
     """upscaled(image, **inputs): what TEASRUpscale makes of any IMAGE (B, H, W, C): `image`, `mask`, `report`."""
     go = executor()
     shown = {}
-
-    class Picture:
-        RETURN_TYPES = ("IMAGE",)
-        FUNCTION = "load"
-        CATEGORY = "test"
-
-        @classmethod
-        def INPUT_TYPES(cls):  # noqa: N802, the host's name
-            return {"required": {"key": ("INT", {})}}
-
-        def load(self, key):
-            return (shown[key],)
-
-    host.nodes.NODE_CLASS_MAPPINGS["TestPicture"] = Picture
+    add_node("TestPicture", ("IMAGE",), {"key": ("INT", {})}, lambda key: (shown[key],))
 
     def call(image, **inputs):
         shown[id(image)] = image
@@ -131,8 +145,7 @@ def upscaled(executor, host):
         prompt["in"] = {"class_type": "TestPicture", "inputs": {"key": id(image)}}
         return go(prompt)
 
-    yield call
-    del host.nodes.NODE_CLASS_MAPPINGS["TestPicture"]
+    return call
 
 
 def class_of(prompt, machine, node):

@@ -21,6 +21,14 @@ ALL_ROLES = StageConfig(
 )
 
 
+def model_toml(layers: int) -> str:
+    """The table [model] of MODEL, with that many layers, as a TOML file writes it."""
+    return (
+        f"[model]\nnum_layers = {layers}\nnum_heads = 2\nhead_dim = 32\nrope_axes = [8, 12, 12]\ntext_width = 16\n"
+        "prompt_tokens = 2\n"
+    )
+
+
 def write_photos(folder: Path, count: int = 2) -> Path:
     """Soft random colours, large enough for the trainer's crops."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from helpers.tiny.run import model_toml
 from teasr_core.errors import ConfigError, InputError
 from teasr_core.weight_files.base_file import build_velocity, read_base
 from teasr_core.weight_files.lora_file import check_base, fingerprint, read_lora
@@ -18,15 +19,8 @@ from training.pretrain.trainer import Pretrainer
 from training.run.checkpoint import list_checkpoints, load_checkpoint
 
 RUN = 'threads = 1\nworkers = 0\nautocast = false\nlog_every = 100\nuse_tensorboard = false\ndevice = "cpu"\n'
-BASE = """
-[model]
-num_layers = 2
-num_heads = 2
-head_dim = 32
-rope_axes = [8, 12, 12]
-text_width = 16
-prompt_tokens = 2
-
+BASE = f"""
+{model_toml(2)}
 [[stages]]
 steps = 3
 crop_px = 32

@@ -83,13 +83,7 @@ log_every = 1
 [data]
 folders = ["{photos}"]
 cache_mb = 20
-[model]
-num_layers = 1
-num_heads = 2
-head_dim = 32
-rope_axes = [8, 12, 12]
-text_width = 16
-prompt_tokens = 2
+{model}
 [[stages]]
 steps = 2
 crop_px = 32
@@ -113,7 +107,9 @@ def world(tmp_path_factory):
     photos = tiny_run.write_photos(folder / "photos", 4)
     write_text_encoder(folder / "encoder")
     torch.save(odtsr.checkpoint(), folder / "net.pth")
-    (folder / "pretrain.toml").write_text(PRETRAIN.replace("{photos}", str(photos)))
+    (folder / "pretrain.toml").write_text(
+        PRETRAIN.replace("{photos}", str(photos)).replace("{model}", tiny_run.model_toml(1))
+    )
     config = distill_config(photos, base, folder / "run", train={"steps": 2}, run={"log_every": 1})
     write_toml(folder / "distill.toml", config)
     forks = Forks(folder / "log.txt", *MODULES)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.tiny.run import ALL_ROLES
+from helpers.tiny.run import ALL_ROLES, model_toml
 from teasr_core.cli.terminal import STOP_SIGNALS
 from teasr_core.errors import ConfigError, ModelFileError
 from training.config.pretrain import load_config
@@ -143,13 +143,7 @@ checkpoint_every = 1
 use_tensorboard = false
 [data]
 folders = [{photos!r}]
-[model]
-num_layers = 1
-num_heads = 2
-head_dim = 32
-rope_axes = [8, 12, 12]
-text_width = 16
-prompt_tokens = 2
+{model}
 [[stages]]
 steps = 40
 crop_px = 32
@@ -163,7 +157,7 @@ cons_share = 0.25
 def test_kill_9_at_random_moments_changes_nothing(forks, photos, tmp_path):
     """The command itself, killed twice in the middle of its work, ends with the weights of an undisturbed run."""
     path, killed, whole = tmp_path / "run.toml", tmp_path / "killed", tmp_path / "whole"
-    path.write_text(TOML.format(folder=str(killed), photos=str(photos)))
+    path.write_text(TOML.format(folder=str(killed), photos=str(photos), model=model_toml(1)))
     command, delays = ["pretrain", str(path)], []
     for floor in (2, 15):
         pid = forks.start("training.cli.commands:main", command)
