@@ -74,9 +74,9 @@ class TEASRStepSelector(io.ComfyNode):
     ) -> io.NodeOutput:
         check_mode(mode)
         if mode == "auto":
-            wires = {"model": model, "conditioning": conditioning, "latent": latent, "seed": seed}
-            missing = [name for name, value in wires.items() if value is None]
-            if missing:
+            if model is None or conditioning is None or latent is None or seed is None:
+                wires = {"model": model, "conditioning": conditioning, "latent": latent, "seed": seed}
+                missing = [name for name, value in wires.items() if value is None]
                 raise InputError(
                     f"mode auto looks at the picture, {' and '.join(missing)} not wired: wire what the sampler gets, "
                     "or set mode to manual"

@@ -239,8 +239,8 @@ def num_tokens(latent: torch.Tensor, patch_size: int) -> int:
     return -(-latent.shape[-2] // patch_size) * -(-latent.shape[-1] // patch_size)
 
 
-def dual_time_forward(transformer: torch.nn.Module, times: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """`time_text_embed.forward` with `times` (2B,) float32 in place of ComfyUI's times."""
+def dual_time_forward(transformer: Any, times: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """`time_text_embed.forward` of ComfyUI's transformer with `times` (2B,) float32 in place of ComfyUI's times."""
     embed = transformer.time_text_embed.forward
 
     def forward(_timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

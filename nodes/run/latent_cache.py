@@ -39,7 +39,9 @@ class LatentCache:
 
     def get(self, model: ModelPatcher, key: bytes | None) -> SampledLatent | None:
         """A copy of what was put under `key` for this MODEL, or None. A key of None is never found."""
-        entry = None if key is None else self.entries.get(key)
+        if key is None:
+            return None
+        entry = self.entries.get(key)
         if entry is None or entry[0]() is not model:
             return None
         self.entries.move_to_end(key)

@@ -140,7 +140,8 @@ def sampling_jobs(
             f"the latent has {len(samples)} images, the conditioning {lq_images}: expected as many, so wire `latent` "
             "and `conditioning` of one TEASRCondition, and select images before it"
         )
-    tiles = plan_model_tiles(model, *samples.shape[-2:], tile_px, overlap_px)
+    height, width = samples.shape[-2:]
+    tiles = plan_model_tiles(model, height, width, tile_px, overlap_px)
     downscale = int(model.get_model_object("latent_format").spacial_downscale_ratio)
     mask, region = noise_mask(latent, downscale), region_of(latent)
     jobs = tuple(
@@ -154,8 +155,7 @@ def sampling_jobs(
         for k in range(len(samples))
     )
     wanted = tuple(
-        None if region is None else region.of_image(k).in_latent(*samples.shape[-2:], downscale)
-        for k in range(len(samples))
+        None if region is None else region.of_image(k).in_latent(height, width, downscale) for k in range(len(samples))
     )
     return SamplingJobs(model, latent, jobs, tiles, wanted)
 

@@ -140,9 +140,13 @@ def split_name(text: str, flag: str, form: str, example: str) -> tuple[str, str]
 
 
 def check_names(names: Sequence[str], flag: str, other_names: Sequence[str] = ()) -> None:
-    """Raise InputError for a name that stands twice, is among `other_names` or is a baseline's."""
+    """Raise InputError for a name that stands twice, is among `other_names` or is a baseline's.
+
+    Upper and lower case count as the same, because names become files, which most systems do not tell apart by case.
+    """
+    taken = [name.lower() for name in (*names, *other_names)]
     for name in names:
-        if [*names, *other_names].count(name) > 1 or name.lower() in ("bicubic", "lanczos", "hq"):
+        if taken.count(name.lower()) > 1 or name.lower() in ("bicubic", "lanczos", "hq"):
             raise InputError(f"{flag} {name}: the name is taken, expected one of its own for each; choose another")
 
 

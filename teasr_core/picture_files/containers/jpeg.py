@@ -1,6 +1,6 @@
 """JPEG, segment by segment. One that lacks nothing but its end marker is read.
 
-Formats: ITU-T T.81, JFIF 1.02, EXIF 3.0, ICC.1 (annex B), XMP part 3.
+Formats: ITU-T T.81, JFIF 1.02, EXIF 3.0, ICC.1 (annex B), XMP part 3, CIPA DC-007 (several pictures in one file).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from ..exif import PREFIX, plausible_dpi, read_block
+from ..ifd import TiffReader
 from ..stored import DAMAGED_PROFILE, Stored
 from .png import text_chunk
 
@@ -24,6 +25,11 @@ _PROGRESSIVE = (0xC2, 0xCA)
 _ALONE = frozenset((0x01, *range(0xD0, 0xDA)))  # markers without a segment
 _XMP, _LONG_XMP, _ICC = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0", b"ICC_PROFILE\0"
 _IPTC = b"8BIM\x04\x04"
+_MPF, _MP_ENTRIES, _PREVIEW = (
+    b"MPF\0",
+    0xB002,
+    0x0100,
+)  # the index, its list of 16 bytes a picture, the class of previews
 NO_END = "the end of the JPEG is missing, its pixels are all there"
 # What may stand where the end is missing; if all pixels are there already, it changes none. The tails differ in their
 # first bits, because some code ends a block at once, and go on behind every restart marker. None holds 0xFF as data.
@@ -52,6 +58,8 @@ def read_jpeg(file: BinaryIO) -> Stored:
         left_out.append("the extension of the XMP")
     if any(code == _APP13 and _IPTC in data for code, data in segments.apps):
         left_out.append("IPTC data")
+    if any(_tells_of_further_pictures(data) for code, data in segments.apps if code == _APP2):
+        left_out.append("the further pictures of the file (a gain map, a depth map or another view)")
     comments = [data.rstrip(b"\0") for code, data in segments.apps if code == _COM]
     return Stored(
         "JPEG",
@@ -164,6 +172,22 @@ def _has_all_scans(data: bytes) -> bool:
             if bits & 15 == 0:
                 wanted -= {(component, k) for component in segment[1::2][:count] for k in range(first, last + 1)}
     return not wanted
+
+
+def _tells_of_further_pictures(segment: bytes) -> bool:
+    """Whether a segment is the index of a file with several pictures, previews of the first one aside (CIPA DC-007)."""
+    if not segment.startswith(_MPF):
+        return False
+    try:
+        reader = TiffReader(io.BytesIO(segment[len(_MPF) :]))
+        entry = reader.directory(reader.first_offset).entries.get(_MP_ENTRIES)
+    except ValueError:
+        return False
+    rows = b"" if entry is None else entry.data
+    types = [
+        attribute & 0xFFFFFF for attribute, _ in struct.iter_unpack(f"{reader.order}I12s", rows[: len(rows) // 16 * 16])
+    ]
+    return any(kind >> 8 != _PREVIEW for kind in types[1:])
 
 
 def _profile(apps: list[tuple[int, bytes]], left_out: list[str]) -> bytes | None:

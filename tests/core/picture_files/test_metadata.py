@@ -124,9 +124,15 @@ def test_odd_segments_of_a_jpeg(tmp_path, segments, note):
 def test_a_jpeg_of_two_pictures_is_the_first(tmp_path):
     frames = [Image.fromarray(pixels()), Image.fromarray(pixels()[:4])]
     frames[0].save(tmp_path / "a.mpo", "MPO", save_all=True, append_images=frames[1:])
-    picture = load(tmp_path, (tmp_path / "a.mpo").read_bytes(), ".jpg")
-    assert picture.rgb.shape[-2:] == (H, W)
+    data = (tmp_path / "a.mpo").read_bytes()
+    picture = load(tmp_path, data, ".jpg")
+    assert picture.rgb.shape[-2:] == (H, W) and "further pictures" in picture.note
     saved(tmp_path, picture, ".jpg")
+    # The second row of the index, 16 bytes a picture, calls it a preview: nothing is missed.
+    offset = data.index(b"MPF\0") + 4
+    row = offset + int.from_bytes(data[data.index(b"\x02\xb0", offset) + 8 :][:4], "little") + 16
+    assert data[row : row + 4] == bytes(4)
+    assert load(tmp_path, data[:row] + b"\x02\0\x01\0" + data[row + 4 :], ".jpg").note is None
 
 
 @pytest.mark.parametrize("suffix", WRITTEN)
