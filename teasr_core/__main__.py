@@ -4,9 +4,11 @@ import sys
 
 from .cli.exit_codes import BAD_INPUT
 from .cli.terminal import lasting_streams, write_line
+from .cli.threads import wait_briefly
 
 
 def start() -> int:
+    wait_briefly()
     try:
         from .cli.commands import main
     except ModuleNotFoundError as error:  # such as torch

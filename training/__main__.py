@@ -5,9 +5,11 @@ import sys
 
 from teasr_core.cli.exit_codes import BAD_INPUT
 from teasr_core.cli.terminal import lasting_streams, write_line
+from teasr_core.cli.threads import wait_briefly
 
 
 def start() -> int:
+    wait_briefly()
     try:
         from .cli.commands import main
     except ModuleNotFoundError as error:  # such as torch
