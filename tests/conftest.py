@@ -17,8 +17,11 @@ from typing import Any
 
 import pytest
 
+from teasr_core.cli.threads import wait_briefly
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [path for path in [str(ROOT / "tests")] if path not in sys.path]  # shared modules: comfy_server
+wait_briefly()  # before anything imports torch
 HOST_MODULES = (
     "utils.extra_config",  # first, as in main.py: older ComfyUI finds comfy/utils.py in its place later
     "comfy.model_management",
