@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from teasr_core.cli.terminal import write_line
+from teasr_core.errors import InputError
+
+if TYPE_CHECKING:
+    from teasr_core.codec.condition_encoder.encoder import ConditionEncoder
 
 
 def add_export(commands: Any) -> None:
@@ -24,6 +30,13 @@ def add_export(commands: Any) -> None:
         help="write a LoRA with the keys of an ordinary one (default transformer), which stock loaders apply to every "
         "token: not what it was trained for",
     )
+    parser.add_argument(
+        "--blend-encoder",
+        nargs=2,
+        metavar=("FILE", "SHARE"),
+        help="of a base: mix SHARE (0 to 1) of FILE into the condition encoder; FILE is a base file, builtin, or an "
+        "RRDBNet such as RealESRGAN_x4plus.pth",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.set_defaults(run=_export)
 
@@ -37,6 +50,8 @@ def _export(args: argparse.Namespace) -> int:
     check_output(args.output, source, args.overwrite)
     prefix = f"{args.all_tokens_unsafe}." if args.all_tokens_unsafe else None
     if holds_lora(source) or prefix:
+        if args.blend_encoder:
+            raise InputError(f"--blend-encoder is for a base, {args.run_dir} holds a LoRA: leave it out")
         summary = export_lora(source, args.output, args.weights, prefix)
         write_line(
             f"wrote {args.output}: LoRA, rank {summary['rank']}, {summary['steps']} steps, keys {summary['prefix']}*"
@@ -51,9 +66,20 @@ def _export(args: argparse.Namespace) -> int:
         return 0
     from ..export.base import export_base
 
-    summary = export_base(source, args.output, args.weights)
+    summary = export_base(source, args.output, args.weights, _blend(args.blend_encoder))
     write_line(f"wrote {args.output}: base, {summary['steps']} steps, {summary['hours']} h")
     return 0
+
+
+def _blend(values: list[str] | None) -> Callable[[ConditionEncoder], dict[str, Any]] | None:
+    if values is None:
+        return None
+    from ..pretrain.blend import blend_encoder
+
+    try:
+        return partial(blend_encoder, name=values[0], share=float(values[1]))
+    except ValueError:
+        raise InputError(f"--blend-encoder: the share is '{values[1]}', expected a number from 0 to 1") from None
 
 
 def _warn(text: str) -> None:

@@ -56,6 +56,7 @@ class StageConfig:
     data_weight: Weight = 1.0  # of the squared error to the photograph (Eq. 12), on the data rows as all that follow
     l1_weight: Weight = 0.0  # of the absolute error to the photograph
     gradient_weight: Weight = 0.0  # of the absolute error of the differences of neighbouring pixels
+    sharpness_weight: Weight = 0.0  # of the mean difference of neighbouring pixels, which is subtracted: a reward
     target_l1_weight: Weight = 0.0  # these three: likewise, to the target picture (docs/training/target_pictures.md)
     target_gradient_weight: Weight = 0.0
     target_perceptual_weight: Weight = 0.0  # of LPIPS to the target picture

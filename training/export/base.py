@@ -6,13 +6,16 @@ From a pretraining run, or from a distillation with `adapter.trainable = "all"`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from teasr_core.codec.condition_encoder.encoder import ConditionEncoder
+from teasr_core.errors import ConfigError
 from teasr_core.model.architecture import QwenArchitecture
-from teasr_core.weight_files.base_file import base_metadata, codec_from_json, encoder_from_file
+from teasr_core.weight_files.base_file import base_metadata, codec_from_json, encoder_from_file, encoder_tensors
 from teasr_core.weight_files.lora_file import PROMPT_KEY
 
 from ..config.pretrain import ModelConfig, architecture_of, encoder_config
@@ -28,14 +31,18 @@ from ..run.checkpoint import (
 from .output import check_output, write_output
 
 
-def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]:
+def export_base(
+    run: Path, output: Path, weights: str = "ema", blend: Callable[[ConditionEncoder], dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """Write the weights of the newest checkpoint in `run` (or of the one given), bf16, to `output`.
 
     Returns the training summary.
 
     weights: "ema" (averaged) or "raw" (the last step's, which is better where the learning rate has run down:
-    docs/log/any_step_training.md).
-    Raises InputError for paths that cannot be used, ModelFileError for files that cannot.
+    docs/log/any_step_training.md). blend: changes the condition encoder, which has the codec's statistics, in place and
+    returns what the summary shall say of it (`pretrain.blend.blend_encoder`).
+    Raises InputError for paths that cannot be used, ModelFileError for files that cannot, ConfigError where there is no
+    encoder to change, and what `blend` raises.
     """
     checkpoint = newest_checkpoint(run)
     check_output(output, checkpoint)
@@ -60,7 +67,13 @@ def export_base(run: Path, output: Path, weights: str = "ema") -> dict[str, Any]
         "perceptual": state["config"]["loss"]["perceptual"],
         **origin,
     }
-    codec = codec_from_json(state["codec"], encoder_from_file(_encoder_config(state), exported))
+    encoder = encoder_from_file(_encoder_config(state), exported)
+    codec = codec_from_json(state["codec"], encoder)
+    if blend is not None:
+        if encoder is None:
+            raise ConfigError(f"{run} has no condition encoder to blend: leave --blend-encoder out")
+        summary |= blend(encoder)
+        exported |= {name: value.to(torch.bfloat16) for name, value in encoder_tensors(codec).items()}
     metadata = base_metadata(architecture, prediction, use_dtc, codec, summary)
     write_output(output, exported, metadata)
     return summary

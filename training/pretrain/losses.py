@@ -123,6 +123,7 @@ def picture_losses(
         "gradient": (stage.gradient_weight, lambda: losses.gradient_loss(x_fake, x_0)),
         "lpips": (stage.perceptual_weight * steps, lambda: _lpips(perceptual, x_fake, x_0, offset)),
         "lattice": (stage.lattice_weight * steps, lambda: texture.lattice_loss(x_fake, x_0)),
+        "sharpness": (stage.sharpness_weight, lambda: -losses.gradient_loss(x_fake, torch.zeros_like(x_fake))),
         "texture": (stage.texture_weight * (steps - 1), lambda: texture.texture_loss(x_fake, x_0)),
     }
     if stage.uses_target:

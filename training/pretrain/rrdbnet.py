@@ -28,21 +28,24 @@ OUTER_LAYERS = {
 NESTED = ("params_ema", "params")  # under which BasicSR saves a state dict
 
 
-def copy_rrdbnet(encoder: ConditionEncoder | None, path: Path) -> None:
+def copy_rrdbnet(
+    encoder: ConditionEncoder | None, path: Path, setting: str = "model.encoder_start", keeps_rest: bool = False
+) -> None:
     """Copy the weights of the RRDBNet in `path` (.pth or .safetensors) into `encoder`, in place.
 
-    The codec must have given the encoder its statistics. Raises ConfigError where the encoder is of another kind or
-    size, ModelFileError where the file is no RRDBNet.
+    The codec must have given the encoder its statistics. setting: what named the file, for messages. keeps_rest: the
+    first convolution's 45 other channels and the skip, which an RRDBNet lacks, stay as they are in place of zero.
+    Raises ConfigError where the encoder is of another kind or size, ModelFileError where the file is no RRDBNet.
     """
     if not isinstance(encoder, RrdbEncoder):
-        raise ConfigError("model.encoder_start is set: it needs model.encoder_kind = 'rrdb' and encoder_blocks above 0")
-    source = _read(path)
+        raise ConfigError(f"{setting} is set: it needs model.encoder_kind = 'rrdb' and encoder_blocks above 0")
+    source = _read(path, setting)
     missing = [name for name in _names(encoder).values() if f"{name}.weight" not in source]
     used = {f"{name}.{part}" for name in (*_names(encoder).values(), "conv_first") for part in ("weight", "bias")}
     if "conv_first.weight" not in source or missing or source.keys() - used:
         example = (missing or sorted(source.keys() - used) or ["conv_first"])[0]
         raise ConfigError(
-            f"model.encoder_start is {path.name}: it is no RRDBNet of {encoder.blocks} blocks for x4 (first "
+            f"{setting} is {path.name}: it is no RRDBNet of {encoder.blocks} blocks for x4 (first "
             f"difference: {example}): set model.encoder_blocks to its number, 23 for RealESRGAN_x4plus"
         )
     tensors = {
@@ -52,7 +55,7 @@ def copy_rrdbnet(encoder: ConditionEncoder | None, path: Path) -> None:
     }
     first = source["conv_first.weight"].float()  # (features, 3, 3, 3), of pixels in [0, 1]
     if first.shape[1] != 3:
-        raise ConfigError(f"model.encoder_start is {path.name}, a network of {first.shape[1]} input channels, not 3")
+        raise ConfigError(f"{setting} is {path.name}, a network of {first.shape[1]} input channels, not 3")
     dc = torch.arange(3) * BLOCK * BLOCK  # channels of the DC coefficients; pixel = (4 pixel mean + 4) / 8
     std, mean = (value.flatten()[dc].to(first) for value in (encoder.std, encoder.mean))
     weight = first.new_zeros(len(first), DCT_CHANNELS, 3, 3)
@@ -65,9 +68,13 @@ def copy_rrdbnet(encoder: ConditionEncoder | None, path: Path) -> None:
     wrong = [name for name in own if tensors[name].shape != own[name]]
     if wrong:
         raise ConfigError(
-            f"model.encoder_start is {path.name}: {wrong[0]} is {tuple(tensors[wrong[0]].shape)}, the encoder has "
+            f"{setting} is {path.name}: {wrong[0]} is {tuple(tensors[wrong[0]].shape)}, the encoder has "
             f"{tuple(own[wrong[0]])}: set model.encoder_width to the network's features, 64 for RealESRGAN_x4plus"
         )
+    if keeps_rest:
+        details = [channel for channel in range(DCT_CHANNELS) if channel not in dc]
+        tensors["first.weight"][:, details] = encoder.first.weight.detach()[:, details].float()
+        tensors["skip.weight"] = encoder.skip.weight.detach()
     encoder.load_state_dict(tensors)
 
 
@@ -82,10 +89,10 @@ def _names(encoder: RrdbEncoder) -> dict[str, str]:
     return body | OUTER_LAYERS
 
 
-def _read(path: Path) -> Mapping[str, torch.Tensor]:
+def _read(path: Path, setting: str) -> Mapping[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return read_tensors(path)[0]
         return read_pickled_tensors(path, "RRDBNet's weights, a .pth or .safetensors", NESTED)
     except ModelFileError as error:
-        raise ModelFileError(f"model.encoder_start is {path}: {error}") from None
+        raise ModelFileError(f"{setting} is {path}: {error}") from None

@@ -291,3 +291,8 @@ def test_the_command_writes_a_base_from_a_pretraining_run(capsys, config, out):
     assert code == 2
     assert "no LoRA" in errors
     assert not other.exists()
+
+
+def test_an_encoder_is_blended_for_a_base_alone(capsys, run, out):
+    code, _, errors = command(capsys, run, out, "--blend-encoder", "builtin", "0.5")
+    assert code == 2 and "--blend-encoder is for a base" in errors and not out.exists()

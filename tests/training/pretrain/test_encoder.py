@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ from helpers.tiny.run import ALL_ROLES, MODEL
 from teasr_core.errors import ConfigError
 from teasr_core.weight_files.base_file import encoder_tensors, read_base
 from teasr_core.weight_files.safetensors_reader import read_tensors
+from training.cli.commands import main
 from training.config.pretrain import ModelConfig, StageConfig, load_config
 from training.export.base import export_base
 from training.objective.texture import lattice_loss
+from training.pretrain.blend import blend_encoder
 from training.pretrain.losses import pretrain_losses
 from training.pretrain.model import PretrainModel
 from training.pretrain.schedule import learning_rate
@@ -152,6 +156,36 @@ def test_an_exported_file_has_the_encoder(encoder_run, tmp_path, which):
     with torch.no_grad():
         wanted = model.condition_encoder(z) - z
     assert float((found.condition_encoder(z) - z - wanted).norm() / wanted.norm()) < 0.02  # bf16 weights
+
+
+def test_an_exported_encoder_can_be_blended_with_a_base_files(encoder_run, tmp_path):
+    run = encoder_run()
+    Pretrainer(run).train()
+    folder, files = Path(run.run.output_dir), {name: tmp_path / f"{name}.safetensors" for name in ("ema", "raw", "mix")}
+    export_base(folder, files["ema"], "ema")
+    export_base(folder, files["raw"], "raw")
+    summary = export_base(folder, files["mix"], "ema", partial(blend_encoder, name=str(files["raw"]), share=0.25))
+    assert summary["blend"] == {"encoder": "raw.safetensors", "share": 0.25}
+    encoders = {name: read_base(path).codec.condition_encoder.state_dict() for name, path in files.items()}
+    for key, value in encoders["mix"].items():
+        wanted = 0.25 * encoders["raw"][key] + 0.75 * encoders["ema"][key]
+        assert torch.allclose(value, wanted, rtol=0.01, atol=1e-6)  # bf16
+    assert any(not torch.equal(encoders["ema"][key], encoders["raw"][key]) for key in encoders["ema"])
+    others = [read_base(files[name]).tensors for name in ("ema", "mix")]
+    assert all(torch.equal(others[0][key], others[1][key]) for key in others[0])
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [("0.5", "--blend-encoder: teasr_builtin.* has a condition encoder of"), ("half", "the share is 'half', expected"),
+     ("2", "the share is 2, expected a number from 0 to 1")],
+)  # fmt: skip
+def test_what_cannot_be_blended_is_refused(encoder_run, tmp_path, capsys, share, message):
+    run = encoder_run()
+    Pretrainer(run).train()
+    output = tmp_path / "base.safetensors"
+    assert main(["export", run.run.output_dir, str(output), "--blend-encoder", "builtin", share]) == 2
+    assert re.search(message, capsys.readouterr().err) and not output.exists()
 
 
 def test_previews_show_the_averaged_encoder(encoder_run, photos, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """An rrdb encoder that starts from the weights of an RRDBNet, written here as BasicSR's module writes them."""
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,7 +12,8 @@ from helpers.tiny import model as tiny
 from teasr_core.codec.condition_encoder.residual import ResidualEncoder
 from teasr_core.codec.condition_encoder.rrdb import RrdbEncoder
 from teasr_core.codec.dct import DctCodec
-from teasr_core.errors import ConfigError, ModelFileError
+from teasr_core.errors import ConfigError, InputError, ModelFileError
+from training.pretrain.blend import blend_encoder
 from training.pretrain.rrdbnet import copy_rrdbnet
 
 FEATURES, GROWTH, BLOCKS = 8, 4, 2
@@ -132,3 +135,27 @@ def test_another_kind_of_encoder_is_refused(tmp_path, network):
     for other in (None, ResidualEncoder(48, 8, 2)):
         with pytest.raises(ConfigError, match="encoder_kind = 'rrdb'"):
             copy_rrdbnet(other, path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_blend_is_the_mean_of_the_weights(tmp_path, network, encoder, share):
+    """What the network lacks stays the encoder's own: the channels beside the blocks' means, and the skip."""
+    path = save(network, tmp_path / "net.pth", "params_ema")
+    for index, weight in enumerate(encoder.parameters()):
+        weight.copy_(torch.randn(weight.shape, generator=tiny.generator(index)))
+    own = {key: value.clone() for key, value in encoder.state_dict().items()}
+    started = copy.deepcopy(encoder)
+    copy_rrdbnet(started, path)
+    theirs = started.state_dict()
+    theirs["skip.weight"] = own["skip.weight"]
+    details = [channel for channel in range(48) if channel not in (0, 16, 32)]
+    theirs["first.weight"][:, details] = own["first.weight"][:, details]
+    blend_encoder(encoder, str(path), share)
+    for key, value in encoder.state_dict().items():
+        assert torch.allclose(value, share * theirs[key] + (1 - share) * own[key], atol=1e-6), key
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_outside_0_to_1_is_refused(tmp_path, network, encoder, share):
+    with pytest.raises(InputError, match="expected a number from 0 to 1"):
+        blend_encoder(encoder, str(save(network, tmp_path / "net.pth", "")), share)

@@ -30,7 +30,7 @@ def found(stage, perceptual=None):
 @pytest.mark.parametrize("border", [0, 8])
 def test_each_loss_is_its_formula(border):
     stage = StageConfig(data_weight=2.0, l1_weight=3.0, gradient_weight=5.0, target_l1_weight=7.0,
-                        target_gradient_weight=11.0, border_px=border)  # fmt: skip
+                        target_gradient_weight=11.0, sharpness_weight=13.0, border_px=border)  # fmt: skip
     parts, x = found(stage)
     cut = np.s_[:, :, border : 32 - border, border : 48 - border]
     fake, hq, target = (value.numpy()[cut] for value in (x, 2 * pictures(1) - 1, 2 * pictures(2) - 1))
@@ -41,6 +41,7 @@ def test_each_loss_is_its_formula(border):
     wanted = {
         "data": 2 * ((fake - hq) ** 2).mean(), "l1": 3 * np.abs(fake - hq).mean(), "gradient": 5 * gradient(fake, hq),
         "target_l1": 7 * np.abs(fake - target).mean(), "target_gradient": 11 * gradient(fake, target),
+        "sharpness": -13 * gradient(fake, np.zeros_like(fake)),
     }  # fmt: skip
     assert parts.keys() == wanted.keys()
     for name, value in wanted.items():
