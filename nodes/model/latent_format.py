@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import comfy.latent_formats
 import torch
+from comfy.cli_args import args
 
-from ...teasr_core.codec.block_dct import BLOCK, DCT_CHANNELS
+from ...teasr_core.codec.block_dct import BLOCK, DCT_CHANNELS, coefficients_to_image
 from ...teasr_core.codec.dct import DctCodec
 
 
@@ -22,14 +23,20 @@ class DctLatentFormat(comfy.latent_formats.LatentFormat):
     def __init__(self, codec: DctCodec) -> None:
         self.mean = codec.mean.flatten()  # (48,)
         self.std = codec.std.flatten()  # (48,)
-        # Previews show the mean of each block. In [-1, 1] it is the DC coefficient / 4, as the 4x4 DCT is orthonormal.
-        block = BLOCK * BLOCK
-        factors, bias = torch.zeros(DCT_CHANNELS, 3), torch.zeros(3)
-        for colour in range(3):
-            factors[colour * block, colour] = self.std[colour * block] / BLOCK
-            bias[colour] = self.mean[colour * block] / BLOCK
-        self.latent_rgb_factors = factors.tolist()
-        self.latent_rgb_factors_bias = bias.tolist()
+        # Previews are made of `latent_rgb_factors_reshape`, which is RGB already.
+        self.latent_rgb_factors = torch.eye(3).tolist()
+
+    def latent_rgb_factors_reshape(self, latent: torch.Tensor) -> torch.Tensor:
+        """The first picture of a normalised latent, (1, 3, H, W) around [-1, 1], as ComfyUI's previewer asks for it.
+
+        It is the decoded picture itself, or means of its pixels where ComfyUI would make the preview smaller anyway
+        (its option --preview-size).
+        """
+        raw = self.process_out(latent[:1])
+        coefficients = raw[:, :, 0] if raw.ndim == 5 else raw
+        longest = max(coefficients.shape[-2:])
+        side = next(side for side in (1, 2, BLOCK) if side * longest >= args.preview_size or side == BLOCK)
+        return 2 * coefficients_to_image(coefficients, side) - 1
 
     def process_in(self, latent: torch.Tensor) -> torch.Tensor:
         mean, std = self._like(latent)

@@ -29,10 +29,14 @@ def image_to_coefficients(image: torch.Tensor) -> torch.Tensor:
     return spectrum.reshape(batch, colours * BLOCK * BLOCK, height // BLOCK, width // BLOCK)
 
 
-def coefficients_to_image(coefficients: torch.Tensor) -> torch.Tensor:
-    """(B, 48, h, w) -> (B, 3, 4h, 4w) around [0, 1], not clamped. The exact inverse (transpose)."""
+def coefficients_to_image(coefficients: torch.Tensor, side: int = BLOCK) -> torch.Tensor:
+    """(B, 48, h, w) -> (B, 3, side*h, side*w) around [0, 1], not clamped.
+
+    side: pixels to a side of a block. 4 is the exact inverse (transpose); with 2 or 1 each pixel is the mean of those
+    that it stands for.
+    """
     batch, channels, h, w = coefficients.shape
-    matrix = dct_matrix().to(coefficients)  # (4, 4)
+    matrix = dct_matrix().reshape(BLOCK, side, BLOCK // side).mean(dim=2).to(coefficients)  # (frequency, position)
     spectrum = coefficients.reshape(batch, channels // (BLOCK * BLOCK), BLOCK, BLOCK, h, w)
-    blocks = torch.einsum("ki,bcklhw,lj->bchiwj", matrix, spectrum, matrix)  # (B, 3, h, 4, w, 4)
-    return (blocks.reshape(batch, -1, h * BLOCK, w * BLOCK) + 1) / 2
+    blocks = torch.einsum("ki,bcklhw,lj->bchiwj", matrix, spectrum, matrix)  # (B, 3, h, side, w, side)
+    return (blocks.reshape(batch, -1, h * side, w * side) + 1) / 2

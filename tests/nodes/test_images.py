@@ -1,5 +1,6 @@
 """IMAGE, MASK, VAE and LATENT at ComfyUI's sockets: exact sizes, exact codec, nothing modified."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,21 +64,28 @@ def test_condition_goes_through_the_encoder_and_the_vae_does_not(host, builtin, 
     assert torch.allclose(builtin.vae.decode(builtin.vae.encode(image)), image, atol=1e-5)
 
 
-def test_latent_format_normalises_once_and_previews_in_colour(host, builtin, assets):
-    """Raw coefficients outside, (x - mean) / std inside; a flat colour previews as that colour."""
+def test_latent_format_normalises_once(host, builtin, assets):
+    """Raw coefficients outside, (x - mean) / std inside."""
     codec = host.pack("teasr_core.weight_files.base_file").shipped_base().codec
     image = torch.rand(1, 3, 16, 16)
     raw = builtin.vae.encode(image.movedim(1, -1))
     inside = builtin.model.model.process_latent_in(raw)
     assert torch.allclose(inside[:, :, 0], codec.encode(image), atol=1e-6)
     assert torch.allclose(builtin.model.model.process_latent_out(inside), raw, atol=1e-6)
-    colour = torch.tensor([0.8, 0.3, 0.1])
-    flat = builtin.model.model.process_latent_in(builtin.vae.encode(colour.expand(1, 8, 8, 3)))
+
+
+@pytest.mark.parametrize(("pixels", "side"), [((48, 64), 4), ((600, 1024), 2), ((2048, 2060), 1)])
+def test_a_preview_is_the_decoded_picture_no_larger_than_it_is_shown(host, builtin, pixels, side):
+    image = torch.rand(2, *pixels, 3)
+    latent = builtin.model.model.process_latent_in(builtin.vae.encode(image))
     latent_preview = host.pack("nodes.run.progress").latent_preview
     fmt = builtin.model.get_model_object("latent_format")
-    previewer = latent_preview.Latent2RGBPreviewer(fmt.latent_rgb_factors, fmt.latent_rgb_factors_bias)
-    pixel = torch.tensor(previewer.decode_latent_to_preview(flat).getpixel((0, 0))) / 255
-    assert (pixel - colour).abs().max() <= 1.5 / 255
+    previewer = latent_preview.Latent2RGBPreviewer(
+        fmt.latent_rgb_factors, fmt.latent_rgb_factors_bias, fmt.latent_rgb_factors_reshape
+    )
+    shown = torch.from_numpy(np.array(previewer.decode_latent_to_preview(latent))) / 255
+    wanted = torch.nn.functional.avg_pool2d(image[:1].movedim(-1, 1), 4 // side)[0].movedim(0, -1)
+    assert shown.shape == wanted.shape and (shown - wanted).abs().max() <= 1.5 / 255
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,13 @@ def test_round_trips(dtype):
     assert float((codec.decode(codec.encode(pixels)) - pixels).abs().max()) <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("side", [1, 2])
+def test_a_smaller_image_is_the_mean_of_its_pixels(side):
+    pixels = image(dtype=torch.float64)
+    small = coefficients_to_image(image_to_coefficients(pixels), side)
+    assert torch.allclose(small, torch.nn.functional.avg_pool2d(pixels, 4 // side), rtol=0, atol=1e-12)
+
+
 def test_the_matrix_is_orthonormal_dct_ii():
     matrix = dct_matrix()
     assert float((matrix @ matrix.T - torch.eye(4).double()).abs().max()) <= 1e-15
