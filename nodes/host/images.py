@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import comfy.model_management
 import torch
 
@@ -9,6 +11,9 @@ from ...teasr_core.errors import InputError
 from ...teasr_core.image.alpha import bleed_rgb, split_alpha
 from ...teasr_core.image.target_size import TargetSize
 from .sockets import check_finite, check_tensor
+
+# A picture that is brighter than this on average is no picture of numbers from 0 to 1: all of it would clip to white.
+MOST_MEAN = 1.5
 
 
 def rgb_and_alpha(image: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -20,7 +25,7 @@ def rgb_and_alpha(image: torch.Tensor, mask: torch.Tensor | None = None) -> tupl
     image = check_tensor(image, "image", "an IMAGE")
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
         raise InputError(f"image has shape {tuple(image.shape)}: expected (batch, height, width, 1, 3 or 4 channels)")
-    planes = check_finite(image, "image").movedim(-1, 1).float().contiguous()  # (B, C, H, W)
+    planes = check_range(check_finite(image, "image"), "image").movedim(-1, 1).float().contiguous()  # (B, C, H, W)
     alpha = None
     if planes.shape[1] == 4:
         planes, alpha = split_alpha(planes)
@@ -35,15 +40,45 @@ def rgb_and_alpha(image: torch.Tensor, mask: torch.Tensor | None = None) -> tupl
 
 
 def mask_to_alpha(mask: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
-    """ComfyUI's inverted alpha (B or 1, H, W) or (H, W) -> (B, 1, H, W), 1 = opaque."""
-    mask = mask if mask.ndim == 3 else mask[None]
+    """ComfyUI's inverted alpha, of the shapes that `mask_planes` takes -> (B, 1, H, W), 1 = opaque."""
+    found = mask_planes(mask, "mask")  # (b, h, w)
     batch, _, height, width = planes.shape
-    if mask.ndim != 3 or mask.shape[1:] != (height, width) or mask.shape[0] not in (1, batch):
+    if found.shape[1:] != (height, width) or found.shape[0] not in (1, batch):
         raise InputError(
             f"mask has shape {tuple(mask.shape)}, the image {(batch, height, width)}: wire the mask that came with "
             "this image, or resize it first"
         )
-    return (1 - check_finite(mask, "mask")[:, None].to(planes)).clamp(0, 1).expand(batch, -1, -1, -1)
+    return (1 - check_finite(found, "mask")[:, None].to(planes)).clamp(0, 1).expand(batch, -1, -1, -1)
+
+
+def mask_planes(mask: torch.Tensor, name: str) -> torch.Tensor:
+    """A MASK (B, H, W), (H, W) or (B, 1, H, W), which nodes also give -> (B, H, W)."""
+    if mask.ndim == 2:
+        return mask[None]
+    if mask.ndim == 4 and mask.shape[1] == 1:
+        return mask[:, 0]
+    if mask.ndim != 3:
+        raise InputError(f"{name} has shape {tuple(mask.shape)}: expected a MASK (batch, height, width)")
+    return mask
+
+
+def check_range(image: torch.Tensor, name: str) -> torch.Tensor:
+    """`image` (B, ...) unless its numbers are plainly not those of an IMAGE, which go from 0 to 1.
+
+    A few values outside are clipped, as ComfyUI does: filters overshoot, and highlights of an HDR picture are above 1.
+    """
+    if not image.is_floating_point():
+        raise InputError(
+            f"{name} holds whole numbers ({str(image.dtype).removeprefix('torch.')}): expected an IMAGE of numbers "
+            "from 0 to 1, so convert it in the node before"
+        )
+    mean = max((float(one.float().mean()) for one in image.split(1)), default=0.0)
+    if MOST_MEAN < mean < math.inf:  # infinity is `check_finite`'s to name
+        raise InputError(
+            f"{name} is {mean:.3g} on average: expected an IMAGE of numbers from 0 to 1, so divide it in the node "
+            "before, by 255 if it came from whole numbers"
+        )
+    return image
 
 
 def size_of(image: torch.Tensor) -> TargetSize:
@@ -81,8 +116,8 @@ def with_alpha_of(image: torch.Tensor, source: torch.Tensor | None, mask: torch.
 
 
 def from_host(image: torch.Tensor, name: str) -> torch.Tensor:
-    """IMAGE (B, H, W, C >= 3) -> (B, 3, H, W) float32; channels beyond 3 are dropped."""
+    """IMAGE (B, H, W, 1 or C >= 3) -> (B, 3, H, W) float32; channels beyond 3 are dropped, grey is three equal ones."""
     image = check_tensor(image, name, "an IMAGE")
-    if image.ndim != 4 or image.shape[-1] < 3:
+    if image.ndim != 4 or image.shape[-1] == 2 or 0 in image.shape:
         raise InputError(f"{name} has shape {tuple(image.shape)}: expected an IMAGE (batch, height, width, 3)")
-    return image[..., :3].movedim(-1, 1).float().contiguous()
+    return check_range(image, name)[..., :3].movedim(-1, 1).expand(-1, 3, -1, -1).float().contiguous()

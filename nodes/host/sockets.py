@@ -6,6 +6,7 @@ Each error names the input, says what was found and expected, and what to wire i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -83,6 +84,13 @@ def check_falling(sigmas: torch.Tensor) -> None:
             f"the sigmas rise ({times}{', ...' if len(sigmas) > 4 else ''}): expected times that fall from 1 (noise) "
             "to 0 (the picture), so wire TEASRStepSelector's, and no FlipSigmas behind it"
         )
+
+
+def check_seed(seed: Any) -> int:
+    """`seed` if torch takes it: 64 bits, with or without a sign."""
+    if not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**64:
+        raise InputError(f"seed is {seed!r}: expected a whole number from 0 to {2**64 - 1}, so wire an INT into `seed`")
+    return int(seed)
 
 
 def described(value: Any) -> str:

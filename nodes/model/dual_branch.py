@@ -158,6 +158,11 @@ def counted_overrides(overrides: list[Override], use_compile: bool) -> Iterator[
 
     with forward_overrides([(module, counted(forward)) for module, forward in overrides]):
         yield
+    if not hits:
+        raise InputError(
+            "the network of this MODEL did not run: another node answers in its place, as EasyCache does, or replaced "
+            "it; expected every step to run it, so remove that node"
+        )
     if len(hits) != len(overrides):
         raise InputError(
             f"{len(hits)} of {len(overrides)} TEASR hooks ran: another node replaced or fused layers of this MODEL; "

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_sampling
 import torch
 
 from ...teasr_core.errors import InputError
 from ...teasr_core.model.recipe import Recipe
 from ...teasr_core.sampling.sampler import noised
-from ..host.sockets import check_falling
+from ..host.sockets import check_sigmas
 from .conditioning import LQ_KEY, START_KEY, lq_latents
 
 # Transformer options: the fidelity of a MODEL whose recipe gives it a meaning, and the noise that follows from it.
@@ -56,9 +57,11 @@ class RunStart:
         *args: Any,
         **kw: Any,
     ) -> Any:
-        check_falling(sigmas)
+        check_sigmas(sigmas)
         guider = executor.class_obj
         check_channels(guider)
+        check_whole(guider)
+        check_sampling(guider.model_patcher.get_model_object("model_sampling"))
         self._check_start(guider, sigmas)
         if self.recipe.fidelity_times:
             options = guider.model_options.setdefault("transformer_options", {})  # they belong to this run alone
@@ -71,11 +74,14 @@ class RunStart:
         return executor(noise, latent, sampler, sigmas, denoise_mask, *args, **kw)
 
     def _check_start(self, guider: Any, sigmas: torch.Tensor) -> None:
-        start = self.recipe.start_time
-        if float(sigmas[0]) > start + 1e-6:
+        start, first = self.recipe.start_time, float(sigmas[0])
+        if first > start + 1e-6:
             raise InputError(
-                f"the sigmas begin at {float(sigmas[0]):.4g}, this MODEL's LoRA starts at {start:.4g}: wire the "
-                "MODEL into TEASRStepSelector's `model` too, and its sigmas here"
+                f"the sigmas begin at {first:.4g}: expected times that fall from 1 (noise) to 0 (the picture), so "
+                "wire TEASRStepSelector's"
+                if start == 1
+                else f"the sigmas begin at {first:.4g}, this MODEL's LoRA starts at {start:.4g}: wire the MODEL into "
+                "TEASRStepSelector's `model` too, and its sigmas here"
             )
         for entry in _entries(guider):
             if entry.get(LQ_KEY) and entry.get(START_KEY, "") != self.recipe.start_encoder_sha256:
@@ -121,6 +127,27 @@ def check_channels(guider: Any) -> None:
                 f"the LQ latent has {lq.shape[1]} channels, the MODEL works on {channels}: wire the VAE that "
                 "belongs to this MODEL into TEASRCondition"
             )
+
+
+def check_sampling(model_sampling: Any) -> None:
+    """InputError if a ModelSampling node gave the MODEL another kind of noise or other times than Qwen-Image's."""
+    is_flow = isinstance(model_sampling, comfy.model_sampling.CONST)
+    last = float(model_sampling.timestep(torch.ones(1))) if is_flow else 0.0
+    if abs(last - 1) > 1e-3:
+        found = f"times up to {last:g}" if is_flow else "noise that is not a flow's"
+        raise InputError(
+            f"a ModelSampling node gives this MODEL {found}: expected a flow whose times go from 1 to 0, so remove the "
+            "node (ModelSamplingAuraFlow is the one for Qwen-Image)"
+        )
+
+
+def check_whole(guider: Any) -> None:
+    """InputError if a conditioning is for an area alone: the sampler would cut the picture, and not its condition."""
+    if any(entry.get("area") is not None for entry in _entries(guider)):
+        raise InputError(
+            "the conditioning is limited to an area (ConditioningSetArea): expected the whole picture, so remove that "
+            "node; TEASRUpscale's `region` restores a part"
+        )
 
 
 def _entries(guider: Any) -> Iterator[dict[str, Any]]:

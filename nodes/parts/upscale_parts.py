@@ -194,8 +194,8 @@ def result_image(
     Without `decoded` no model ran, and the colours are those of `resized`.
     """
     image = resized
+    options = RestoreOptions(size_of(resized), strength, color_fix, color_strength, grain=grain, grain_seed=seed)
     if decoded is not None:
-        options = RestoreOptions(size_of(resized), strength, color_fix, color_strength, grain=grain, grain_seed=seed)
         measured = rgb_and_alpha(source)[0] if source is not None and grain > 0 else None
         planes = from_host(decoded, "image"), from_host(resized, "resized")
         image = to_host(postprocess(*planes, options, region, measured))

@@ -10,6 +10,7 @@ import torch
 from ...teasr_core.errors import InputError
 from ...teasr_core.image.region import Region, make_region
 from ...teasr_core.image.target_size import TargetSize
+from ..host.images import mask_planes
 from ..host.sockets import check_finite, check_tensor
 
 REGION_KEY = "teasr_region"
@@ -21,13 +22,12 @@ def region_of(latent: Mapping[str, Any]) -> Region | None:
 
 
 def drawn_region(mask: torch.Tensor, count: int, picture: TargetSize, size: TargetSize) -> Region:
-    """The region of a MASK (B or 1, H, W) or (H, W), 1 = restore, for `count` pictures resized to `size`.
+    """The region of a MASK of B or 1 images, 1 = restore, for `count` pictures resized to `size`.
 
     InputError for another number of masks, NaN, or a mask of another aspect ratio.
     """
-    mask = check_tensor(mask, "region", "a MASK")
-    mask = mask if mask.ndim == 3 else mask[None]
-    if mask.ndim != 3 or 0 in mask.shape or len(mask) not in (1, count):
+    mask = mask_planes(check_tensor(mask, "region", "a MASK"), "region")
+    if 0 in mask.shape or len(mask) not in (1, count):
         raise InputError(
             f"region has shape {tuple(mask.shape)}, there are {count} images: expected one MASK (1, height, width), or "
             "one for each image"

@@ -21,8 +21,16 @@ from ...teasr_core.sampling.schedule import StepPlan, linear_taus
 from ...teasr_core.sampling.smaller_pieces import PieceLimit
 from ...teasr_core.tiling import TilePlan
 from ..host.images import between_nodes
-from ..host.sockets import check_conditioning, check_finite, check_latent, check_model, check_sigmas, check_tensor
-from ..model.conditioning import Conditioning, conditioning_of_image, lq_batch
+from ..host.sockets import (
+    check_conditioning,
+    check_finite,
+    check_latent,
+    check_model,
+    check_seed,
+    check_sigmas,
+    check_tensor,
+)
+from ..model.conditioning import Conditioning, conditioning_of_image, lq_batch, lq_of
 from ..model.dual_branch import attached_branch
 from ..model.tiles import ModelTiles
 from .latent_cache import SAMPLED_LATENTS, SampledLatent, digest
@@ -132,6 +140,7 @@ def sampling_jobs(
     check_conditioning(conditioning)
     if negative is not None:
         check_conditioning(negative, "negative")
+    seed = check_seed(seed)
     samples = latent_for(check_model(model), check_latent(latent)["samples"])  # (B, C, 1, h, w)
     attached_branch(model)
     lq_images = lq_batch(conditioning)
@@ -139,6 +148,11 @@ def sampling_jobs(
         raise InputError(
             f"the latent has {len(samples)} images, the conditioning {lq_images}: expected as many, so wire `latent` "
             "and `conditioning` of one TEASRCondition, and select images before it"
+        )
+    if negative is not None and lq_of(negative) is not None and lq_batch(negative) != lq_images:
+        raise InputError(
+            f"the negative has {lq_batch(negative)} images, the conditioning {lq_images}: expected as many, so wire "
+            "`negative` and `conditioning` of one TEASRCondition"
         )
     height, width = samples.shape[-2:]
     tiles = plan_model_tiles(model, height, width, tile_px, overlap_px)
@@ -149,7 +163,7 @@ def sampling_jobs(
             conditioning_of_image(conditioning, k),
             None if negative is None else conditioning_of_image(negative, k),
             samples[k : k + 1],
-            mask[k : k + 1] if mask is not None and len(mask) > 1 else mask,
+            None if mask is None else mask[k % len(mask)][None],
             seed,
         )
         for k in range(len(samples))
@@ -161,7 +175,7 @@ def sampling_jobs(
 
 
 def noise_mask(latent: Mapping[str, Any], downscale: int) -> torch.Tensor | None:
-    """The mask (B or 1, 1, H, W) of SetLatentNoiseMask over the padded picture, or None.
+    """The masks (N, 1, H, W) of SetLatentNoiseMask over the padded picture, or None. ComfyUI repeats too few of them.
 
     ComfyUI stretches a mask over the whole latent. The user drew it for the picture without the padding on the right
     and at the bottom, so that it is padded here as the picture was.
@@ -185,7 +199,7 @@ def latent_for(model: ModelPatcher, samples: torch.Tensor) -> torch.Tensor:
     if samples.ndim not in (4, 5) or samples.shape[1] != channels:
         raise InputError(
             f"the latent is {tuple(samples.shape)}, the MODEL works on {channels} channels: wire the VAE that belongs "
-            "to this MODEL into TEASRCondition"
+            "to this MODEL into TEASRCondition, and its `latent` here"
         )
     return samples if samples.ndim == 5 else samples[:, :, None]
 

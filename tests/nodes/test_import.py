@@ -29,9 +29,9 @@ for name in [n for n in sys.modules if n.split(".")[0] in {blocked!r}]:
     del sys.modules[name]
 sys.meta_path.insert(0, Block())
 before, path, state = set(sys.modules), list(sys.path), torch.get_rng_state()
-start = time.perf_counter()
+start = time.process_time()  # not of the clock: other programs use this machine too
 ok = asyncio.run(nodes.load_custom_node({root!r}))
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 new = set(sys.modules) - before
 print(json.dumps(dict(
     ok=ok, seconds=seconds, nodes=sorted(n for n in nodes.NODE_CLASS_MAPPINGS if n.startswith("TEASR")),
