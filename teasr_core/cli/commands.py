@@ -23,6 +23,7 @@ from .options import (
     add_model,
     add_reading,
     add_size,
+    file_path,
     number,
     one_line,
     whole,
@@ -52,10 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_upscale(commands.add_parser("upscale", help="restore and enlarge an image or a folder of images"))
     _add_compare(commands.add_parser("compare", help="one labelled picture of several step counts"))
     info = commands.add_parser("info", help="say what a TEASR weight file is")
-    info.add_argument("file", type=Path)
+    info.add_argument("file", type=file_path)
     info.set_defaults(run=_info)
     demo = commands.add_parser("demo", help="restore a picture that comes with scikit-image: LQ | 1 | 4 | 8 steps")
-    demo.add_argument("-o", "--output", type=Path, default=Path("demo.png"))
+    demo.add_argument("-o", "--output", type=file_path, default=Path("demo.png"))
     demo.add_argument("--dtype", choices=["auto", *DTYPES], default="auto")
     demo.add_argument("--overwrite", action="store_true", help="replace an existing output")
     demo.set_defaults(run=_demo)
@@ -63,8 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_upscale(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", type=Path, help="an image, or a folder of images")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="an image, or a folder for a folder")
+    parser.add_argument("input", type=file_path, help="an image, or a folder of images")
+    parser.add_argument("-o", "--output", type=file_path, required=True, help="an image, or a folder for a folder")
     add_size(parser)
     steps = whole("steps", MIN_STEPS, MAX_STEPS)
     look = add_look(parser)
@@ -78,7 +79,7 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_TOLERANCE,
         help=f"of auto: smaller takes more steps; default {DEFAULT_TOLERANCE:g}",
     )
-    look.add_argument("--region", type=Path, metavar="FILE", help="a mask: only its white part is restored")
+    look.add_argument("--region", type=file_path, metavar="FILE", help="a mask: only its white part is restored")
     add_model(parser)
     files = parser.add_argument_group("files")
     add_reading(files)
@@ -93,8 +94,8 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", type=Path, nargs="+", help="images and folders of images: one row for each image")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the grid: PNG, JPEG, WebP or TIFF")
+    parser.add_argument("input", type=file_path, nargs="+", help="images and folders of images: one row for each image")
+    parser.add_argument("-o", "--output", type=file_path, required=True, help="the grid: PNG, JPEG, WebP or TIFF")
     add_size(parser)
     look = add_look(parser)
     look.add_argument("--steps", default="1,2,4,8", help="step counts with commas; default 1,2,4,8")
@@ -103,7 +104,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     files = parser.add_argument_group("files")
     add_reading(files)
-    files.add_argument("--images", type=Path, metavar="DIR", help="save every whole result there too")
+    files.add_argument("--images", type=file_path, metavar="DIR", help="save every whole result there too")
     files.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     files.add_argument("--quality", type=whole("quality", 1, 100), default=95, help="of JPEG and WebP; default 95")
     files.add_argument("--quiet", action="store_true", help="errors only")

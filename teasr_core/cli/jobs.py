@@ -43,6 +43,8 @@ def plan_jobs(source: Path, target: Path, is_recursive: bool = False, files: Fol
     if source.is_file():
         check_originals([source], [target])
         return [Job(0, source, target, source.name, is_in_folder=False)]
+    if not source.is_dir():
+        raise InputError(f"{source} is a pipe or a device: expected an image or a folder, so save it to a file first")
     files = find_files(source, target, is_recursive) if files is None else files
     images = files.images
     if not images:

@@ -31,10 +31,10 @@ class OneLineParser(argparse.ArgumentParser):
 def add_size(parser: argparse.ArgumentParser) -> None:
     size = parser.add_argument_group("size (one of; default --scale 4)")
     size.add_argument("--scale", type=number("scale"), help="factor, 0.25 to 8")
-    size.add_argument("--shortest", type=int, metavar="PX", help="shortest edge")
-    size.add_argument("--longest", type=int, metavar="PX", help="longest edge")
-    size.add_argument("--width", type=int, metavar="PX", help="with --height: exact size")
-    size.add_argument("--height", type=int, metavar="PX", help="with --width: exact size")
+    size.add_argument("--shortest", type=integer("shortest"), metavar="PX", help="shortest edge")
+    size.add_argument("--longest", type=integer("longest"), metavar="PX", help="longest edge")
+    size.add_argument("--width", type=integer("width"), metavar="PX", help="with --height: exact size")
+    size.add_argument("--height", type=integer("height"), metavar="PX", help="with --width: exact size")
     size.add_argument("--megapixels", type=number("megapixels"), metavar="MP")
     size.add_argument("--max-megapixels", type=number("max-megapixels"), default=0.0, metavar="MP", help="cap, 0 = off")
 
@@ -53,18 +53,20 @@ def add_look(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model (the built-in one unless --model is given)")
-    model.add_argument("--model", type=Path, help="Qwen-Image: diffusers folder or safetensors; or a TEASR base file")
     model.add_argument(
-        "--vae", type=Path, help="Qwen-Image VAE: folder or safetensors; default: the model folder's own"
+        "--model", type=file_path, help="Qwen-Image: diffusers folder or safetensors; or a TEASR base file"
     )
-    model.add_argument("--lora", type=Path, help="a TEASR LoRA for the model, in place of the shipped one")
+    model.add_argument(
+        "--vae", type=file_path, help="Qwen-Image VAE: folder or safetensors; default: the model folder's own"
+    )
+    model.add_argument("--lora", type=file_path, help="a TEASR LoRA for the model, in place of the shipped one")
     model.add_argument("--lora-strength", type=number("lora-strength"), default=1.0, help="0 to 2")
     model.add_argument("--allow-other-base", action="store_true", help="accept a LoRA trained on another base")
     model.add_argument("--dtype", choices=["auto", *DTYPES, *STORAGES], default="auto", help="fp8, nf4: with --model")
     model.add_argument("--device", default="auto", help="auto, cpu, or torch's name of an accelerator, such as cuda")
     model.add_argument("--offload", choices=OFFLOADS, default="none", help="with --model: weights wait on the CPU")
-    model.add_argument("--tile-px", type=int, default=0, help="0 = automatic")
-    model.add_argument("--overlap-px", type=int, default=0, help="0 = automatic")
+    model.add_argument("--tile-px", type=integer("tile-px"), default=0, help="0 = automatic")
+    model.add_argument("--overlap-px", type=integer("overlap-px"), default=0, help="0 = automatic")
 
 
 def add_reading(files: argparse._ArgumentGroup) -> None:
@@ -72,6 +74,13 @@ def add_reading(files: argparse._ArgumentGroup) -> None:
     files.add_argument(
         "--allow-large-input", action="store_true", help="read images above 178 megapixels too, which need much memory"
     )
+
+
+def file_path(text: str) -> Path:
+    """The path that was given. An empty one is an error: as `Path` it would silently be the current folder."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"the path is {text!r}, expected a name; was a variable empty?")
+    return Path(text)
 
 
 def number(name: str) -> Callable[[str], float]:
@@ -83,6 +92,16 @@ def number(name: str) -> Callable[[str], float]:
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{name} is {text}, expected a finite number")
         return value
+
+    return parse
+
+
+def integer(name: str) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{name} is '{text}', expected a whole number") from None
 
     return parse
 

@@ -27,7 +27,7 @@ from .exif import DAMAGED
 from .formats import explain_unknown
 from .picture import Picture
 from .read_16bit import decode_16bit, is_16bit, planar_16bit
-from .stored import DAMAGED_XMP, Stored
+from .stored import DAMAGED_XMP, PixelsNotReadError, Stored
 from .xmp import clean_xmp
 
 NEUTRAL_GREY = 0.5  # shows through the transparent parts of a picture for the trainer
@@ -67,6 +67,8 @@ def load_picture(path: str | Path, allow_large: bool = False) -> Picture:
             return _read(file, path)
     except InputError:
         raise
+    except PixelsNotReadError as error:
+        raise InputError(f"{path} {error}") from None
     except PermissionError:
         raise InputError(f"{path} cannot be opened; expected a readable file; check its permissions") from None
     # Pillow's readers raise many types on damaged bytes (OSError, SyntaxError, struct.error, KeyError ...).

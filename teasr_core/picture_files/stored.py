@@ -13,6 +13,10 @@ DAMAGED_PROFILE = "a damaged colour profile"
 DAMAGED_XMP = "damaged XMP"
 
 
+class PixelsNotReadError(ValueError):
+    """A whole picture of a kind that is not read here. The text follows the file's name and says what to do."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """What a file holds. Nothing but its header and its metadata has been read.

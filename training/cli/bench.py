@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from teasr_core.cli.options import file_path, integer
 from teasr_core.errors import InputError
 
 from ..config.presets import config_file
@@ -18,14 +19,16 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="of distill; without it, its defaults")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--architecture", choices=("builtin", "qwen-image"), help="default: what base.path means")
-    parser.add_argument("--layers", type=int, help="transformer blocks")
-    parser.add_argument("--heads", type=int)
-    parser.add_argument("--width", type=int, help="heads times the width of a head")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of each kind")
+    parser.add_argument("--layers", type=integer("layers"), help="transformer blocks")
+    parser.add_argument("--heads", type=integer("heads"))
+    parser.add_argument("--width", type=integer("width"), help="heads times the width of a head")
+    parser.add_argument("--steps", type=integer("steps"), default=3, help="timed steps of each kind")
     parser.add_argument("--vram", metavar="auto|GIB", help="memory.vram_gb; auto is what the GPU has free")
     parser.add_argument("--decode", action="store_true", help="decode the one-step result and compare pixels")
-    parser.add_argument("--vae-width", type=int, default=None, help="base_dim of the random VAE; 96 is Qwen-Image's")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument(
+        "--vae-width", type=integer("vae-width"), default=None, help="base_dim of the random VAE; 96 is Qwen-Image's"
+    )
+    parser.add_argument("--json", type=file_path, metavar="FILE", help="write the result there")
     parser.set_defaults(run=_bench)
 
 

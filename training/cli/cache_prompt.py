@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from teasr_core.cli.options import file_path
 from teasr_core.cli.terminal import write_line
 
 
@@ -13,9 +13,13 @@ def add_cache_prompt(commands: Any) -> None:
     """Add `cache-prompt` to the subparsers `commands`."""
     parser = commands.add_parser("cache-prompt", help="store Qwen-Image's embedding of a prompt, the empty one")
     parser.add_argument(
-        "--text-encoder", type=Path, required=True, metavar="DIR", help="a folder with text_encoder/ and tokenizer/"
+        "--text-encoder",
+        type=file_path,
+        required=True,
+        metavar="DIR",
+        help="a folder with text_encoder/ and tokenizer/",
     )
-    parser.add_argument("output", type=Path, metavar="OUT", help="a .safetensors file")
+    parser.add_argument("output", type=file_path, metavar="OUT", help="a .safetensors file")
     parser.add_argument("--prompt", default="", help="default: empty")
     parser.add_argument("--dtype", choices=["auto", "fp32", "bf16"], default="auto", help="auto = the weights' own")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")

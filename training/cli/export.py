@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from teasr_core.cli.options import file_path
 from teasr_core.cli.terminal import write_line
 from teasr_core.errors import InputError
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 def add_export(commands: Any) -> None:
     """Add `export` to the subparsers `commands`."""
     parser = commands.add_parser("export", help="write a run's weights as a base or a LoRA file")
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run, one checkpoint, or a TEASR LoRA")
-    parser.add_argument("output", type=Path, metavar="OUT")
+    parser.add_argument(
+        "run_dir", type=file_path, metavar="RUN", help="folder of a run, one checkpoint, or a TEASR LoRA"
+    )
+    parser.add_argument("output", type=file_path, metavar="OUT")
     parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged, or the last step's")
     parser.add_argument(
         "--all-tokens-unsafe",

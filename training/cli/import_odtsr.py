@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
+
+from teasr_core.cli.options import file_path
 
 
 def add_import_odtsr(commands: Any) -> None:
     """Add `import-odtsr` to the subparsers `commands`."""
     parser = commands.add_parser("import-odtsr", help="turn a checkpoint of ODTSR into a TEASR LoRA and its encoder")
-    parser.add_argument("checkpoint", type=Path, metavar="FILE", help="net_gen_iter_*.pth of ODTSR")
-    parser.add_argument("lora", type=Path, metavar="OUT_LORA", help="the LoRA to write, a .safetensors file")
-    parser.add_argument("encoder", type=Path, metavar="OUT_VAE", help="the second VAE encoder to write, the same")
+    parser.add_argument("checkpoint", type=file_path, metavar="FILE", help="net_gen_iter_*.pth of ODTSR")
+    parser.add_argument("lora", type=file_path, metavar="OUT_LORA", help="the LoRA to write, a .safetensors file")
+    parser.add_argument("encoder", type=file_path, metavar="OUT_VAE", help="the second VAE encoder to write, the same")
     parser.add_argument(
-        "--prompt", type=Path, metavar="FILE", help="the prompt's embedding, which `cache-prompt` wrote"
+        "--prompt", type=file_path, metavar="FILE", help="the prompt's embedding, which `cache-prompt` wrote"
     )
     parser.add_argument(
         "--base",
-        type=Path,
+        type=file_path,
         metavar="MODEL",
         help="the Qwen-Image it is for (folder or file), so that others are refused",
     )

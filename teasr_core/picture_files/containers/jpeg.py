@@ -15,7 +15,7 @@ from PIL import Image, JpegImagePlugin
 
 from ..exif import PREFIX, plausible_dpi, read_block
 from ..ifd import TiffReader
-from ..stored import DAMAGED_PROFILE, Stored
+from ..stored import DAMAGED_PROFILE, PixelsNotReadError, Stored
 from .png import text_chunk
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
@@ -114,12 +114,16 @@ def _walk(file: BinaryIO) -> _Segments:
             break
         offset += max(2, size)
         if code in _FRAMES and len(data) >= 5 and segments.size == (0, 0):
-            height, width = struct.unpack(">HH", data[1:5])
+            precision, height, width = struct.unpack(">BHH", data[:5])
             segments.size = (width, height)
+            if precision != 8:
+                raise PixelsNotReadError(f"is a JPEG of {precision} bits a sample; expected 8; convert it to PNG first")
         if code == _COM or _APP0 <= code <= 0xEF:
             segments.apps.append((code, data))
             # The colours depend on JFIF and on Adobe's marker.
-            if not (code == _APP0 and data.startswith(b"JFIF\0")) and not (code == _APP14 and len(data) >= 12):
+            if not (code == _APP0 and data.startswith(b"JFIF\0") and len(data) >= 14) and not (
+                code == _APP14 and len(data) >= 12
+            ):
                 continue
         segments.kept.append(bytes((0xFF, code)) + struct.pack(">H", size) + data)
     if not segments.start or 0 in segments.size:

@@ -45,4 +45,7 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
     """Without `Image.open`, which would warn of large pictures."""
     file.seek(0)
     opener, _ = Image.OPEN[name]
-    return opener(file, "")
+    try:
+        return opener(file, "")
+    except RuntimeError as error:  # the JPEG XL decoder's, with advice for those who build it
+        raise ValueError("its decoder cannot read it") from error

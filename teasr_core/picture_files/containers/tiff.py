@@ -13,9 +13,14 @@ from PIL import Image, TiffImagePlugin, TiffTags
 
 from ..exif import DAMAGED, read_tags
 from ..ifd import Directory, TiffReader, Tree, encode_tree
-from ..stored import Stored
+from ..stored import PixelsNotReadError, Stored
 
 _WIDTH, _HEIGHT, _SUBFILE, _XMP, _ICC = 256, 257, 254, 700, 34675
+_BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANAR, _SAMPLE_FORMAT = 258, 259, 277, 278, 284, 339
+_STRIPS, _TILES = (273, 279), (324, 325)  # where the pieces lie and how many bytes each has
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_BYTE_STRINGS = (333, 347)  # the names of inks and the tables of JPEG, which Pillow's table calls single values
+_SAMPLE_NAMES = {1: "whole", 2: "signed", 3: "floating-point"}
 # How the pixels are stored. Without the orientation (274), so that no version of Pillow turns them; without 305.
 _PIXELS = frozenset((*range(255, 260), 262, 263, 264, 265, 266, 273, *range(277, 282), 284, 292, 293, 317, 320))
 _PIXELS |= frozenset(
@@ -43,6 +48,8 @@ def read_tiff(file: BinaryIO) -> Stored:
     size = tuple(_number(page, tag) for tag in (_WIDTH, _HEIGHT))
     if min(size) < 1:
         raise ValueError("it tells no size")
+    if _is_cut(page, reader.length):
+        raise ValueError("its end is missing, and pixels with it")
     pages = reader.pages(lambda tag: tag == _SUBFILE)
     exif = read_tags(reader)
     is_damaged = DAMAGED in exif.notes or not page.is_whole
@@ -50,7 +57,7 @@ def read_tiff(file: BinaryIO) -> Stored:
     return Stored(
         "TIFF",
         (size[0], size[1]),
-        lambda: _TiffPixels(io.BytesIO(_pixels_alone(file, reader, page))),
+        lambda: _open(_pixels_alone(file, reader, page), page),
         frames=1 + sum(not _number(other, _SUBFILE) & (_REDUCED | _MASK) for other in pages),
         exif=exif,
         icc=icc.data if icc else None,
@@ -60,16 +67,62 @@ def read_tiff(file: BinaryIO) -> Stored:
     )
 
 
-def _number(page: Directory, tag: int) -> int:
+def _open(data: bytes, page: Directory) -> _TiffPixels:
+    """Raises PixelsNotReadError for a kind of pixels that Pillow does not know."""
+    try:
+        return _TiffPixels(io.BytesIO(data))
+    except SyntaxError as error:
+        if str(error) != "unknown pixel mode" or not page.is_whole:
+            raise
+        bits, samples = _number(page, _BITS, 1), _number(page, _SAMPLES, 1)
+        kind = _SAMPLE_NAMES.get(_number(page, _SAMPLE_FORMAT, 1), "unknown")
+        raise PixelsNotReadError(
+            f"has {samples} x {bits}-bit {kind} samples a pixel, which are not read here; expected 8 or 16-bit RGB or "
+            "grey; convert it first"
+        ) from None
+
+
+def _numbers(page: Directory, tag: int) -> list[int]:
     entry = page.entries.get(tag)
-    numbers = entry.numbers() if entry else []
-    return int(numbers[0]) if numbers else 0
+    return [int(number) for number in entry.numbers()] if entry else []
+
+
+def _number(page: Directory, tag: int, default: int = 0) -> int:
+    return next(iter(_numbers(page, tag)), default)
+
+
+def _is_cut(page: Directory, length: int) -> bool:
+    """Whether pixels should lie past the end of the file, where `_pixels_alone` puts something else.
+
+    Of pixels that are not compressed Pillow reads as many bytes as they take; the file may name too many.
+    """
+    offsets, counts = next(
+        ((_numbers(page, at), _numbers(page, size)) for at, size in (_TILES, _STRIPS) if _numbers(page, at)), ([], [])
+    )
+    if _number(page, _COMPRESSION, 1) == 1:
+        sizes = _plain_sizes(page, len(offsets))
+        counts = [min(pair) for pair in zip(counts, sizes, strict=True)] if len(counts) == len(sizes) else sizes
+    return any(offset + count > length for offset, count in zip(offsets, counts, strict=False))
+
+
+def _plain_sizes(page: Directory, pieces: int) -> list[int]:
+    """The bytes of each strip or tile that is not compressed."""
+    bits, samples = _numbers(page, _BITS) or [1], _number(page, _SAMPLES, 1)
+    pixel = bits[0] if _number(page, _PLANAR) == 2 else sum(bits) if len(bits) == samples else bits[0] * samples
+    if _TILES[0] in page.entries:
+        return [-(-_number(page, _TILE_WIDTH) * pixel // 8) * _number(page, _TILE_HEIGHT)] * pieces
+    row, height = -(-_number(page, _WIDTH) * pixel // 8), _number(page, _HEIGHT)
+    rows = min(_number(page, _ROWS) or height, height)
+    strips = -(-height // rows)  # of one plane
+    return [row * min(rows, height - rows * (piece % strips)) for piece in range(pieces)]
 
 
 def _pixels_alone(file: BinaryIO, reader: TiffReader, page: Directory) -> bytes:
     """The whole file with a directory of its own behind it, which describes the pixels and nothing else."""
     entries = {
-        tag: entry.first() if entry.count > 1 and TiffTags.lookup(tag).length == 1 else entry
+        tag: entry.first()
+        if entry.count > 1 and tag not in _BYTE_STRINGS and TiffTags.lookup(tag).length == 1
+        else entry
         for tag, entry in page.entries.items()
         if tag in _PIXELS
     }

@@ -1,5 +1,7 @@
 """Bad input to the command line: exit code 2, one line on stderr, nothing written, the model not even loaded."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -90,7 +92,9 @@ def test_bad_options(tmp_path, refused, options):
     "options", [["--tile-px", "20"], ["--tile-px", "-16"], ["--overlap-px", "12"], ["--tile-px", "x"]]
 )
 def test_bad_tiles(tmp_path, refused, options):
-    assert "px" in refused("upscale", tiny.write_picture(tmp_path / "in.png"), "-o", tmp_path / "out.png", *options)
+    message = refused("upscale", tiny.write_picture(tmp_path / "in.png"), "-o", tmp_path / "out.png", *options)
+    assert "px" in message
+    assert "expected" in message
 
 
 @pytest.mark.usefixtures("no_model")
@@ -141,6 +145,26 @@ def test_bad_folders(tmp_path, refused):
         refused("upscale", folder, "-o", tmp_path / "out", *options)  # once, not for each image
     tiny.write_picture(folder / "a.bmp")
     assert "a.bmp" in refused("upscale", folder, "-o", tmp_path / "out")
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("path", ["", "a\0b.png"])
+def test_an_empty_path_is_not_the_current_folder(tmp_path, refused, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_picture(tmp_path / "a.png")
+    for arguments in (
+        ["upscale", path, "-o", "out"], ["upscale", "a.png", "-o", path], ["compare", path, "-o", "out.png"],
+        ["upscale", "a.png", "-o", "out.png", "--region", path], ["info", path], ["demo", "-o", path],
+        ["upscale", "a.png", "-o", "out.png", "--lora", path], ["compare", "a.png", "-o", "b.png", "--images", path],
+    ):  # fmt: skip
+        assert f"the path is {path!r}" in refused(*arguments)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_called_a_pipe(tmp_path, refused):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "save it to a file first" in refused("upscale", tmp_path / "pipe.png", "-o", tmp_path / "out.png")
 
 
 @pytest.mark.usefixtures("no_model")

@@ -155,6 +155,23 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         assert "expected" in str(caught.value)
 
 
+def test_a_jpeg_of_12_bits_is_not_called_damaged(tmp_path):
+    data = _whole_files()["a.jpg"]
+    place = data.index(b"\xff\xc0") + 4  # the precision in the header of the frame
+    (tmp_path / "a.jpg").write_bytes(data[:place] + b"\x0c" + data[place + 1 :])
+    with pytest.raises(InputError, match="JPEG of 12 bits a sample; expected 8; convert"):
+        load_picture(tmp_path / "a.jpg")
+
+
+def test_a_jpeg_with_a_short_jfif_header_is_read(tmp_path):
+    data = _whole_files()["a.jpg"]
+    (tmp_path / "a.jpg").write_bytes(data)
+    whole = load_picture(tmp_path / "a.jpg").rgb
+    assert data[2:4] == b"\xff\xe0"
+    (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xe0\0\x07JFIF\0" + data[20:])
+    assert torch.equal(load_picture(tmp_path / "a.jpg").rgb, whole)
+
+
 def test_find_images_is_sorted_flat_and_skips_the_rest(tmp_path):
     for name in ("b.png", "a.JPG", "c.tiff", "notes.txt", ".hidden.png", "z.webp"):
         (tmp_path / name).touch()
