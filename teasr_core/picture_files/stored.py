@@ -11,6 +11,7 @@ from .exif import Exif
 
 DAMAGED_PROFILE = "a damaged colour profile"
 DAMAGED_XMP = "damaged XMP"
+FURTHER_PICTURES = "the further pictures of the file (a gain map, a depth map or another view)"
 
 
 class PixelsNotReadError(ValueError):

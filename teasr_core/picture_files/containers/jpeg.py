@@ -15,7 +15,7 @@ from PIL import Image, JpegImagePlugin
 
 from ..exif import PREFIX, plausible_dpi, read_block
 from ..ifd import TiffReader
-from ..stored import DAMAGED_PROFILE, PixelsNotReadError, Stored
+from ..stored import DAMAGED_PROFILE, FURTHER_PICTURES, PixelsNotReadError, Stored
 from .png import text_chunk
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
@@ -59,7 +59,7 @@ def read_jpeg(file: BinaryIO) -> Stored:
     if any(code == _APP13 and _IPTC in data for code, data in segments.apps):
         left_out.append("IPTC data")
     if any(_tells_of_further_pictures(data) for code, data in segments.apps if code == _APP2):
-        left_out.append("the further pictures of the file (a gain map, a depth map or another view)")
+        left_out.append(FURTHER_PICTURES)
     comments = [data.rstrip(b"\0") for code, data in segments.apps if code == _COM]
     return Stored(
         "JPEG",

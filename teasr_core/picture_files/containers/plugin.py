@@ -7,8 +7,8 @@ from typing import BinaryIO
 from PIL import Image
 
 from ..exif import read_block
-from ..formats import JPEG_XL, OPTIONAL, is_installed
-from ..stored import Stored
+from ..formats import HEIC, JPEG_XL, OPTIONAL, is_installed
+from ..stored import FURTHER_PICTURES, Stored
 
 
 def read_plugin(file: BinaryIO) -> Stored | None:
@@ -29,14 +29,18 @@ def read_plugin(file: BinaryIO) -> Stored | None:
         # JPEG instead.
         if exif is not None and kind is JPEG_XL and not getattr(image, "jpeg", False):
             exif = exif.upright()
+        # The pictures of a HEIC file are no frames: its opener takes the primary one, which every viewer shows.
+        count = getattr(image, "n_frames", 1)
+        is_album = kind is HEIC and count > 1
         return Stored(
             kind.pillow_name,
             image.size,
             lambda name=kind.pillow_name: _open(file, name),
-            frames=getattr(image, "n_frames", 1),
+            frames=1 if is_album else count,
             exif=exif,
             icc=image.info.get("icc_profile") or None,
             xmp=image.info.get("xmp") or None,
+            left_out=(FURTHER_PICTURES,) if is_album else (),
         )
     return None
 

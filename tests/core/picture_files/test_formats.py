@@ -107,6 +107,19 @@ def test_a_file_that_was_cut_is_one_clear_error(tmp_path, kind, length):
     assert "\n" not in str(caught.value) and "convert it first" not in str(caught.value)
 
 
+@pytest.mark.parametrize("primary", [0, 1])
+def test_of_several_pictures_in_a_heic_file_the_primary_one_is_read(tmp_path, primary):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    album = pillow_heif.from_pillow(Image.new("RGB", (48, 32), (200, 0, 0)))
+    album.add_from_pillow(Image.new("RGB", (32, 32), (0, 0, 200)))
+    album.save(tmp_path / "a.heic", primary_index=primary)
+    picture = load_picture(tmp_path / "a.heic")
+    assert picture.rgb.shape[-2:] == ((32, 32) if primary else (32, 48))
+    assert bool((picture.rgb[0, 2] > picture.rgb[0, 0]).all()) == bool(primary)
+    assert "the further pictures of the file" in (picture.note or "")
+    assert read_size(tmp_path / "a.heic") == ((32, 32) if primary else (48, 32))
+
+
 def test_other_kinds_are_named(tmp_path):
     Image.fromarray(_ramp()).save(tmp_path / "a.gif")
     Image.fromarray(_ramp()).save(tmp_path / "a.jp2")
