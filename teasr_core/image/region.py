@@ -69,8 +69,12 @@ def make_region(mask: torch.Tensor, picture: TargetSize, size: TargetSize) -> Re
             f"the region is {width} x {height} pixels, the picture {picture.width} x {picture.height}: expected a mask "
             "that was drawn on this picture, so give one of the same aspect ratio"
         )
-    inside = (mask > 0).float()  # (B, 1, h, w)
     scale = max(size.width / width, size.height / height)
+    if scale < 0.5:  # a mask much finer than the result would take long, and its edge could not be seen
+        height, width, scale = 2 * size.height, 2 * size.width, 0.5
+        mask = F.interpolate(mask, (height, width), mode="area")
+        mask = torch.where(mask < FLOOR, torch.zeros_like(mask), mask)
+    inside = (mask > 0).float()  # (B, 1, h, w)
     weight = mask * torch.stack([_ramp(one[0], SOFT_PX / scale) for one in inside])[:, None]
     to = (size.height, size.width)
     if to != (height, width):

@@ -97,6 +97,13 @@ def test_outside_stays_0_for_every_size(target):
     assert float(weight.max()) == pytest.approx(1.0)
 
 
+def test_a_mask_much_finer_than_the_result_is_that_of_twice_its_size():
+    picture = TargetSize(48, 40)
+    fine, coarse = torch.zeros(1, 1, 4000, 4800), torch.zeros(1, 1, 80, 96)
+    fine[..., 1000:3000, 1200:4800], coarse[..., 20:60, 24:96] = 1, 1
+    assert torch.equal(make_region(fine, picture, picture).weight, make_region(coarse, picture, picture).weight)
+
+
 @pytest.mark.parametrize(("height", "width"), [(30, 30), (40, 30), (64, 64), (300, 100)])
 def test_a_mask_of_another_picture_is_refused(height, width):
     with pytest.raises(InputError, match=rf"the region is {width} x {height} pixels, the picture 40 x 30"):
