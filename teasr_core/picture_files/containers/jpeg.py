@@ -25,11 +25,8 @@ _PROGRESSIVE = (0xC2, 0xCA)
 _ALONE = frozenset((0x01, *range(0xD0, 0xDA)))  # markers without a segment
 _XMP, _LONG_XMP, _ICC = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0", b"ICC_PROFILE\0"
 _IPTC = b"8BIM\x04\x04"
-_MPF, _MP_ENTRIES, _PREVIEW = (
-    b"MPF\0",
-    0xB002,
-    0x0100,
-)  # the index, its list of 16 bytes a picture, the class of previews
+_MPF, _MP_ENTRIES = b"MPF\0", 0xB002  # the index of several pictures, and its list of 16 bytes a picture
+_PREVIEW = 0x0100  # the class of previews in that list
 NO_END = "the end of the JPEG is missing, its pixels are all there"
 # What may stand where the end is missing; if all pixels are there already, it changes none. The tails differ in their
 # first bits, because some code ends a block at once, and go on behind every restart marker. None holds 0xFF as data.

@@ -12,13 +12,14 @@ from typing import BinaryIO
 from PIL import Image, TiffImagePlugin, TiffTags
 
 from ..exif import DAMAGED, read_tags
-from ..ifd import Directory, TiffReader, Tree, encode_tree
+from ..ifd import LONG, Directory, Entry, TiffReader, Tree, encode_tree, entry_of
 from ..stored import PixelsNotReadError, Stored
 
 _WIDTH, _HEIGHT, _SUBFILE, _XMP, _ICC = 256, 257, 254, 700, 34675
 _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANAR, _SAMPLE_FORMAT = 258, 259, 277, 278, 284, 339
 _STRIPS, _TILES = (273, 279), (324, 325)  # where the pieces lie and how many bytes each has
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_JPEGS = (6, 7)  # as values of the compression
 _BYTE_STRINGS = (333, 347)  # the names of inks and the tables of JPEG, which Pillow's table calls single values
 _SAMPLE_NAMES = {1: "whole", 2: "signed", 3: "floating-point"}
 # How the pixels are stored. Without the orientation (274), so that no version of Pillow turns them; without 305.
@@ -94,15 +95,30 @@ def _number(page: Directory, tag: int, default: int = 0) -> int:
 def _is_cut(page: Directory, length: int) -> bool:
     """Whether pixels should lie past the end of the file, where `_pixels_alone` puts something else.
 
-    Of pixels that are not compressed Pillow reads as many bytes as they take; the file may name too many.
+    Of pixels that are not compressed Pillow reads as many bytes as they take; the file may name too many. The bytes of
+    compressed ones are limited to the file (`_counts_in_file`), and the decoder says whether they are enough; only
+    JPEG's makes up what is missing.
     """
-    offsets, counts = next(
-        ((_numbers(page, at), _numbers(page, size)) for at, size in (_TILES, _STRIPS) if _numbers(page, at)), ([], [])
-    )
-    if _number(page, _COMPRESSION, 1) == 1:
+    at, size = _TILES if _TILES[0] in page.entries else _STRIPS
+    offsets, counts = _numbers(page, at), _numbers(page, size)
+    compression = _number(page, _COMPRESSION, 1)
+    if compression == 1:
         sizes = _plain_sizes(page, len(offsets))
         counts = [min(pair) for pair in zip(counts, sizes, strict=True)] if len(counts) == len(sizes) else sizes
+    elif compression not in _JPEGS:
+        counts = [1] * len(offsets)
     return any(offset + count > length for offset, count in zip(offsets, counts, strict=False))
+
+
+def _counts_in_file(page: Directory, length: int) -> dict[int, Entry]:
+    """The byte counts of compressed strips and tiles, none reaching past the end of the file. By their tag."""
+    found = {}
+    for at, size in (_STRIPS, _TILES):
+        offsets, counts = _numbers(page, at), _numbers(page, size)
+        if _number(page, _COMPRESSION, 1) != 1 and len(offsets) == len(counts) > 0:
+            left = [min(count, length - offset) for offset, count in zip(offsets, counts, strict=True)]
+            found |= {size: entry_of(LONG, *left)} if left != counts else {}
+    return found
 
 
 def _plain_sizes(page: Directory, pieces: int) -> list[int]:
@@ -125,7 +141,7 @@ def _pixels_alone(file: BinaryIO, reader: TiffReader, page: Directory) -> bytes:
         else entry
         for tag, entry in page.entries.items()
         if tag in _PIXELS
-    }
+    } | _counts_in_file(page, reader.length)
     start = reader.length + reader.length % 2
     file.seek(0)
     data = bytearray(file.read())

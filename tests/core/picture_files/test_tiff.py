@@ -9,6 +9,7 @@ from PIL import Image, features
 
 from helpers.picture_bytes import H, W, encoded, pixels
 from teasr_core.errors import InputError
+from teasr_core.picture_files.ifd import LONG, TiffReader, Tree, encode_tree, entry_of
 from teasr_core.picture_files.read import load_picture
 
 COMPRESSIONS = ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
@@ -55,6 +56,38 @@ def test_a_wrong_byte_count_of_plain_pixels_changes_nothing(tmp_path, count):
     assert entry is not None
     (tmp_path / "a.tif").write_bytes(data[: entry.end()] + count.to_bytes(4, "little") + data[entry.end() + 4 :])
     assert np.array_equal(_levels(tmp_path / "a.tif"), pixels())
+
+
+@pytest.mark.skipif(not features.check("libtiff"), reason="this Pillow has no libtiff")
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_compressed_pixels_are_read_if_they_are_all_there_whatever_byte_count_is_named(tmp_path, compression):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels()).save(buffer, "TIFF", compression=compression)
+    data = bytearray(buffer.getvalue())
+    entry = re.search(rb"\x17\x01(\x03|\x04)\x00\x01\x00\x00\x00", data)  # StripByteCounts, one number
+    assert entry is not None
+    data[entry.start() + 2 : entry.end() + 4] = b"\x04\x00\x01\x00\x00\x00" + (2**24).to_bytes(4, "little")
+    (tmp_path / "a.tif").write_bytes(data)
+    assert np.array_equal(_levels(tmp_path / "a.tif"), pixels())
+
+
+@pytest.mark.skipif(not features.check("libtiff"), reason="this Pillow has no libtiff")
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_compressed_pixels_of_which_some_are_missing_are_refused(tmp_path, compression):
+    """The directory stands before the pixels, as Photoshop writes it, so that a cut file keeps it."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels()).save(buffer, "TIFF", compression=compression)
+    reader = TiffReader(buffer)
+    entries = dict(reader.directory(reader.first_offset).entries)
+    start, count = (int(entries[tag].numbers()[0]) for tag in (273, 279))
+    size = len(encode_tree(Tree(entries | {273: entry_of(LONG, 0)}), "<", 8, False))
+    front = encode_tree(Tree(entries | {273: entry_of(LONG, 8 + size)}), "<", 8, False)
+    data = b"II*\0\x08\0\0\0" + front + buffer.getvalue()[start : start + count]
+    (tmp_path / "a.tif").write_bytes(data)
+    load_picture(tmp_path / "a.tif")
+    (tmp_path / "a.tif").write_bytes(data[: -count // 3])
+    with pytest.raises(InputError):
+        load_picture(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(
