@@ -43,7 +43,7 @@ async function help(page, _input, shots) {
       node.pos = [200, 200]
       app.canvas.selectItems([node])
     }, id)
-    if (!Object.keys(pages).length) await page.getByTestId('info-button').click()
+    if (!Object.keys(pages).length) await openInfo(page)
     // The page is fetched: wait until the panel shows this node's, or says that there is none.
     await page.waitForFunction((id) => {
       const title = LiteGraph.registered_node_types[id].title
@@ -63,6 +63,20 @@ async function help(page, _input, shots) {
   await page.evaluate(() => app.canvas.selectItems(app.graph.nodes))
   await shot(page, shots, 'help')
   return { pages }
+}
+
+// Clicks the info button above the selected node. The frontend may miss a selection that is made while it still starts.
+async function openInfo(page) {
+  const button = page.getByTestId('info-button')
+  for (let tries = 0; tries < 30 && !(await button.isVisible()); tries++) {
+    await page.waitForTimeout(1000)
+    await page.evaluate(() => {
+      app.canvas.deselectAll()
+      app.canvas.selectItems(app.graph.nodes)
+    })
+    await page.waitForTimeout(1000)
+  }
+  await button.click({ timeout: 30000 })
 }
 
 // Titles and labels of every one of our nodes, as drawn. `input` is a UI graph for the screenshot.
