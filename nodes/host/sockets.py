@@ -65,18 +65,12 @@ def check_latent(latent: Any) -> Mapping[str, Any]:
 
 
 def check_sigmas(sigmas: Any) -> torch.Tensor:
-    """`sigmas` (N+1,) if they are N >= 1 steps whose times do not rise."""
+    """`sigmas` (N+1,) if they are N >= 1 steps whose times are finite and do not rise."""
     if not isinstance(sigmas, torch.Tensor) or sigmas.ndim != 1:
         found = f"shaped {tuple(sigmas.shape)}" if isinstance(sigmas, torch.Tensor) else described(sigmas)
         raise InputError(f"sigmas is {found}: expected a list of two or more times, so wire TEASRStepSelector's")
     if len(sigmas) < 2:
         raise InputError(f"sigmas has {len(sigmas)} entries: expected two or more, so wire TEASRStepSelector's")
-    check_falling(sigmas)
-    return sigmas
-
-
-def check_falling(sigmas: torch.Tensor) -> None:
-    """InputError unless the times are finite and none is above the one before it."""
     check_finite(sigmas, "sigmas")
     if bool((sigmas[1:] > sigmas[:-1]).any()):
         times = ", ".join(f"{time:.3g}" for time in sigmas[:4].tolist())
@@ -84,6 +78,7 @@ def check_falling(sigmas: torch.Tensor) -> None:
             f"the sigmas rise ({times}{', ...' if len(sigmas) > 4 else ''}): expected times that fall from 1 (noise) "
             "to 0 (the picture), so wire TEASRStepSelector's, and no FlipSigmas behind it"
         )
+    return sigmas
 
 
 def check_seed(seed: Any) -> int:

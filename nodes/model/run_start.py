@@ -75,12 +75,14 @@ class RunStart:
 
     def _check_start(self, guider: Any, sigmas: torch.Tensor) -> None:
         start, first = self.recipe.start_time, float(sigmas[0])
-        if first > start + 1e-6:
+        if first > start + 1e-6 and start == 1:
             raise InputError(
                 f"the sigmas begin at {first:.4g}: expected times that fall from 1 (noise) to 0 (the picture), so "
                 "wire TEASRStepSelector's"
-                if start == 1
-                else f"the sigmas begin at {first:.4g}, this MODEL's LoRA starts at {start:.4g}: wire the MODEL into "
+            )
+        if first > start + 1e-6:
+            raise InputError(
+                f"the sigmas begin at {first:.4g}, this MODEL's LoRA starts at {start:.4g}: wire the MODEL into "
                 "TEASRStepSelector's `model` too, and its sigmas here"
             )
         for entry in _entries(guider):

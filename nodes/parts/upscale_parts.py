@@ -191,7 +191,8 @@ def result_image(
 ) -> torch.Tensor:
     """IMAGE of the size of `resized`, (B, H, W, 4) where the source has four channels and else (B, H, W, 3).
 
-    Without `decoded` no model ran, and the colours are those of `resized`.
+    Without `decoded` no model ran, and the colours are those of `resized`. InputError for numbers out of range, even
+    then.
     """
     image = resized
     options = RestoreOptions(size_of(resized), strength, color_fix, color_strength, grain=grain, grain_seed=seed)
