@@ -14,7 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..block_dct import DCT_CHANNELS, image_to_coefficients
+from . import winograd
 from .encoder import ConditionEncoder
+from .winograd import FeatureStack
 
 SLOPE = 0.2  # of the leaky ReLU
 SHARE = 0.2  # of each residual branch
@@ -26,7 +28,7 @@ class DenseBlock(nn.Module):
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
         outputs = (*[growth] * 4, features)
-        self.convs = nn.ModuleList(
+        self.convs: Any = nn.ModuleList(  # torch types a ModuleList's items too loosely to be of use
             [nn.Conv2d(features + i * growth, out, 3, padding=1) for i, out in enumerate(outputs)]
         )
 
@@ -36,19 +38,35 @@ class DenseBlock(nn.Module):
             features.append(F.leaky_relu_(conv(torch.cat(features, dim=1)), SLOPE))
         return x + SHARE * self.convs[-1](torch.cat(features, dim=1))
 
+    def on_phases(self, x: torch.Tensor, stack: FeatureStack) -> torch.Tensor:
+        """The same on the phases of one picture's features, with an empty stack, which it leaves empty."""
+        stack.push(x)
+        for conv in self.convs[:-1]:
+            stack.push(stack.convolve(conv, SLOPE))
+        branch = stack.convolve(self.convs[-1], slope=1)
+        stack.clear()
+        return branch.mul_(SHARE).add_(x)
+
 
 class RrdbBlock(nn.Module):
     """Three dense blocks with a residual branch of weight 0.2 around them."""
 
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
-        self.dense = nn.ModuleList([DenseBlock(features, growth) for _ in range(3)])
+        self.dense: Any = nn.ModuleList([DenseBlock(features, growth) for _ in range(3)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = x
         for dense in self.dense:
             h = dense(h)
         return x + SHARE * h
+
+    def on_phases(self, x: torch.Tensor, stack: FeatureStack) -> torch.Tensor:
+        """The same on the phases of one picture's features."""
+        h = x
+        for dense in self.dense:
+            h = dense.on_phases(h, stack)
+        return h.mul_(SHARE).add_(x)
 
 
 class RrdbEncoder(ConditionEncoder):
@@ -68,7 +86,7 @@ class RrdbEncoder(ConditionEncoder):
             raise ValueError(f"condition encoder of {blocks} blocks, {width} features and a growth of {growth}")
         self.blocks, self.width, self.growth = blocks, width, growth
         self.first = nn.Conv2d(DCT_CHANNELS, width, 3, padding=1)
-        self.body = nn.ModuleList([RrdbBlock(width, growth) for _ in range(blocks)])
+        self.body: Any = nn.ModuleList([RrdbBlock(width, growth) for _ in range(blocks)])
         self.trunk = nn.Conv2d(width, width, 3, padding=1)
         self.up1 = nn.Conv2d(width, width, 3, padding=1)
         self.up2 = nn.Conv2d(width, width, 3, padding=1)
@@ -84,12 +102,27 @@ class RrdbEncoder(ConditionEncoder):
     def picture(self, z_lq: torch.Tensor) -> torch.Tensor:
         """(B, 48, h, w) -> the network's own picture (B, 3, 4h, 4w) around [0, 1], not clamped, without the skip."""
         first = h = self.first(z_lq.contiguous(memory_format=torch.channels_last))  # (B, width, h, w)
-        for block in self.body:
-            h = block(h)
+        h = self._body_on_phases(h) if winograd.pays(h) else self._body(h)
         h = first + self.trunk(h)
         for up in (self.up1, self.up2):
             h = F.leaky_relu_(up(F.interpolate(h, scale_factor=2.0, mode="nearest")), SLOPE)
         return self.last(F.leaky_relu_(self.detail(h), SLOPE))
+
+    def _body(self, h: torch.Tensor) -> torch.Tensor:
+        for block in self.body:
+            h = block(h)
+        return h
+
+    def _body_on_phases(self, h: torch.Tensor) -> torch.Tensor:
+        height, width = h.shape[2:]
+        stack = FeatureStack(height, width, self.width + 4 * self.growth)
+        result = torch.empty_like(h)
+        for k, features in enumerate(h):
+            phases = winograd.to_phases(features)
+            for block in self.body:
+                phases = block.on_phases(phases, stack)
+            result[k] = winograd.from_phases(phases, height, width)
+        return result
 
     def config(self) -> dict[str, Any]:
         return {"kind": self.kind, "blocks": self.blocks, "width": self.width, "growth": self.growth}
