@@ -13,13 +13,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..block_dct import DCT_CHANNELS, image_to_coefficients
+from ...image.strips import strips_with_reach
+from ..block_dct import BLOCK, DCT_CHANNELS, image_to_coefficients
 from . import winograd
 from .encoder import ConditionEncoder
 from .winograd import FeatureStack
 
 SLOPE = 0.2  # of the leaky ReLU
 SHARE = 0.2  # of each residual branch
+# The layers after the trunk have up to 16 times as many pixels as the latent, so they work in strips.
+HEAD_REACH = 2  # rows of the latent that they see on each side
+HEAD_STRIP = 1 << 14  # pixels of the latent in a strip
 
 
 class DenseBlock(nn.Module):
@@ -77,7 +81,7 @@ class RrdbEncoder(ConditionEncoder):
     """
 
     kind = "rrdb"
-    tile = 192
+    tile = 288
     overlap = 32
 
     def __init__(self, blocks: int, width: int = 64, growth: int = 32) -> None:
@@ -104,6 +108,13 @@ class RrdbEncoder(ConditionEncoder):
         first = h = self.first(z_lq.contiguous(memory_format=torch.channels_last))  # (B, width, h, w)
         h = self._body_on_phases(h) if winograd.pays(h) else self._body(h)
         h = first + self.trunk(h)
+        pictures = []
+        for _, seen, own in strips_with_reach(h, HEAD_REACH, HEAD_STRIP):
+            pictures.append(self._head(h[:, :, seen])[:, :, own.start * BLOCK : own.stop * BLOCK])
+        return torch.cat(pictures, dim=2)
+
+    def _head(self, h: torch.Tensor) -> torch.Tensor:
+        """(B, width, h, w) -> (B, 3, 4h, 4w)."""
         for up in (self.up1, self.up2):
             h = F.leaky_relu_(up(F.interpolate(h, scale_factor=2.0, mode="nearest")), SLOPE)
         return self.last(F.leaky_relu_(self.detail(h), SLOPE))

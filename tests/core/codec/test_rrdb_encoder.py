@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from helpers.tiny import model as tiny
 from teasr_core.codec.block_dct import DCT_CHANNELS, coefficients_to_image
+from teasr_core.codec.condition_encoder import rrdb
 from teasr_core.codec.condition_encoder.load import load_condition_encoder
 from teasr_core.codec.dct import DctCodec
 from teasr_core.errors import ModelFileError
@@ -104,3 +105,15 @@ def test_the_config_is_enough_to_build_it():
     found.set_statistics(wanted.mean, wanted.std)
     z = random_latent(6, 5)
     assert torch.allclose(found(z), wanted(z), atol=1e-5)
+
+
+def test_the_layers_after_the_trunk_are_the_same_in_strips(monkeypatch):
+    encoder, z = tiny.rrdb_encoder(blocks=1), random_latent(37, 9, batch=2)
+    whole = encoder.picture(z)
+    heights = []
+    monkeypatch.setattr(encoder, "_head", lambda h, head=encoder._head: heights.append(h.shape[2]) or head(h))
+    monkeypatch.setattr(rrdb, "HEAD_STRIP", 16 * 9)
+    assert torch.equal(encoder.picture(z), whole)
+    assert heights == [18, 20, 7]
+    monkeypatch.setattr(rrdb, "HEAD_REACH", 1)
+    assert not torch.allclose(encoder.picture(z), whole, atol=1e-4)
