@@ -108,9 +108,8 @@ class RrdbEncoder(ConditionEncoder):
         first = h = self.first(z_lq.contiguous(memory_format=torch.channels_last))  # (B, width, h, w)
         h = self._body_on_phases(h) if winograd.pays(h) else self._body(h)
         h = first + self.trunk(h)
-        pictures = []
-        for _, seen, own in strips_with_reach(h, HEAD_REACH, HEAD_STRIP):
-            pictures.append(self._head(h[:, :, seen])[:, :, own.start * BLOCK : own.stop * BLOCK])
+        strips = strips_with_reach(h, HEAD_REACH, HEAD_STRIP)
+        pictures = [self._head(h[:, :, seen])[:, :, own.start * BLOCK : own.stop * BLOCK] for _, seen, own in strips]
         return torch.cat(pictures, dim=2)
 
     def _head(self, h: torch.Tensor) -> torch.Tensor:

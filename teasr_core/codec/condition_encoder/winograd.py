@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 STEP, SIDE = 4, 6  # of a tile of results, and of the pixels that it is made from
 POINTS = SIDE * SIDE  # products for each tile and pair of channels
-LEAST = 128  # tiles below which a plain convolution is as fast
+LEAST = 128  # tiles below which little is won or nothing
 BAND = 512  # tiles that one thread works on at a time: fewer are slow to multiply, more do not stay in the cache
 SKEW = 16  # numbers between the points, which would else compete for the same lines of the cache
 
@@ -88,13 +88,8 @@ class FeatureStack:
         self.channels = 0  # that it holds
         step = max(1, BAND * torch.get_num_threads() // self.columns)
         self.bands = [(first, min(first + step, self.rows)) for first in range(0, self.rows, step)]
-        self.points = [self._empty_points(channels, (end - first) * self.columns) for first, end in self.bands]
-
-    @staticmethod
-    def _empty_points(channels: int, tiles: int) -> torch.Tensor:
-        """(36, channels, tiles), of a band."""
-        stride = channels * tiles + SKEW
-        return torch.empty(POINTS * stride).as_strided((POINTS, channels, tiles), (stride, tiles, 1))
+        # Of each band (36, channels * tiles), one channel behind another, and SKEW numbers that are not used.
+        self.points = [torch.empty(POINTS, channels * (end - first) * self.columns + SKEW) for first, end in self.bands]
 
     def push(self, phases: torch.Tensor) -> None:
         """Lay the phases of features on the stack."""
@@ -106,9 +101,9 @@ class FeatureStack:
             pixels[:, 0] = band[:, 3, ..., :-2]  # the last pixel of the tile to the left
             pixels[:, 1:5] = band[..., 1:-1]
             pixels[:, 5] = band[:, 0, ..., 2:]  # the first pixel of the tile to the right
-            free = points[:, self.channels : self.channels + channels]
-            rows = free.as_strided((POINTS, channels * free.shape[2]), (free.stride(0), 1))
-            torch.mm(OF_PIXELS, pixels.view(POINTS, -1), out=rows)
+            pixels = pixels.view(POINTS, -1)  # (36, C * tiles)
+            start = self.channels * (end - first) * self.columns
+            torch.mm(OF_PIXELS, pixels, out=points[:, start : start + pixels.shape[1]])
         self.channels += channels
 
     def clear(self) -> None:
@@ -125,7 +120,9 @@ class FeatureStack:
         phases = kernel.new_empty(width, STEP * self.rows + 2, STEP, self.columns + 2)
         inside = phases[:, 1:-1, :, 1:-1].unflatten(1, (-1, STEP)).permute(2, 3, 0, 1, 4)  # (4, 4, C', rows, columns)
         for (first, end), points in zip(self.bands, self.points, strict=True):
-            products = torch.bmm(kernel, points[:, : self.channels])  # (36, C', tiles)
+            tiles = (end - first) * self.columns
+            held = points[:, : self.channels * tiles].unflatten(1, (self.channels, tiles))
+            products = torch.bmm(kernel, held)  # (36, C', tiles)
             results = (OF_RESULTS @ products.view(POINTS, -1)).view(STEP, STEP, width, end - first, self.columns)
             results += conv.bias.view(-1, 1, 1)
             inside[:, :, :, first:end] = results if slope == 1 else F.leaky_relu_(results, slope)
