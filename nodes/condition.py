@@ -9,6 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..teasr_core.image.target_size import mean_scale
 from ..teasr_core.model.recipe import Recipe
 from ..teasr_core.restore import conditioning_image
 from .host.images import between_nodes, rgb_and_alpha, to_host
@@ -90,7 +91,7 @@ class TEASRCondition(io.ComfyNode):
         started = time.perf_counter()
         resized, padded = conditioning_image(rgb, target, LATENT_MULTIPLE * vae.spacial_compression_encode())
         samples = pictures.encode(padded)  # (B, C, 1, h, w)
-        lq = pictures.encode_lq(padded, samples)  # (B, C, 1, h, w)
+        lq = pictures.encode_lq(padded, samples, mean_scale(image.shape[2], image.shape[1], target))  # (B, C, 1, h, w)
         if branch is not None and branch.start_encoder is not None:
             samples = picture_vae(start_vae(vae, branch.start_encoder), recipe).encode(padded)  # (B, C, 1, h, w)
         latent = {

@@ -20,7 +20,7 @@ from .image.color_fix import COLOR_FIXES, apply_strength, fix_color
 from .image.grain import add_grain, grain_source
 from .image.region import Region, blend, decode_in_box
 from .image.resize import check_image, crop_to, pad_to_multiple, resize
-from .image.target_size import TargetSize
+from .image.target_size import TargetSize, mean_scale
 from .model.recipe import Recipe
 from .model.velocity import Velocity
 from .report import PhaseTimer, Report, SamplingRecord
@@ -206,7 +206,7 @@ def restore(
         with timer.phase("encode"):
             picture = conditioning_image(one, options.size, multiple)[1]
             start = codec.encode_start(picture)
-            picture = codec.encode_lq(picture)
+            picture = codec.encode_lq(picture, mean_scale(one.shape[3], one.shape[2], options.size))
         with timer.phase("sample"):
             picture, record = sampler(picture) if start is None else sampler(picture, start)
             del start

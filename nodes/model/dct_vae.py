@@ -42,13 +42,15 @@ class DctVAE:
         """(B, 3, H, W) in [0, 1] with sides that are multiples of 4 -> raw coefficients (B, 48, 1, h, w) float32."""
         return image_to_coefficients(image.to(self.output_device, torch.float32))[:, :, None]
 
-    def encode_lq(self, image: torch.Tensor, on_tile: TileCallback | None = None) -> torch.Tensor:
-        """As `encode_image`, for an LQ image: the codec's `encode_lq`, with its encoder on the VAE's device."""
+    def encode_lq(self, image: torch.Tensor, scale: float, on_tile: TileCallback | None = None) -> torch.Tensor:
+        """As `encode_image`, for an LQ image that was enlarged by `scale`: the codec's `encode_lq`, with its encoder on
+        the VAE's device.
+        """
         assert self.codec is not None
         if self.codec.condition_encoder is not None:
             self.codec.condition_encoder.to(comfy.model_management.vae_device())
         images = image.to(self.output_device, torch.float32).split(1)
-        latent = torch.cat([self.codec.encode_lq(one, on_tile) for one in images])  # (B, 48, h, w)
+        latent = torch.cat([self.codec.encode_lq(one, scale, on_tile) for one in images])  # (B, 48, h, w)
         return (latent * self.codec.std.to(latent) + self.codec.mean.to(latent))[:, :, None]
 
     def encode_tiled(self, pixel_samples: torch.Tensor, **_tiles: int | None) -> torch.Tensor:

@@ -86,7 +86,7 @@ class Expansion:
         source = self.graph.node("TEASRUpscaleInput", image=image, max_megapixels=max_megapixels, **size_values(size))
         source.set_input("mask", mask)
         self.image, self.resized, self.mask = image, source.out(0), source.out(1)
-        self.encoded = self._encode(wires) if needs_model else None
+        self.encoded = self._encode(wires, source.out(2), size, max_megapixels) if needs_model else None
         self.wires = wires
         if self.encoded is not None and region is not None:
             self.encoded = self._restrict(self.encoded, region, image)
@@ -126,20 +126,22 @@ class Expansion:
         )
         return dataclasses.replace(encoded, latent=part.out(0))
 
-    def _encode(self, wires: ModelWires) -> Encoded:
-        """Add the nodes that load the built-in model, unless another one is wired, and encode the picture."""
+    def _encode(self, wires: ModelWires, opaque: Link, size: dict[str, Any], max_megapixels: float) -> Encoded:
+        """Add the nodes that load the built-in model, unless another one is wired, and encode the picture.
+
+        It is resized there once more, since the condition encoder must know how large it was.
+        """
         model, vae, conditioning = wires.model, wires.vae, wires.conditioning
         if model is None or vae is None or conditioning is None:
             builtin = self.graph.node("TEASRLoadBuiltin", lora_strength=1.0, dtype="auto")
             model, vae, conditioning = builtin.out(0), builtin.out(1), builtin.out(2)
-        # The picture has its target size already, since strength 0 must need no VAE: the factor is 1 from here on.
         condition = self.graph.node(
             "TEASRCondition",
-            image=self.resized,
+            image=opaque,
             vae=vae,
             conditioning=conditioning,
-            max_megapixels=0.0,
-            **size_values({"size": "factor", "scale": 1.0}),
+            max_megapixels=max_megapixels,
+            **size_values(size),
         )
         if wires.model is not None:  # its LoRA may have a second VAE encoder
             condition.set_input("model", model)

@@ -48,7 +48,11 @@ class TEASRUpscaleInput(io.ComfyNode):
                 size_input(),
                 max_megapixels_input(),
             ],
-            outputs=[io.Image.Output(display_name="resized"), io.Mask.Output(display_name="mask")],
+            outputs=[
+                io.Image.Output(display_name="resized"),
+                io.Mask.Output(display_name="mask"),
+                io.Image.Output(display_name="opaque", tooltip="This is the picture as it came, without transparency."),
+            ],
         )
 
     @classmethod
@@ -66,7 +70,7 @@ class TEASRUpscaleInput(io.ComfyNode):
             out_mask = torch.zeros(len(resized), target.height, target.width)
         else:
             out_mask = 1 - resize_alpha(alpha.contiguous(), target)[:, 0]  # (B, H', W'), 1 = transparent
-        return io.NodeOutput(to_host(resized), between_nodes(out_mask))
+        return io.NodeOutput(to_host(resized), between_nodes(out_mask), to_host(rgb))
 
 
 class TEASRUpscaleDecode(io.ComfyNode):

@@ -59,9 +59,9 @@ class BuiltinVae:
         """(B, 3, H, W) -> (B, C, 1, h, w) float32."""
         return self.vae.encode_image(image)
 
-    def encode_lq(self, image: torch.Tensor, _latent: torch.Tensor) -> torch.Tensor:
-        """As `encode`, for an LQ image: through the condition encoder."""
-        return self.vae.encode_lq(image, tile_progress())
+    def encode_lq(self, image: torch.Tensor, _latent: torch.Tensor, scale: float) -> torch.Tensor:
+        """As `encode`, for an LQ image that was enlarged by `scale`: through the condition encoder."""
+        return self.vae.encode_lq(image, scale, tile_progress())
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """(B, C, 1, h, w) or (B, C, h, w) -> (B, 3, H, W) float32 in [0, 1]."""
@@ -103,7 +103,7 @@ class HostVae:
             )
         return latent[:, :, None]  # (B, C, 1, h, w)
 
-    def encode_lq(self, _image: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    def encode_lq(self, _image: torch.Tensor, latent: torch.Tensor, _scale: float) -> torch.Tensor:
         """The latent of an LQ image is its `encode`d latent, which the caller has already."""
         return latent
 

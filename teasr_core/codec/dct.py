@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..image.target_size import TRAINED_SCALE
 from ..tiling import TileCallback
 from .block_dct import BLOCK, DCT_CHANNELS, coefficients_to_image, image_to_coefficients
 from .condition_encoder.encoder import ConditionEncoder
@@ -48,13 +49,22 @@ class DctCodec(Codec):
             latent[:, :, y : y + STRIP] = (image_to_coefficients(rows) - mean) / std
         return latent
 
-    def encode_lq(self, image: torch.Tensor, on_tile: TileCallback | None = None) -> torch.Tensor:
+    def encode_lq(
+        self, image: torch.Tensor, scale: float = TRAINED_SCALE, on_tile: TileCallback | None = None
+    ) -> torch.Tensor:
         """The latent of a low-quality image, repaired by the condition encoder if there is one; no gradient.
 
-        `on_tile(done, count)` is called before each tile of the encoder and may raise.
+        scale: how many times larger the image is than the one it was resized from, by which, and by each image of a
+            batch, the encoder chooses its grid. 1 leaves the choice to the images.
+        on_tile: `on_tile(done, count)` is called before each tile of the encoder and may raise.
         """
-        latent = self.encode(image)
-        return latent if self.condition_encoder is None else self.condition_encoder.in_tiles(latent, on_tile)
+        latent, encoder = self.encode(image), self.condition_encoder
+        if encoder is None:
+            return latent
+        grids = [encoder.finer(one, scale) for one in image.split(1)]
+        if len(set(grids)) == 1:
+            return encoder.in_tiles(latent, grids[0], on_tile)
+        return torch.cat([encoder.in_tiles(z, finer, on_tile) for z, finer in zip(latent.split(1), grids, strict=True)])
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         batch, _, h, w = latent.shape

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from ..image.target_size import TRAINED_SCALE
+
 
 class Codec(ABC):
     """Turns images (B, 3, H, W) in [0, 1] into normalised latents (B, C, H/downscale, W/downscale), and back.
@@ -26,8 +28,11 @@ class Codec(ABC):
         """Decode a latent; the image is not clamped."""
         ...
 
-    def encode_lq(self, image: torch.Tensor) -> torch.Tensor:
-        """Encode a low-quality image for the condition branch. Unless a codec says otherwise, as any other image."""
+    def encode_lq(self, image: torch.Tensor, scale: float = TRAINED_SCALE) -> torch.Tensor:
+        """Encode a low-quality image for the condition branch. Unless a codec says otherwise, as any other image.
+
+        scale: how many times larger the image is than the low-quality one that it was resized from.
+        """
         return self.encode(image)
 
     def encode_start(self, image: torch.Tensor) -> torch.Tensor | None:

@@ -51,6 +51,11 @@ def exceeds_training(width: int, height: int, target: TargetSize) -> bool:
     return target.width > TRAINED_SCALE * width or target.height > TRAINED_SCALE * height
 
 
+def mean_scale(width: int, height: int, target: TargetSize) -> float:
+    """The factor by which an image of width x height grows to the target: of both sides, their geometric mean."""
+    return math.sqrt(target.width * target.height / (width * height))
+
+
 def size_by_factor(width: int, height: int, scale: float) -> TargetSize:
     """Multiply both sides by `scale` (0.25..8) and round half up, to at least 1 px.
 

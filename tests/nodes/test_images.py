@@ -59,7 +59,7 @@ def test_condition_goes_through_the_encoder_and_the_vae_does_not(host, builtin, 
     )
     found = builtin.model.model.process_latent_in(conditioning[0][1]["reference_latents"][0])[:, :, 0]
     pixels = image.movedim(-1, 1)
-    assert torch.allclose(found, codec.encode_lq(pixels), atol=1e-4)
+    assert torch.allclose(found, codec.encode_lq(pixels, scale=1.0), atol=1e-4)
     assert (found - codec.encode(pixels)).abs().max() > 0.05
     assert torch.allclose(builtin.vae.decode(builtin.vae.encode(image)), image, atol=1e-5)
 
@@ -185,8 +185,9 @@ def test_colour_is_bled_under_transparency_before_the_resize(host):
     image[:, :, :8] = 0.9  # visible half; the other half is black and transparent
     mask = torch.zeros(1, 16, 16)
     mask[:, :, 8:] = 1.0
-    resized, out_mask = host.run("TEASRUpscaleInput", image=image, mask=mask, size=factor(4.0))
+    resized, out_mask, opaque = host.run("TEASRUpscaleInput", image=image, mask=mask, size=factor(4.0))
     assert resized.min() >= 0.9 - 1e-5
+    assert opaque.shape == image.shape and opaque.min() >= 0.9 - 1e-5
     assert out_mask.shape == (1, 64, 64)
     assert out_mask[:, :, :20].max() == 0
     assert out_mask[:, :, -20:].min() == 1
@@ -194,7 +195,10 @@ def test_colour_is_bled_under_transparency_before_the_resize(host):
 
 def test_an_empty_mask_of_any_size_means_opaque(host, photo):
     """LoadImage gives 64 x 64 zeros for an image without alpha."""
-    resized, out_mask = host.run("TEASRUpscaleInput", image=photo, mask=torch.zeros(1, 64, 64), size=factor(2.0))
+    resized, out_mask, opaque = host.run(
+        "TEASRUpscaleInput", image=photo, mask=torch.zeros(1, 64, 64), size=factor(2.0)
+    )
+    assert torch.equal(opaque, photo)
     assert torch.equal(resized, host.run("TEASRUpscaleInput", image=photo, size=factor(2.0))[0])
     assert out_mask.shape == (1, 34, 46)
     assert not out_mask.any()

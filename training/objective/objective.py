@@ -56,9 +56,9 @@ class Batch:
 
     @classmethod
     def encode(cls, codec: Codec, lq: torch.Tensor, hq: torch.Tensor) -> Batch:
-        """From images (B, 3, H, W) in [0, 1]; no gradient."""
+        """From images (B, 3, H, W) in [0, 1], each lq enlarged by a factor of its own; no gradient."""
         with torch.no_grad():
-            return cls(2 * hq - 1, codec.encode(hq), codec.encode_lq(lq))
+            return cls(2 * hq - 1, codec.encode(hq), codec.encode_lq(lq, scale=1.0))
 
 
 @dataclass

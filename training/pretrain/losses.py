@@ -53,7 +53,7 @@ def pretrain_losses(
             return network(z_t, t_cur, z_lq, t_tar)  # (B, C, h, w)
 
     num_data, num_flow, num_cons = split_roles(stage)
-    z_0, z_lq = codec.encode(hq), codec.encode_lq(lq)  # (B, C, h, w)
+    z_0, z_lq = codec.encode(hq), codec.encode_lq(lq, scale=1.0)  # (B, C, h, w)
     # Random numbers come from a CPU generator, so that they are the same on every device.
     noise = torch.randn(z_0.shape, generator=generator).to(z_0)  # (B, C, h, w)
     t_flow = time_sampling.flow_times(num_flow, generator)  # (F,)

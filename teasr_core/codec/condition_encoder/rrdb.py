@@ -7,14 +7,16 @@ its weights can start from those (docs/training/target_pictures.md). It restores
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...image.fine_detail import fine_detail
 from ...image.strips import strips_with_reach
-from ..block_dct import BLOCK, DCT_CHANNELS, image_to_coefficients
+from ..block_dct import BLOCK, DCT_CHANNELS
 from . import winograd
 from .encoder import ConditionEncoder
 from .winograd import FeatureStack
@@ -24,6 +26,8 @@ SHARE = 0.2  # of each residual branch
 # The layers after the trunk have up to 16 times as many pixels as the latent, so they work in strips.
 HEAD_REACH = 2  # rows of the latent that they see on each side
 HEAD_STRIP = 1 << 14  # pixels of the latent in a strip
+# `fine_detail` of pictures that are encoded on their own grid, and of those that are encoded on one twice as fine.
+SOFT_TO_SHARP = (0.02, 0.2)
 
 
 class DenseBlock(nn.Module):
@@ -100,8 +104,20 @@ class RrdbEncoder(ConditionEncoder):
         nn.init.zeros_(self.skip.weight)
 
     def forward(self, z_lq: torch.Tensor) -> torch.Tensor:
-        coefficients = image_to_coefficients(self.picture(z_lq))  # (B, 48, h, w)
-        return (coefficients - self.mean.to(z_lq)) / self.std.to(z_lq) + self.skip(z_lq)
+        return self._latent_of(self.picture(z_lq)) + self.skip(z_lq)
+
+    def finer(self, image: torch.Tensor, scale: float) -> float:
+        """The network is best where a block holds one pixel of the low-quality picture, as at a scale of 4.
+
+        Smaller scales are encoded as if they were 4, but no more than twice as fine, and only as far as the picture has
+        detail as fine as that: a soft one is restored better on its own grid (docs/log/encoder.md).
+        """
+        finest = min(2.0, BLOCK / scale)
+        if finest <= 1:
+            return 1.0
+        soft, sharp = SOFT_TO_SHARP
+        sharpness = math.log(max(fine_detail(image), soft) / soft) / math.log(sharp / soft)
+        return min(finest, 1 + sharpness)
 
     def picture(self, z_lq: torch.Tensor) -> torch.Tensor:
         """(B, 48, h, w) -> the network's own picture (B, 3, 4h, 4w) around [0, 1], not clamped, without the skip."""

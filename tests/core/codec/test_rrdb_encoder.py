@@ -12,6 +12,8 @@ from teasr_core.codec.condition_encoder import rrdb
 from teasr_core.codec.condition_encoder.load import load_condition_encoder
 from teasr_core.codec.dct import DctCodec
 from teasr_core.errors import ModelFileError
+from teasr_core.image.resize import resize
+from teasr_core.image.target_size import TargetSize
 from teasr_core.weight_files.base_file import read_base
 
 
@@ -117,3 +119,54 @@ def test_the_layers_after_the_trunk_are_the_same_in_strips(monkeypatch):
     assert heights == [18, 20, 7]
     monkeypatch.setattr(rrdb, "HEAD_REACH", 1)
     assert not torch.allclose(encoder.picture(z), whole, atol=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "finer"), [(0.25, 2), (1, 2), (2, 2), (3, 4 / 3), (4, 1), (8, 1)])
+def test_sharp_pictures_at_small_factors_are_encoded_on_a_finer_grid(scale, finer):
+    """Equation by equation: the picture enlarged by Lanczos, encoded there, and shrunk."""
+    encoder, codec = tiny.rrdb_encoder(blocks=1), tiny.codec()
+    codec = DctCodec(codec.mean.flatten().tolist(), codec.std.flatten().tolist(), encoder)
+    image = noise_picture(24, 48)
+    larger = TargetSize(round(12 * finer) * 4, round(6 * finer) * 4)
+    there = codec.decode(encoder(codec.encode(resize(image, larger))))
+    wanted = codec.encode(resize(there, TargetSize(48, 24))) if finer > 1 else encoder(codec.encode(image))
+    assert torch.allclose(codec.encode_lq(image, scale), wanted, atol=1e-4)
+
+
+def test_the_grid_is_no_finer_than_the_picture():
+    """A picture that was enlarged by another program says nothing of its factor, but it is soft."""
+    encoder = tiny.rrdb_encoder(blocks=1)
+    found = [encoder.finer(resize(noise_picture(side, side), TargetSize(192, 192)), scale=1) for side in (192, 64, 48)]
+    assert found[0] == 2 and 1 < found[1] <= 2 and found[2] == 1
+    assert encoder.finer(torch.full((1, 3, 64, 64), 0.5), scale=1) == 1
+
+
+def test_each_picture_of_a_batch_has_its_own_grid():
+    encoder, codec = tiny.rrdb_encoder(blocks=1), tiny.codec()
+    codec = DctCodec(codec.mean.flatten().tolist(), codec.std.flatten().tolist(), encoder)
+    soft, sharp = resize(noise_picture(24, 24), TargetSize(96, 96)), noise_picture(96, 96)
+    alone = [codec.encode_lq(one, scale=1) for one in (soft, sharp)]
+    assert torch.allclose(codec.encode_lq(torch.cat([soft, sharp]), scale=1), torch.cat(alone), atol=1e-5)
+    on_own_grid = codec.encode_lq(torch.cat([soft, sharp]))
+    assert torch.allclose(on_own_grid[:1], alone[0], atol=1e-5)
+    assert not torch.allclose(on_own_grid[1:], alone[1], atol=1e-2)
+
+
+def test_tiles_on_a_finer_grid_are_the_whole_but_for_their_edges(monkeypatch):
+    encoder, z = tiny.rrdb_encoder(blocks=1), random_latent(20, 33)
+    whole = encoder.in_tiles(z, finer=2)
+    monkeypatch.setattr(encoder, "tile", 32)
+    monkeypatch.setattr(encoder, "overlap", 16)
+    sides = []
+    monkeypatch.setattr(encoder, "forward", lambda t, run=encoder.forward: sides.append(tuple(t.shape[2:])) or run(t))
+    tiled = encoder.in_tiles(z, finer=2)
+    assert len(sides) == 8 and all(side <= 32 for sizes in sides for side in sizes)
+    assert float((tiled - whole).square().mean() / (whole - z).square().mean()) < 0.02
+
+
+def test_an_encoder_that_says_nothing_of_grids_keeps_the_result_s():
+    assert tiny.condition_encoder(5).finer(noise_picture(64, 64), scale=1) == 1
+
+
+def noise_picture(height: int, width: int) -> torch.Tensor:
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(3))
