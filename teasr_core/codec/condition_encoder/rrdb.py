@@ -30,6 +30,24 @@ HEAD_STRIP = 1 << 14  # pixels of the latent in a strip
 SOFT_TO_SHARP = (0.02, 0.2)
 
 
+class PlainStack:
+    """Features (B, C, H, W), one above another, for PyTorch's own convolutions: what `FeatureStack` is on phases."""
+
+    def __init__(self) -> None:
+        self.features: list[torch.Tensor] = []
+
+    def push(self, features: torch.Tensor) -> None:
+        self.features.append(features)
+
+    def clear(self) -> None:
+        self.features.clear()
+
+    def convolve(self, conv: nn.Conv2d, slope: float) -> torch.Tensor:
+        """What `conv` and a leaky ReLU make of all that the stack holds; a slope of 1 changes nothing."""
+        results = conv(torch.cat(self.features, dim=1))
+        return results if slope == 1 else F.leaky_relu_(results, slope)
+
+
 class DenseBlock(nn.Module):
     """Five convolutions, each of which sees all features before it, and a residual branch of weight 0.2."""
 
@@ -40,14 +58,8 @@ class DenseBlock(nn.Module):
             [nn.Conv2d(features + i * growth, out, 3, padding=1) for i, out in enumerate(outputs)]
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = [x]
-        for conv in self.convs[:-1]:
-            features.append(F.leaky_relu_(conv(torch.cat(features, dim=1)), SLOPE))
-        return x + SHARE * self.convs[-1](torch.cat(features, dim=1))
-
-    def on_phases(self, x: torch.Tensor, stack: FeatureStack) -> torch.Tensor:
-        """The same on the phases of one picture's features, with an empty stack, which it leaves empty."""
+    def forward(self, x: torch.Tensor, stack: PlainStack | FeatureStack) -> torch.Tensor:
+        """x: features, or phases of one picture's. stack: an empty one for them, which is left empty."""
         stack.push(x)
         for conv in self.convs[:-1]:
             stack.push(stack.convolve(conv, SLOPE))
@@ -63,17 +75,11 @@ class RrdbBlock(nn.Module):
         super().__init__()
         self.dense: Any = nn.ModuleList([DenseBlock(features, growth) for _ in range(3)])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, stack: PlainStack | FeatureStack) -> torch.Tensor:
+        """As `DenseBlock.forward`."""
         h = x
         for dense in self.dense:
-            h = dense(h)
-        return x + SHARE * h
-
-    def on_phases(self, x: torch.Tensor, stack: FeatureStack) -> torch.Tensor:
-        """The same on the phases of one picture's features."""
-        h = x
-        for dense in self.dense:
-            h = dense.on_phases(h, stack)
+            h = dense(h, stack)
         return h.mul_(SHARE).add_(x)
 
 
@@ -122,7 +128,7 @@ class RrdbEncoder(ConditionEncoder):
     def picture(self, z_lq: torch.Tensor) -> torch.Tensor:
         """(B, 48, h, w) -> the network's own picture (B, 3, 4h, 4w) around [0, 1], not clamped, without the skip."""
         first = h = self.first(z_lq.contiguous(memory_format=torch.channels_last))  # (B, width, h, w)
-        h = self._body_on_phases(h) if winograd.pays(h) else self._body(h)
+        h = self._body_on_phases(h) if winograd.pays(h) else self._body(h, PlainStack())
         h = first + self.trunk(h)
         strips = strips_with_reach(h, HEAD_REACH, HEAD_STRIP)
         pictures = [self._head(h[:, :, seen])[:, :, own.start * BLOCK : own.stop * BLOCK] for _, seen, own in strips]
@@ -134,9 +140,9 @@ class RrdbEncoder(ConditionEncoder):
             h = F.leaky_relu_(up(F.interpolate(h, scale_factor=2.0, mode="nearest")), SLOPE)
         return self.last(F.leaky_relu_(self.detail(h), SLOPE))
 
-    def _body(self, h: torch.Tensor) -> torch.Tensor:
+    def _body(self, h: torch.Tensor, stack: PlainStack | FeatureStack) -> torch.Tensor:
         for block in self.body:
-            h = block(h)
+            h = block(h, stack)
         return h
 
     def _body_on_phases(self, h: torch.Tensor) -> torch.Tensor:
@@ -144,10 +150,7 @@ class RrdbEncoder(ConditionEncoder):
         stack = FeatureStack(height, width, self.width + 4 * self.growth)
         result = torch.empty_like(h)
         for k, features in enumerate(h):
-            phases = winograd.to_phases(features)
-            for block in self.body:
-                phases = block.on_phases(phases, stack)
-            result[k] = winograd.from_phases(phases, height, width)
+            result[k] = winograd.from_phases(self._body(winograd.to_phases(features), stack), height, width)
         return result
 
     def config(self) -> dict[str, Any]:
