@@ -15,8 +15,8 @@ def fine_detail(image: torch.Tensor) -> float:
 
     Fine are 0.375 to 0.5 of the highest frequency that the pixels can hold, coarse those below 0.25, both as the mean
     power of the gradient, which natural pictures have about equally at all frequencies. The larger of the ratios along
-    rows and along columns counts. Photographs that are sharp at their pixels have 0.7 to 3; enlarged by 2, sharp ones
-    have 0.2 to 1 and soft ones less; enlarged by 4, all have less than 0.003, or 0.025 by bicubic filtering, and
+    rows and along columns counts. Photographs that are sharp at their pixels have 0.6 to 6; enlarged by 2, sharp ones
+    have 0.2 to 2 and soft ones less; enlarged by 4, all have less than 0.004, or 0.025 by bicubic filtering, and
     drawings up to 0.1 (docs/log/encoder.md). A flat picture has 0.
 
     image: (B, C, H, W) float32 in [0, 1]; the channels' mean is what is measured, over all B pictures.
