@@ -2,8 +2,8 @@
 
 The network is RRDBNet of ESRGAN and Real-ESRGAN (Wang et al., arXiv 1809.00219 and 2107.10833) on the grid of the
 codec's 4 px blocks: one block is to it what a pixel of the low-quality picture is to Real-ESRGAN's x4 network, so that
-its weights can start from those (docs/training/target_pictures.md). At smaller
-scales sharp pictures are encoded on a finer grid (`RrdbEncoder.finer`).
+its weights can start from those (docs/training/target_pictures.md). At smaller scales sharp pictures are encoded on a
+finer grid (`RrdbEncoder.finer`).
 """
 
 from __future__ import annotations
